@@ -1,0 +1,8 @@
+"""Images for pre-training: a training set that gives two views, and a bank and a test set for online kNN."""
+
+from __future__ import annotations
+
+from lewel.data.datasets import Datasets, build
+from lewel.data.loader import TrainLoader, Views, eval_batches
+
+__all__ = ["Datasets", "TrainLoader", "Views", "build", "eval_batches"]
