@@ -1,0 +1,20 @@
+"""Fused alignment maps and aligned pooling for LEWEL (Learning Where to Learn, CVPR 2022).
+
+Importing this package imports neither a compiler nor a GPU library; backends are loaded when first chosen.
+"""
+
+from lewel_kernels.dispatch import BackendUnavailable, Explanation, use_backend
+from lewel_kernels.functional import align_aggregate, explain, fused_align_aggregate
+from lewel_kernels.modules import AlignAggregate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlignAggregate",
+    "BackendUnavailable",
+    "Explanation",
+    "align_aggregate",
+    "explain",
+    "fused_align_aggregate",
+    "use_backend",
+]

@@ -1,0 +1,106 @@
+"""Argument checks: each failure is one sentence that names the argument, what was expected and what was found."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_call(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype | None,
+) -> None:
+    """Everything about the arguments of fused_align_aggregate except that dtypes agree, which autocast may change."""
+    _check_map("features", features, "C")
+    n, c, p = features.shape[0], features.shape[1], features.shape[2:]
+    if pixels is not None:
+        _check_map("pixels", pixels, "D")
+        if pixels.shape[0] != n:
+            raise ValueError(f"pixels must hold the {n} images of features; got {pixels.shape[0]}")
+        if pixels.shape[2:].numel() != p.numel():
+            raise ValueError(
+                f"pixels must hold the {p.numel()} positions of features; got {pixels.shape[2:].numel()} "
+                f"(features {_shape(features)}, pixels {_shape(pixels)})"
+            )
+    _check_tensor("weight", weight)
+    if weight.dim() not in (2, 3, 4) or any(size != 1 for size in weight.shape[2:]):
+        raise ValueError(f"weight must be (K, D), (K, D, 1) or (K, D, 1, 1); got {_shape(weight)}")
+    d, owner = (c, "features (pixels is None)") if pixels is None else (pixels.shape[1], "pixels")
+    if weight.shape[1] != d:
+        raise ValueError(
+            f"weight must have D = {d} columns, the channels of {owner}; got {weight.shape[1]} ({_shape(weight)})"
+        )
+    k = weight.shape[0]
+    if bias is not None:
+        _check_tensor("bias", bias)
+        if bias.shape != (k,):
+            raise ValueError(f"bias must be ({k},), one value per map of weight; got {_shape(bias)}")
+    _check_groups(num_groups, k, "weight rows", c)
+    for name, value in (("temperature", temperature), ("eps", eps)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite; got {value}")
+    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
+        raise TypeError(f"out_dtype must be a floating dtype or None; got {out_dtype}")
+    for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
+        if x is not None and x.device != features.device:
+            raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
+
+
+def check_dtypes(features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
+    for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != features.dtype:
+            raise TypeError(f"{name} must be {features.dtype}, the dtype of features; got {x.dtype}")
+
+
+def check_pooling(features: Tensor, maps: Tensor, num_groups: int) -> None:
+    """Everything about the arguments of align_aggregate."""
+    _check_map("features", features, "C")
+    _check_map("maps", maps, "K")
+    if maps.shape[0] != features.shape[0] or maps.shape[2:].numel() != features.shape[2:].numel():
+        raise ValueError(
+            f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}"
+        )
+    _check_groups(num_groups, maps.shape[1], "channels of maps", features.shape[1])
+    if maps.device != features.device:
+        raise ValueError(f"maps must be on {features.device}, the device of features; got {maps.device}")
+    if maps.dtype != features.dtype and not torch.is_autocast_enabled(features.device.type):
+        raise TypeError(f"maps must be {features.dtype}, the dtype of features; got {maps.dtype}")
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype; got {x.dtype}")
+
+
+def _check_map(name: str, x: Tensor, channels: str) -> None:
+    _check_tensor(name, x)
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{name} must be (N, {channels}, H, W) or (N, {channels}, P); got {_shape(x)}")
+    if x.shape[2:].numel() == 0:
+        raise ValueError(f"{name} must have at least one position; got {_shape(x)}")
+
+
+def _check_groups(num_groups: int, num_maps: int, owner: str, channels: int) -> None:
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int):
+        raise TypeError(f"num_groups must be an int; got {type(num_groups).__name__}")
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1; got {num_groups}")
+    for what, size in ((f"the number of maps K ({owner})", num_maps), ("the channels C of features", channels)):
+        if size == 0 or size % num_groups:
+            raise ValueError(f"num_groups must divide {what}; got num_groups {num_groups} and {size}")
+
+
+def _shape(x: Tensor) -> str:
+    return f"({', '.join(str(size) for size in x.shape)})"

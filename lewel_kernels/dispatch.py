@@ -1,0 +1,203 @@
+"""Which backend runs a request, and why each other one does not.
+
+Precedence: the ``backend`` argument, then `use_backend`, then the variable LEWEL_BACKEND, then the first backend in the
+order of `BACKENDS` that does not refuse. A backend that was asked for by name never falls back: its refusal is raised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from lewel_kernels import env
+
+# In automatic order, fastest first. Modules, imported when first asked for: none is needed to import the package.
+BACKENDS = {
+    "cpu": "lewel_kernels.native.cpu",
+    "reference": "lewel_kernels.reference",
+}
+
+
+class BackendUnavailable(RuntimeError):
+    """No backend, or not the one that was asked for, can run the request; the message says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend needs to know to accept or refuse a call."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Backend(Protocol):
+    """What a module named in `BACKENDS` provides; lewel_kernels/reference.py documents shapes and dtypes."""
+
+    name: str
+    device_type: str | None  # the only type of device it runs on; None for any
+
+    def refuse(self, request: Request) -> str | None:
+        """A sentence that says why it cannot run the request on its own type of device and what would help, or None."""
+        ...
+
+    def forward(
+        self,
+        features: Tensor,
+        pixels: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        num_groups: int,
+        temperature: float,
+        eps: float,
+        out_dtype: torch.dtype,
+        return_maps: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+
+    def backward(
+        self,
+        grad_pooled: Tensor,
+        grad_maps: Tensor | None,
+        features: Tensor,
+        pixels: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        heat: Tensor,
+        norm: Tensor,
+        lse: Tensor,
+        *,
+        num_groups: int,
+        temperature: float,
+        eps: float,
+        needs: tuple[bool, bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend runs a request and why. ``str()`` of it is the report for a person."""
+
+    backend: str | None
+    reason: str
+    refusals: dict[str, str]
+
+    def __str__(self) -> str:
+        head = f"backend {self.backend}: {self.reason}" if self.backend else f"no backend: {self.reason}"
+        return "\n".join([head, *(f"  not {name}: {reason}" for name, reason in self.refusals.items())])
+
+
+_context: ContextVar[str | None] = ContextVar("lewel_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every call inside the block on one backend. An explicit ``backend=`` argument still wins.
+
+    A function compiled by torch.compile keeps the backend that was in force when it was traced.
+
+    Raises:
+        ValueError: if no backend has that name.
+    """
+    token = _context.set(_known(name, "use_backend(name)"))
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def refusal(name: str, request: Request) -> str | None:
+    """Why the named backend cannot run the request, as a sentence, or None."""
+    backend = load(name)
+    if backend.device_type not in (None, request.device.type):
+        return f"it runs on {backend.device_type} tensors; the features are on {request.device}"
+    return backend.refuse(request)
+
+
+def explain(request: Request, backend: str | None = None) -> Explanation:
+    """Decides, without raising, and reports every backend. May compile the native extension, once."""
+    demanded, source = _demand(backend)
+    refusals = {name: sentence for name in BACKENDS if (sentence := refusal(name, request))}
+    if demanded is None:
+        accepted = next((name for name in BACKENDS if name not in refusals), None)
+        if accepted is None:
+            return Explanation(None, "every backend refuses these inputs", refusals)
+        for name in BACKENDS:
+            if name != accepted and name not in refusals:
+                refusals[name] = f"it could run, but {accepted} comes first in the automatic order"
+        return Explanation(accepted, "chosen automatically, the first that accepts these inputs", refusals)
+    if demanded in refusals:
+        return Explanation(None, f"{source} demands {demanded}, which refuses", refusals)
+    for name in BACKENDS:
+        if name != demanded:
+            refusals.setdefault(name, f"{source} demands {demanded}")
+    return Explanation(demanded, f"demanded by {source}", refusals)
+
+
+@torch.compiler.assume_constant_result
+def choose(device: torch.device, dtype: torch.dtype, backend: str | None) -> str:
+    """The name of the backend that runs the request.
+
+    Raises:
+        ValueError: if the demanded backend does not exist.
+        BackendUnavailable: if the demanded backend refuses, or every backend does.
+    """
+    request = Request(device, dtype)
+    demanded, source = _demand(backend)
+    if demanded is not None:
+        if sentence := refusal(demanded, request):
+            raise BackendUnavailable(f"backend {demanded!r} was demanded by {source} and cannot run: {sentence}")
+        return demanded
+    refusals: dict[str, str] = {}
+    for name in BACKENDS:
+        sentence = refusal(name, request)
+        if sentence is None:
+            _warn_if_slow(name, request, refusals)
+            return name
+        refusals[name] = sentence
+    lines = "\n".join(f"  {name}: {sentence}" for name, sentence in refusals.items())
+    raise BackendUnavailable(f"no backend can run {dtype} features on {device}:\n{lines}")
+
+
+def _demand(argument: str | None) -> tuple[str | None, str]:
+    """The backend that is demanded, if any, and by what."""
+    if argument is not None:
+        return _known(argument, "the backend argument"), "the backend argument"
+    if (name := _context.get()) is not None:
+        return name, "use_backend"
+    if (name := env.BACKEND.get()) is not None:
+        return _known(name, env.BACKEND.name), env.BACKEND.name
+    return None, "nothing"
+
+
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+_warned: set[str] = set()
+
+
+def _warn_if_slow(chosen: str, request: Request, refusals: dict[str, str]) -> None:
+    """Once per reason: the reference runs although a faster backend for this type of device exists."""
+    if chosen != "reference":
+        return
+    for name, sentence in refusals.items():
+        if load(name).device_type == request.device.type and sentence not in _warned:
+            _warned.add(sentence)
+            warnings.warn(
+                f"fused_align_aggregate runs the plain PyTorch reference because the {name} backend cannot: {sentence}",
+                stacklevel=4,
+            )

@@ -1,0 +1,158 @@
+"""What users call: argument checks, autocast, choice of backend, and the registered op."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from lewel_kernels import checks, dispatch, ops, reference  # noqa: F401  (ops registers the op)
+
+
+@overload
+def fused_align_aggregate(
+    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ..., num_groups: int = ...,
+    temperature: float = ..., eps: float = ..., out_dtype: torch.dtype | None = ...,
+    return_maps: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def fused_align_aggregate(
+    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ..., num_groups: int = ...,
+    temperature: float = ..., eps: float = ..., out_dtype: torch.dtype | None = ...,
+    return_maps: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def fused_align_aggregate(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pixels: Tensor | None = None,
+    num_groups: int = 4,
+    temperature: float = 1.0,
+    eps: float = 1e-12,
+    out_dtype: torch.dtype | None = None,
+    return_maps: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """LEWEL's coupled projection, alignment maps and aligned pooling in one differentiable op (paper Sec. 3.2, E1-E5).
+
+    Projects every pixel to K heat maps, L2-normalises them over the maps, takes a softmax over positions, and pools
+    channel group g of the features with map ``g*L + l`` into aligned vector l, where L = K / num_groups.
+
+    Args:
+        features: (N, C, H, W) or (N, C, P), floating; what is pooled. Any strides; contiguous and channels_last are
+            read in place.
+        weight: (K, D), (K, D, 1) or (K, D, 1, 1), the dtype of features; the per-pixel projection.
+        bias: (K,), the dtype of features.
+        pixels: (N, D, H, W) or (N, D, P), the dtype of features; what the projection reads. None: the features
+            (then D = C).
+        num_groups: G, a divisor of K and of C. 1 pools all channels with every map; K gives one aligned vector.
+        temperature: softmax temperature tau > 0; normalised heat maps are divided by it.
+        eps: lower bound of the norm over maps, as in torch.nn.functional.normalize.
+        out_dtype: dtype of the results; None: the dtype of features (under autocast, the autocast dtype). With 16-bit
+            features float32 is worth its memory: rounding the result to bfloat16 costs about a fifth of its difference
+            from plain average pooling.
+        return_maps: also return the alignment maps; their gradient flows too.
+        backend: the name of a backend, as in `explain`; None chooses.
+
+    Returns:
+        The aligned representations (N, L, C), contiguous, and with ``return_maps`` the alignment maps (N, K, P), each of
+        which sums to 1 over the P positions. Norms, softmax and sums are computed in float32 (float64 for float64).
+
+    Raises:
+        TypeError: an argument is no tensor, not floating, or dtypes disagree.
+        ValueError: a shape, device, num_groups, temperature or eps does not fit, or the backend does not exist.
+        BackendUnavailable: the demanded backend cannot run these inputs.
+    """
+    checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
+    features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
+    checks.check_dtypes(features, pixels, weight, bias)
+    name = dispatch.choose(features.device, features.dtype, backend)
+    pooled, maps, *_ = torch.ops.lewel_kernels.align_aggregate_fwd(
+        features.flatten(2),
+        None if pixels is None else pixels.flatten(2),
+        weight.flatten(1),
+        bias,
+        num_groups,
+        float(temperature),
+        float(eps),
+        features.dtype if out_dtype is None else out_dtype,
+        return_maps,
+        name,
+    )
+    return (pooled, maps) if return_maps else pooled
+
+
+def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
+    """Aligned pooling with given maps (paper Eq. 1, E5): uniform maps are average pooling, one-hot maps pick pixels,
+    boxes pool regions.
+
+    Plain PyTorch on every device: without the projection and the softmax it is a single batched matrix product.
+
+    Args:
+        features: (N, C, H, W) or (N, C, P).
+        maps: (N, K, H, W) or (N, K, P), the dtype of features; used as they are, not normalised.
+        num_groups: G, a divisor of K and of C.
+
+    Returns:
+        (N, K / num_groups, C) in the dtype of features.
+
+    Raises:
+        TypeError, ValueError: as `fused_align_aggregate`.
+    """
+    checks.check_pooling(features, maps, num_groups)
+    return reference.align_aggregate(features.flatten(2), maps.flatten(2), num_groups)
+
+
+def explain(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pixels: Tensor | None = None,
+    num_groups: int = 4,
+    temperature: float = 1.0,
+    eps: float = 1e-12,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> dispatch.Explanation:
+    """Which backend `fused_align_aggregate` would run for the same arguments, and why each other one does not.
+
+    Returns:
+        An `Explanation`; print it. Its ``backend`` is None where the call would raise `BackendUnavailable`.
+
+    Raises:
+        TypeError, ValueError: as `fused_align_aggregate`.
+    """
+    checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
+    features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
+    checks.check_dtypes(features, pixels, weight, bias)
+    return dispatch.explain(dispatch.Request(features.device, features.dtype), backend)
+
+
+def _autocast(
+    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Under autocast, the inputs in its dtype, as a convolution would see them; float64 is left alone, as there.
+
+    Here and not in register_autocast, which has one dtype fixed at registration.
+    """
+    kind = features.device.type
+    if not torch.is_autocast_enabled(kind):
+        return features, pixels, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else x.to(dtype)
+
+    return (
+        cast(features),
+        None if pixels is None else cast(pixels),
+        cast(weight),
+        None if bias is None else cast(bias),
+    )

@@ -1,0 +1,81 @@
+"""The op as a layer: holds weight and bias, no maths."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lewel_kernels import dispatch
+from lewel_kernels.functional import fused_align_aggregate
+
+
+class AlignAggregate(nn.Module):
+    """`fused_align_aggregate` with its projection as parameters.
+
+    Args:
+        in_dim: D, channels that the projection reads.
+        num_maps: K, number of alignment maps.
+        num_groups, temperature, eps, out_dtype, backend: as `fused_align_aggregate`.
+        bias: whether the projection has one (the official head has none).
+        device, dtype: of the parameters.
+
+    The weight (K, D) is initialised Kaiming normal, fan_out, gain sqrt 2, as LEWEL's heads; the bias is zero.
+
+    Raises:
+        ValueError: if num_groups does not divide num_maps or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_maps: int,
+        *,
+        num_groups: int = 4,
+        temperature: float = 1.0,
+        eps: float = 1e-12,
+        bias: bool = False,
+        out_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_dim", in_dim), ("num_maps", num_maps), ("num_groups", num_groups)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if num_maps % num_groups:
+            raise ValueError(f"num_groups must divide num_maps; got num_groups {num_groups} and num_maps {num_maps}")
+        self.num_groups = num_groups
+        self.temperature = temperature
+        self.eps = eps
+        self.out_dtype = out_dtype
+        self.backend = backend
+        self.weight = nn.Parameter(torch.empty(num_maps, in_dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_maps, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=math.sqrt(2 / self.weight.shape[0]))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self, features: Tensor, pixels: Tensor | None = None, return_maps: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """features (N, C, H, W) or (N, C, P), pixels (N, D, ...) -> (N, L, C), and the maps (N, K, P) if asked for."""
+        options: dict[str, Any] = dict(
+            pixels=pixels, num_groups=self.num_groups, temperature=self.temperature, eps=self.eps,
+            out_dtype=self.out_dtype, backend=self.backend, return_maps=return_maps,
+        )  # fmt: skip
+        return fused_align_aggregate(features, self.weight, self.bias, **options)
+
+    def extra_repr(self) -> str:
+        num_maps, in_dim = self.weight.shape
+        found = dispatch.explain(dispatch.Request(self.weight.device, self.weight.dtype), self.backend)
+        return (
+            f"{in_dim}, {num_maps}, num_groups={self.num_groups}, temperature={self.temperature}, "
+            f"bias={self.bias is not None}, backend={found.backend or self.backend} ({found.reason})"
+        )

@@ -1,0 +1,191 @@
+"""The specification of the op: E1-E10 of docs/math.md in plain PyTorch, forward and closed-form backward.
+
+Every other backend is checked against this file. It runs on any device in any floating dtype, computes in float32
+(float64 for float64 inputs) whatever the storage dtype is, and consists of differentiable PyTorch operations only, so
+its backward can itself be differentiated: second-order gradients of every backend go through here.
+
+Shapes: features (N, C, P), pixels (N, D, P) or None for "features are projected", weight (K, D), bias (K,) or None,
+with P positions, K maps, G = num_groups channel groups and L = K / G aligned vectors per image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lewel_kernels.dispatch import Request
+
+name = "reference"
+device_type = None  # any
+
+
+def refuse(request: Request) -> str | None:
+    if request.dtype.itemsize == 1:
+        return f"PyTorch has no arithmetic for {request.dtype}; convert the inputs to bfloat16, float16, float32 or float64"
+    return None
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of norms, log-sum-exps and sums for a storage dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def forward(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """E1-E5.
+
+    Returns:
+        pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``; and
+        what the backward needs: heat (N, K, P) in the dtype of features, norm (N, P) and lse (N, K) in float32 or float64.
+    """
+    acc = accumulator(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        heat = project(features if pixels is None else pixels, weight, bias)  # E1
+        norm = torch.linalg.vector_norm(heat.to(acc), dim=1)  # [N, P]
+        logits = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1) / temperature  # E2, E3
+        lse = torch.logsumexp(logits, dim=-1)  # [N, K]
+        maps = torch.exp(logits - lse.unsqueeze(-1))  # E4
+        pooled = align_aggregate(features.to(acc), maps, num_groups)  # E5
+    returned = maps.to(out_dtype) if return_maps else maps.new_empty(0, dtype=out_dtype)
+    return pooled.to(out_dtype), returned, heat, norm, lse
+
+
+def project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """E1: the heat maps (N, K, P), summed in the accumulator type and rounded once to the storage dtype.
+
+    Everything downstream, backward included, starts from the rounded values, so both directions see the same maps.
+    """
+    acc = accumulator(pixels.dtype)
+    heat = weight.to(acc) @ pixels.to(acc)
+    if bias is not None:
+        heat = heat + bias.to(acc).unsqueeze(-1)
+    return heat.to(pixels.dtype).contiguous()
+
+
+def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
+    """E5: channel group g of aligned vector l is the features (N, C, P) pooled with map g*L + l of maps (N, K, P)."""
+    grouped = _groups(maps, num_groups) @ _groups(features, num_groups).transpose(-1, -2)  # [N, G, L, C/G]
+    return _ungroup_channels(grouped)
+
+
+def backward(
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    heat: Tensor,
+    norm: Tensor,
+    lse: Tensor,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """E6-E10: gradients of (features, pixels, weight, bias), None where ``needs`` is False or the input is None.
+
+    With ``pixels`` None, the gradient of features holds both of its terms, E6 and E10.
+    """
+    acc = accumulator(features.dtype)
+    projected = features if pixels is None else pixels
+    needs_features, needs_pixels, needs_weight, needs_bias = needs
+    d_features: Tensor | None = None
+    d_pixels: Tensor | None = None
+    d_weight: Tensor | None = None
+    d_bias: Tensor | None = None
+    with torch.autocast(features.device.type, enabled=False):
+        clamped = norm.clamp_min(eps).unsqueeze(1)  # [N, 1, P]
+        unit = heat.to(acc) / clamped  # E2
+        maps = torch.exp(unit / temperature - lse.unsqueeze(-1))  # E3, E4
+
+        d_grouped = _group_channels(grad_pooled.to(acc), num_groups)  # [N, G, L, C/G]
+        if needs_features:
+            d_features = (d_grouped.transpose(-1, -2) @ _groups(maps, num_groups)).flatten(1, 2)  # E6
+        d_maps = (d_grouped @ _groups(features.to(acc), num_groups)).flatten(1, 2)  # E7
+        if grad_maps is not None:
+            d_maps = d_maps + grad_maps.to(acc)
+        delta = (maps * d_maps).sum(dim=-1, keepdim=True)  # E8
+        d_unit = maps * (d_maps - delta) / temperature
+        radial = unit * (unit * d_unit).sum(dim=1, keepdim=True)
+        radial = torch.where((norm > eps).unsqueeze(1), radial, torch.zeros_like(radial))
+        d_heat = (d_unit - radial) / clamped  # E9
+
+        if pixels is None and d_features is not None:  # E10 from here on
+            d_features = d_features + weight.to(acc).mT @ d_heat
+        elif pixels is not None and needs_pixels:
+            d_pixels = weight.to(acc).mT @ d_heat
+        if needs_weight:
+            d_weight = (d_heat @ projected.to(acc).mT).sum(dim=0)
+        if needs_bias and bias is not None:
+            d_bias = d_heat.sum(dim=(0, 2))
+    return (
+        _like(d_features, features),
+        _like(d_pixels, pixels),
+        _like(d_weight, weight),
+        _like(d_bias, bias),
+    )
+
+
+def vjp(
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """`backward` as a function of the inputs alone: what differentiating the backward of any backend means."""
+    _, _, heat, norm, lse = forward(
+        features, pixels, weight, bias,
+        num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=grad_pooled.dtype, return_maps=False,
+    )  # fmt: skip
+    return backward(
+        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm, lse,
+        num_groups=num_groups, temperature=temperature, eps=eps, needs=needs,
+    )  # fmt: skip
+
+
+def _groups(x: Tensor, num_groups: int) -> Tensor:
+    """(N, G*X, P) -> (N, G, X, P)."""
+    return x.unflatten(1, (num_groups, x.shape[1] // num_groups))
+
+
+def _group_channels(x: Tensor, num_groups: int) -> Tensor:
+    """(N, L, C) -> (N, G, L, C/G)."""
+    return x.unflatten(2, (num_groups, x.shape[2] // num_groups)).transpose(1, 2)
+
+
+def _ungroup_channels(x: Tensor) -> Tensor:
+    """(N, G, L, C/G) -> (N, L, C), contiguous."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _like(gradient: Tensor | None, input: Tensor | None) -> Tensor | None:
+    """The gradient in the dtype and, where it is dense, the memory layout of its input."""
+    if gradient is None or input is None:
+        return None
+    out = gradient.to(input.dtype)
+    layout = torch.empty_like(input, device="meta").stride()
+    if out.stride() == layout:
+        return out
+    return torch.empty_strided(input.shape, layout, dtype=input.dtype, device=input.device).copy_(out)
