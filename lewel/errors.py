@@ -1,0 +1,7 @@
+"""The one kind of error that the command line prints as a sentence, without a traceback."""
+
+from __future__ import annotations
+
+
+class LewelError(ValueError):
+    """Something that whoever started the run can put right: what was expected, what was found, what to do."""
