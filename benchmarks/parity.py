@@ -1,0 +1,70 @@
+"""Error budgets: how far a result may be from a float64 truth, given how far eager PyTorch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest and root-mean-square distance of a tensor from the truth, and what is allowed for each."""
+
+    max: float
+    rms: float
+    max_allowed: float
+    rms_allowed: float
+
+    @property
+    def ok(self) -> bool:
+        # Written so that a NaN fails.
+        return self.max <= self.max_allowed and self.rms <= self.rms_allowed
+
+    def __str__(self) -> str:
+        return (
+            f"max {self.max:.2e} (allowed {self.max_allowed:.2e}), rms {self.rms:.2e} (allowed {self.rms_allowed:.2e})"
+        )
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def _max(x: Tensor) -> float:
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+def compare(result: Tensor, eager: Tensor, truth: Tensor) -> Errors:
+    """Budget of ``result`` against a float64 ``truth``, both maxima and both root mean squares taken over all elements.
+
+    max |result - truth| <= 2 max |eager - truth| + 2 max |(T + 0.3 - 0.3) - T| with T the truth rounded to the dtype of
+    the result; rms(result - truth) <= 1.25 rms(eager - truth), or the rms of rounding the truth where that is larger.
+    """
+    rounded = truth.to(result.dtype)
+    ours, theirs = result.double() - truth, eager.double() - truth
+    slack = _max((rounded + 0.3 - 0.3).double() - rounded.double())
+    return Errors(
+        max=_max(ours),
+        rms=_rms(ours),
+        max_allowed=2 * _max(theirs) + 2 * slack,
+        rms_allowed=max(1.25 * _rms(theirs), _rms(rounded.double() - truth)),
+    )
+
+
+def check(names: tuple[str, ...], results: list[Tensor], eager: list[Tensor], truth: list[Tensor]) -> str | None:
+    """None when every tensor keeps its budget, else a sentence that names the first one that does not."""
+    for name, a, b, t in zip(names, results, eager, truth, strict=True):
+        if a.shape != t.shape:
+            return f"{name} has shape {tuple(a.shape)}, expected {tuple(t.shape)}"
+        if not (errors := compare(a.detach(), b.detach(), t.detach())).ok:
+            return f"{name} is too far from the float64 truth: {errors}"
+    return None
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
+    """The output of ``function(*inputs)`` followed by the gradient of each input."""
+    output = function(*inputs)
+    return [output, *torch.autograd.grad(output, inputs, grad.to(output.dtype))]
