@@ -1,0 +1,50 @@
+"""``python -m lewel_kernels.info``: versions, devices, backends and reasons; the report to paste into an issue."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+import lewel_kernels
+from lewel_kernels import dispatch, env, native
+
+
+def report() -> str:
+    """The whole report. Builds nothing."""
+    lines = [
+        f"lewel_kernels {lewel_kernels.__version__}",
+        f"python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        *(f"{package} {_version(package)}" for package in ("torch", "triton", "torchvision", "ninja", "pybind11")),
+        f"cpu: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        *_gpus(),
+        "backends, in automatic order:",
+    ]
+    for name in dispatch.BACKENDS:
+        lines.append(f"  {name}: {native.status() if name == 'cpu' else 'runs everywhere PyTorch runs'}")
+    lines.append("environment:")
+    lines += [f"  {v.name}={os.environ.get(v.name, '')!r} (unset: {v.default})" for v in env.VARIABLES]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpus() -> list[str]:
+    if not torch.cuda.is_available():
+        return ["gpu: none visible to PyTorch"]
+    names = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        names.append(f"gpu {index}: {properties.name}, sm_{properties.major}{properties.minor}")
+    return names
+
+
+if __name__ == "__main__":
+    print(report())
