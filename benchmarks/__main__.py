@@ -8,7 +8,7 @@ import torch
 
 from . import results
 from .cases import DTYPES, LAYOUTS, SHAPES, SUITES, Case
-from .measure import Row, measure
+from .measure import Row, busy_cores, measure
 from .providers import PROVIDERS
 
 
@@ -29,6 +29,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    busy = busy_cores()
+    if busy is not None and busy > 0.5:
+        print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
     providers = list(dict.fromkeys(["eager", *options.provider]))
     rows: list[Row] = []
     for dtype in options.dtype:
@@ -40,7 +43,7 @@ def main() -> None:
                 results.print_case(new)
     results.print_means(rows)
     if not options.no_record:
-        print(f"\nAppended to {results.append(rows, options.suite, options.device)}")
+        print(f"\nAppended to {results.append(rows, options.suite, options.device, busy)}")
 
 
 if __name__ == "__main__":

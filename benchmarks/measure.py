@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,6 +41,21 @@ def autocast(case: Case) -> contextlib.AbstractContextManager[None]:
     """Autocast to the case's dtype, or nothing in a case whose weight is stored in that dtype too."""
     sixteen_bit = DTYPES[case.dtype].itemsize == 2
     return torch.autocast(case.device, DTYPES[case.dtype]) if sixteen_bit else contextlib.nullcontext()
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores other processes keep busy while this one sleeps, or None where the system does not tell."""
+
+    def ticks() -> int:
+        # user nice system idle iowait irq softirq ...; guest time, further right, is already part of user time.
+        fields = [int(x) for x in stat.read_text().split("\n", 1)[0].split()[1:8]]
+        return sum(fields) - fields[3] - fields[4]
+
+    if not (stat := Path("/proc/stat")).exists():
+        return None
+    start = ticks()
+    time.sleep(seconds)
+    return (ticks() - start) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def _synchronise(case: Case) -> None:

@@ -14,27 +14,28 @@ from .cases import NUM_GROUPS, TEMPERATURE
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def eager_align_aggregate(
-    features: Tensor,
-    pixels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    num_groups: int = NUM_GROUPS,
-    temperature: float = TEMPERATURE,
-    eps: float = 1e-12,
+def eager_maps(
+    pixels: Tensor, weight: Tensor, bias: Tensor | None = None, *, temperature: float = TEMPERATURE, eps: float = 1e-12
 ) -> Tensor:
-    """E1-E5 as a PyTorch user writes them: (N, C, H, W), (N, D, H, W), (K, D) -> (N, K // num_groups, C).
+    """E1-E4 as a PyTorch user writes them: (N, D, H, W), (K, D) -> (N, K, P)."""
+    heat = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return (F.normalize(heat, dim=1, eps=eps).flatten(2) / temperature).softmax(-1)
+
+
+def eager_pool(features: Tensor, maps: Tensor, *, num_groups: int = NUM_GROUPS) -> Tensor:
+    """E5 as a PyTorch user writes it: (N, C, H, W), (N, K, P) -> (N, K // num_groups, C)."""
+    maps = maps.unflatten(1, (num_groups, -1)).transpose(2, 3)  # [N, G, P, L]
+    grouped = features.flatten(2).unflatten(1, (num_groups, -1))  # [N, G, C / G, P]
+    return (grouped @ maps.to(features.dtype)).permute(0, 3, 1, 2).flatten(2)
+
+
+def eager_align_aggregate(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+    """The ten lines that the op replaces: (N, C, H, W), (N, D, H, W), (K, D) -> (N, K // NUM_GROUPS, C).
 
     Of the twelve natural formulations (convolution, matmul or linear for E1; einsum, either order of matmul, or a loop
     over groups for E5) this one has the smallest forward+backward time over the quick suite on the CPU.
     """
-    n, c = features.shape[:2]
-    heat = F.conv2d(pixels, weight[:, :, None, None], bias)
-    maps = (F.normalize(heat, dim=1, eps=eps).flatten(2) / temperature).softmax(-1)
-    maps = maps.unflatten(1, (num_groups, -1)).transpose(2, 3)  # [N, G, P, L]
-    grouped = features.flatten(2).unflatten(1, (num_groups, c // num_groups))  # [N, G, C / G, P]
-    return (grouped @ maps.to(features.dtype)).permute(0, 3, 1, 2).reshape(n, -1, c)
+    return eager_pool(features, eager_maps(pixels, weight))
 
 
 def _compiled() -> Op:

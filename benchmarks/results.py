@@ -34,8 +34,8 @@ def device_name(device: str) -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def provenance(device: str) -> dict[str, object]:
-    """What a reader needs to judge or repeat a row: device, versions, commit, date, threads."""
+def provenance(device: str, busy: float | None) -> dict[str, object]:
+    """What a reader needs to judge or repeat a row; ``busy`` is the number of cores others used when the run began."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -47,6 +47,7 @@ def provenance(device: str) -> dict[str, object]:
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device == "cpu" else None,
         "threads": torch.get_num_threads(),
+        "busy_cores": busy,
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
@@ -54,12 +55,12 @@ def provenance(device: str) -> dict[str, object]:
     }
 
 
-def append(rows: list[Row], suite: str, device: str) -> Path:
+def append(rows: list[Row], suite: str, device: str, busy: float | None) -> Path:
     """Append one line per row to ``results/<device>/<suite>.jsonl`` and return that path."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     path = ROOT / "results" / slug / f"{suite}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    context = provenance(device)
+    context = provenance(device, busy)
     with path.open("a") as file:
         for row in rows:
             file.write(json.dumps({"suite": suite, **context, **asdict(row)}) + "\n")
