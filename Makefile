@@ -29,13 +29,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m lewel_kernels.env --check docs/environment.md
+	$(BIN)/python docs/generate.py --check
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks run --suite quick
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m lewel_kernels.env docs/environment.md
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

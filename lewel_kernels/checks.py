@@ -67,9 +67,7 @@ def check_pooling(features: Tensor, maps: Tensor, num_groups: int) -> None:
     _check_map("features", features, "C")
     _check_map("maps", maps, "K")
     if maps.shape[0] != features.shape[0] or maps.shape[2:].numel() != features.shape[2:].numel():
-        raise ValueError(
-            f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}"
-        )
+        raise ValueError(f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}")
     _check_groups(num_groups, maps.shape[1], "channels of maps", features.shape[1])
     if maps.device != features.device:
         raise ValueError(f"maps must be on {features.device}, the device of features; got {maps.device}")

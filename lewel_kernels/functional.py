@@ -61,8 +61,8 @@ def fused_align_aggregate(
         backend: the name of a backend, as in `explain`; None chooses.
 
     Returns:
-        The aligned representations (N, L, C), contiguous, and with ``return_maps`` the alignment maps (N, K, P), each of
-        which sums to 1 over the P positions. Norms, softmax and sums are computed in float32 (float64 for float64).
+        The aligned representations (N, L, C), contiguous, and with ``return_maps`` the alignment maps (N, K, P), each
+        of which sums to 1 over the P positions. Norms, softmax and sums are in float32 (float64 for float64).
 
     Raises:
         TypeError: an argument is no tensor, not floating, or dtypes disagree.

@@ -117,31 +117,27 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.set_materialize_grads(False)
 
 
-def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Any, ...]:
+def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     num_groups, temperature, eps, needs = ctx.constants
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases that stay attached to their tensors: third order works too, when a graph is asked for.
-        inputs = [
-            None if x is None else (x.view_as(x) if x.requires_grad else x.detach())
-            for x in ctx.saved_tensors
-        ]  # fmt: skip
-        gradients = reference.vjp(
-            *inputs, num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs)
-        )
+        # Aliases that stay attached to their tensors, so that with a graph asked for the third order is right too.
+        inputs: list[Any] = [x if x is None or not x.requires_grad else x.view_as(x) for x in ctx.saved_tensors]
+        gradients = reference.vjp(*inputs, num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs))
         pairs = [
-            (g, gg)
-            for g, gg in zip(gradients, grad_gradients, strict=True)
-            if g is not None and gg is not None and g.requires_grad
+            (gradient, grad_gradient)
+            for gradient, grad_gradient in zip(gradients, grad_gradients, strict=True)
+            if gradient is not None and grad_gradient is not None and gradient.requires_grad
         ]
         wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-        found = torch.autograd.grad(
-            [g for g, _ in pairs], [inputs[i] for i in wanted], [gg for _, gg in pairs],
-            create_graph=create_graph, allow_unused=True,
-        ) if pairs and wanted else [None] * len(wanted)  # fmt: skip
-    results: list[Tensor | None] = [None] * 14
-    for i, gradient in zip(wanted, found, strict=True):
-        results[i] = gradient
+        results: list[Tensor | None] = [None] * 14
+        if pairs and wanted:
+            outputs, grad_outputs = zip(*pairs, strict=True)
+            found = torch.autograd.grad(
+                outputs, [inputs[i] for i in wanted], grad_outputs, create_graph=create_graph, allow_unused=True
+            )
+            for i, gradient in zip(wanted, found, strict=True):
+                results[i] = gradient
     return tuple(results)
 
 

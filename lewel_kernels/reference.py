@@ -24,7 +24,7 @@ device_type = None  # any
 
 def refuse(request: Request) -> str | None:
     if request.dtype.itemsize == 1:
-        return f"PyTorch has no arithmetic for {request.dtype}; convert the inputs to bfloat16, float16, float32 or float64"
+        return f"PyTorch has no arithmetic for {request.dtype}; convert the inputs to bfloat16 or float32"
     return None
 
 
@@ -48,8 +48,9 @@ def forward(
     """E1-E5.
 
     Returns:
-        pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``; and
-        what the backward needs: heat (N, K, P) in the dtype of features, norm (N, P) and lse (N, K) in float32 or float64.
+        pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``;
+        and for the backward: heat (N, K, P) in the dtype of features, norm (N, P) and lse (N, K) in the accumulator
+        type.
     """
     acc = accumulator(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
