@@ -1,4 +1,4 @@
-"""Writes the generated documents: ``python docs/generate.py``. With ``--check`` it writes nothing and fails on a difference."""
+"""Writes the generated documents, or with ``--check`` fails where one is out of date: ``python docs/generate.py``."""
 
 from __future__ import annotations
 

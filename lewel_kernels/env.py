@@ -1,4 +1,4 @@
-"""Every environment variable the package reads, in one place; ``docs/environment.md`` is generated from this table by `make docs`."""
+"""Every environment variable the package reads; `make docs` writes docs/environment.md from this table."""
 
 from __future__ import annotations
 
