@@ -1,0 +1,225 @@
+// E6-E10 in three passes: over (image, group) for dMh, over (image, block of positions) for dM and the gradients of the
+// inputs, over (panel of D, split of the rows) for the gradient of the weight.
+#pragma once
+
+#include "forward.h"
+
+namespace lewel::cpu {
+
+// Parts of the accumulators' workspace, in this order; empty where not needed.
+template <class A>
+struct Workspace {
+  A *maps, *dm;     // A and dMh, then dM: (N, P, K)
+  A* weight;        // panels of W, each [K, kPanel]
+  A* partial;       // (splits, K, D) partial sums of dW
+  int64_t elements;
+
+  explicit Workspace(const Backward& q);
+};
+
+inline bool projects(const Backward& q) {
+  return q.d_pixels || q.d_weight.data || q.d_bias.data || (q.d_features && q.project_features);
+}
+
+// The tensor that receives dM^T W (E10), null if none does.
+inline const Tensor3& projected_gradient(const Backward& q) { return q.project_features ? q.d_features : q.d_pixels; }
+
+// W is cut where the groups of channels are when both gradients go to the features, so that they share their panels.
+inline int64_t weight_groups(const Backward& q) { return q.project_features ? q.G : 1; }
+
+// Splits of the N*P rows summed by dW: a function of the shape, so that sums never depend on the number of threads.
+template <class A>
+int64_t weight_splits(const Backward& q) {
+  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kDepth - 1) / kDepth;
+  return std::max<int64_t>(1, std::min(wanted, most));
+}
+
+template <class A>
+Workspace<A>::Workspace(const Backward& q) {
+  const int64_t nkp = q.N * q.K * q.P, groups = weight_groups(q), splits = weight_splits<A>(q);
+  const int64_t sizes[] = {q.d_features ? nkp : 0, projects(q) ? nkp : 0,
+                           projected_gradient(q) ? groups * panels<A>(q.D / groups) * q.K * kPanel<A> : 0,
+                           q.d_weight.data && splits > 1 ? splits * q.K * q.D : 0};
+  A** const parts[] = {&maps, &dm, &weight, &partial};
+  A* next = static_cast<A*>(q.workspace);
+  elements = 0;
+  for (int i = 0; i < 4; ++i) {
+    *parts[i] = next + elements;
+    elements += (sizes[i] + 15) / 16 * 16;
+  }
+}
+
+// E4 again, E7, E8: A and dMh of one group of one image.
+template <class A>
+void group_gradients(const Backward& q, const Workspace<A>& w) {
+  const int64_t P = q.P, L = q.L(), channels = q.group_channels(), width = padded<A>(L);
+  const A temperature = static_cast<A>(q.temperature);
+  for_each_task(q.N * q.G, [&](int64_t task) {
+    const int64_t n = task / q.G, g = task % q.G;
+    auto [maps, dmaps, dr, block] =  // [P, width], [P, width], [kDepth, width], [kRowBlock, kDepth or width]
+        scratch<A>(P * width, P * width, kDepth * width, kRowBlock * std::max(kDepth, width));
+    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps, static_cast<A*>(nullptr));
+    if (q.d_features)
+      write_block(Matrix{reinterpret_cast<char*>(w.maps + n * P * q.K + g * L), kDType<A>, q.K, 1}, maps, width, P, L);
+    if (!projects(q)) return;
+
+    for (int64_t c = 0; c < channels; c += kDepth) {  // E7
+      const int64_t depth = std::min(kDepth, channels - c), channel = g * channels + c;
+      read_block(dr, width, q.grad_pooled.by_row(n).at(0, channel).transposed(), depth, L, width);
+      for (int64_t b = 0; b < row_blocks(P); ++b) {
+        const int64_t p0 = P * b / row_blocks(P), rows = P * (b + 1) / row_blocks(P) - p0;
+        const Left<A> f = left_side(q.features.by_position(n).at(p0, channel), rows, depth, block);
+        for (int64_t l = 0; l < L; l += kPanel<A>)
+          product<A>(rows, std::min<int64_t>(kPanel<A>, L - l), depth, f, {dr + l, width}, dmaps + p0 * width + l, width,
+                     c > 0);
+      }
+    }
+    if (q.grad_maps)
+      for (int64_t p0 = 0; p0 < P; p0 += kRowBlock) {
+        const int64_t rows = std::min(kRowBlock, P - p0);
+        read_block(block, width, q.grad_maps.by_position(n).at(p0, g * L), rows, L, width);
+        for (int64_t i = 0; i < rows * width; i += kLanes<A>)
+          store(dmaps + p0 * width + i, load(dmaps + p0 * width + i) + load(block + i));
+      }
+    for (int64_t l = 0; l < width; l += kLanes<A>) {  // E8
+      const auto at = [&](A* array, int64_t p) { return array + p * width + l; };
+      const Vec<A> delta =
+          sum_positions<A>(P, [&](int64_t p) { return load(at(maps, p)) * load(at(dmaps, p)); });
+      for (int64_t p = 0; p < P; ++p) {
+        Vec<A> ds = load(at(maps, p)) * (load(at(dmaps, p)) - delta);
+        if (temperature != A(1)) ds = ds / splat(temperature);
+        store(at(dmaps, p), ds);
+      }
+    }
+    write_block(Matrix{reinterpret_cast<char*>(w.dm + n * P * q.K + g * L), kDType<A>, q.K, 1}, dmaps, width, P, L);
+  });
+}
+
+// E9 in place on positions [p0, p0 + rows) of image n: dMh becomes dM. unit is scratch of (rows + 1) * width.
+template <class A>
+void normalisation_gradient(const Backward& q, int64_t n, int64_t p0, int64_t rows, A* dm, A* unit) {
+  const int64_t width = padded<A>(q.K);
+  const A eps = static_cast<A>(q.eps);
+  A* grad = unit + rows * width;  // one row of dm, padded
+  std::fill(grad, grad + width, A(0));
+  read_block(unit, width, q.heat.by_position(n).at(p0, 0), rows, q.K, width);
+  for (int64_t p = 0; p < rows; ++p, unit += width) {
+    A* row = dm + (n * q.P + p0 + p) * q.K;
+    std::copy(row, row + q.K, grad);
+    const A norm = static_cast<const A*>(q.norm)[n * q.P + p0 + p];
+    const Vec<A> divisor = splat(clamped(norm, eps));
+    Vec<A> products = {};
+    for (int64_t k = 0; k < width; k += kLanes<A>) {
+      const Vec<A> mh = load(unit + k) / divisor;
+      store(unit + k, mh);
+      products += mh * load(grad + k);
+    }
+    // where the norm is the constant eps it has no gradient
+    const Vec<A> dot = splat(norm <= eps ? A(0) : sum_lanes<A>(products));
+    for (int64_t k = 0; k < width; k += kLanes<A>)
+      store(grad + k, (load(grad + k) - load(unit + k) * dot) / divisor);
+    std::copy(grad, grad + q.K, row);
+  }
+}
+
+// Panels of W, each [K, kPanel].
+template <class A>
+void pack_weight(const Backward& q, A* packed) {
+  const int64_t group = q.D / weight_groups(q), per_group = panels<A>(group);
+  for_each_task(weight_groups(q) * per_group, [&](int64_t task) {
+    const int64_t d = task % per_group * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, group - d);
+    read_block(packed + task * q.K * kPanel<A>, kPanel<A>, q.weight.at(0, task / per_group * group + d), q.K, columns,
+               padded<A>(columns));
+  });
+}
+
+// E9, then E6 and the first of E10 for a block of positions of one image.
+template <class A>
+void input_gradients(const Backward& q, const Workspace<A>& w) {
+  const int64_t blocks = row_blocks(q.P), K = q.K, L = q.L(), channels = q.group_channels();
+  const bool together = q.project_features && q.d_features;
+  for_each_task(q.N * blocks, [&](int64_t task) {
+    const int64_t n = task / blocks, b = task % blocks;
+    const int64_t p0 = q.P * b / blocks, rows = q.P * (b + 1) / blocks - p0, first = (n * q.P + p0) * K;
+    auto [unit, packed, out] = scratch<A>((rows + 1) * padded<A>(K), L * kPanel<A>, rows * kPanel<A>);
+    if (projects(q)) normalisation_gradient(q, n, p0, rows, w.dm, unit);
+    const Left<A> dm{w.dm + first, K, 1};
+    if (q.d_pixels)
+      for (int64_t d = 0; d < q.D; d += kPanel<A>) {
+        const int64_t columns = std::min<int64_t>(kPanel<A>, q.D - d);
+        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, out);
+        product<A>(rows, columns, K, dm, {w.weight + d * K, kPanel<A>}, target.data, target.row, false);
+        target.finish(rows, columns);
+      }
+    if (!q.d_features) return;
+    for (int64_t g = 0; g < q.G; ++g)
+      for (int64_t c = 0; c < channels; c += kPanel<A>) {
+        const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c), channel = g * channels + c;
+        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, out);
+        const Right<A> dr = right_side(q.grad_pooled.by_row(n).at(0, channel), L, columns, packed);
+        product<A>(rows, columns, L, {w.maps + first + g * L, K, 1}, dr, target.data, target.row, false);  // E6
+        if (together) {
+          const A* panel = w.weight + (g * panels<A>(channels) + c / kPanel<A>) * K * kPanel<A>;
+          product<A>(rows, columns, K, dm, {panel, kPanel<A>}, target.data, target.row, true);
+        }
+        target.finish(rows, columns);
+      }
+  });
+}
+
+// The rest of E10. Task s * panels + j sums split s of the N*P rows of dM^T X into panel j; the last task sums db.
+template <class A>
+void weight_gradients(const Backward& q, const Workspace<A>& w) {
+  const int64_t K = q.K, D = q.D, all = q.N * q.P, count = panels<A>(D), splits = weight_splits<A>(q);
+  const int64_t tasks = q.d_weight.data ? count * splits : 0;
+  for_each_task(tasks + (q.d_bias.data ? 1 : 0), [&](int64_t task) {
+    if (task == tasks) {
+      const int64_t width = padded<A>(K);
+      auto [total, partial] = scratch<A>(width, width);
+      std::fill(total, total + width, A(0));
+      for (int64_t r0 = 0; r0 < all; r0 += kSumBlock) {
+        std::fill(partial, partial + width, A(0));
+        for (int64_t r = r0; r < std::min(r0 + kSumBlock, all); ++r)
+          for (int64_t k = 0; k < K; ++k) partial[k] += w.dm[r * K + k];
+        for (int64_t k = 0; k < K; ++k) total[k] += partial[k];
+      }
+      write_block(q.d_bias, total, width, 1, K);
+      return;
+    }
+    const int64_t s = task / count, d = task % count * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, D - d);
+    const int64_t begin = all * s / splits, end = all * (s + 1) / splits;
+    auto [x, sums] = scratch<A>(kDepth * kPanel<A>, K * kPanel<A>);
+    if (begin == end) std::fill(sums, sums + K * kPanel<A>, A(0));
+    for (int64_t r = begin; r < end; r += kDepth) {
+      const int64_t depth = std::min(kDepth, end - r);
+      for (int64_t i = r; i < r + depth;) {  // the rows lie in several images
+        const int64_t n = i / q.P, p = i % q.P, rows = std::min(q.P - p, r + depth - i);
+        read_block(x + (i - r) * kPanel<A>, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns,
+                   padded<A>(columns));
+        i += rows;
+      }
+      product<A>(K, columns, depth, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);
+    }
+    const Matrix out = splits == 1 ? q.d_weight.at(0, d)
+                                   : Matrix{reinterpret_cast<char*>(w.partial + s * K * D + d), kDType<A>, D, 1};
+    write_block(out, sums, kPanel<A>, K, columns);
+  });
+  if (!q.d_weight.data || splits == 1) return;
+  for_each_task(K, [&](int64_t k) {
+    A* row = w.partial + k * D;
+    for (int64_t s = 1; s < splits; ++s)
+      for (int64_t d = 0; d < D; ++d) row[d] += w.partial[(s * K + k) * D + d];
+    write_block(q.d_weight.at(k, 0), row, D, 1, D);
+  });
+}
+
+template <class A>
+void backward(const Backward& q) {
+  const Workspace<A> w(q);
+  if (projected_gradient(q)) pack_weight(q, w.weight);
+  group_gradients(q, w);
+  if (q.d_features || projects(q)) input_gradients(q, w);
+  if (q.d_weight.data || q.d_bias.data) weight_gradients(q, w);
+}
+
+}  // namespace lewel::cpu

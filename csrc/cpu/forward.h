@@ -1,0 +1,96 @@
+// E1-E5. Every array of a task is [positions, maps] or [positions, channels], so that vectors run along maps or channels
+// whatever the layout of the inputs.
+#pragma once
+
+#include "maps.h"
+
+namespace lewel::cpu {
+
+constexpr int64_t kRowBlock = 8 * kTileRows;  // positions of one task
+
+inline int64_t row_blocks(int64_t positions) { return (positions + kRowBlock - 1) / kRowBlock; }
+
+template <class A>
+int64_t panels(int64_t columns) {
+  return (columns + kPanel<A> - 1) / kPanel<A>;
+}
+
+template <class A>
+int64_t forward_workspace(const Forward& q) {
+  return panels<A>(q.K) * q.D * kPanel<A>;
+}
+
+// Panels of W^T, each [D, kPanel].
+template <class A>
+void pack_weight_transposed(const Forward& q, A* packed) {
+  const int64_t blocks = (q.D + kDepth - 1) / kDepth;
+  for_each_task(panels<A>(q.K) * blocks, [&](int64_t task) {
+    const int64_t k = task / blocks * kPanel<A>, d = task % blocks * kDepth;
+    const int64_t columns = std::min<int64_t>(kPanel<A>, q.K - k);
+    read_block(packed + k * q.D + d * kPanel<A>, kPanel<A>, q.weight.transposed().at(d, k), std::min(kDepth, q.D - d),
+               columns, padded<A>(columns));
+  });
+}
+
+// E1 with the statistics of E2: heat maps rounded to storage, and the norm of what was stored.
+template <class A>
+void project(const Forward& q, const A* packed) {
+  const int64_t blocks = row_blocks(q.P), width = padded<A>(q.K);
+  for_each_task(q.N * blocks, [&](int64_t task) {
+    const int64_t n = task / blocks, b = task % blocks;
+    const int64_t p0 = q.P * b / blocks, rows = q.P * (b + 1) / blocks - p0;
+    auto [m, converted, bias] = scratch<A>(rows * width, rows * kDepth, width);  // m [rows, width]
+    for (int64_t d = 0; d < q.D; d += kDepth) {
+      const int64_t depth = std::min(kDepth, q.D - d);
+      const Left<A> x = left_side(q.pixels.by_position(n).at(p0, d), rows, depth, converted);
+      for (int64_t k = 0; k < q.K; k += kPanel<A>)
+        product<A>(rows, std::min<int64_t>(kPanel<A>, q.K - k), depth, x, {packed + k * q.D + d * kPanel<A>, kPanel<A>},
+                   m + k, width, d > 0);
+    }
+    if (q.bias.data) {
+      read_block(bias, width, q.bias, 1, q.K, width);
+      for (int64_t p = 0; p < rows; ++p)
+        for (int64_t k = 0; k < width; k += kLanes<A>) store(m + p * width + k, load(m + p * width + k) + load(bias + k));
+    }
+    const Matrix heat = q.heat.by_position(n).at(p0, 0);
+    write_block(heat, m, width, rows, q.K);
+    if (heat.dtype != kDType<A>) read_block(m, width, heat, rows, q.K, width);
+    for (int64_t p = 0; p < rows; ++p) {
+      Vec<A> squares = {};
+      for (int64_t k = 0; k < width; k += kLanes<A>) squares += load(m + p * width + k) * load(m + p * width + k);
+      static_cast<A*>(q.norm)[n * q.P + p0 + p] = std::sqrt(sum_lanes<A>(squares));
+    }
+  });
+}
+
+// E2-E5 for one group of one image.
+template <class A>
+void pool(const Forward& q) {
+  const int64_t P = q.P, L = q.L(), channels = q.group_channels(), width = padded<A>(L);
+  for_each_task(q.N * q.G, [&](int64_t task) {
+    const int64_t n = task / q.G, g = task % q.G;
+    auto [maps, packed, sums] = scratch<A>(P * width, kDepth * kPanel<A>, L * kPanel<A>);
+    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps, static_cast<A*>(q.lse) + n * q.K + g * L);
+    if (q.maps) write_block(q.maps.by_position(n).at(0, g * L), maps, width, P, L);
+    for (int64_t c = 0; c < channels; c += kPanel<A>) {
+      const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c);
+      const Target<A> target(q.pooled.by_row(n).at(0, g * channels + c), columns, sums);
+      for (int64_t p = 0; p < P; p += kDepth) {  // E5
+        const int64_t depth = std::min(kDepth, P - p);
+        const Right<A> f = right_side(q.features.by_position(n).at(p, g * channels + c), depth, columns, packed);
+        product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0);
+      }
+      target.finish(L, columns);
+    }
+  });
+}
+
+template <class A>
+void forward(const Forward& q) {
+  A* packed = static_cast<A*>(q.workspace);
+  pack_weight_transposed(q, packed);
+  project(q, packed);
+  pool<A>(q);
+}
+
+}  // namespace lewel::cpu

@@ -1,0 +1,71 @@
+// Tasks on the host's threads, and each thread's scratch memory.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace lewel::cpu {
+
+// Runs work(context, i) for every i in [0, tasks), in any order and on any thread. Defined by registration.cpp over the
+// thread pool of torch, so that the op obeys torch.set_num_threads and never competes with it.
+void run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context);
+
+// No result may depend on which thread ran a task: a task writes its own part of the output, and its sums are its own.
+template <class F>
+void for_each_task(int64_t tasks, F&& f) {
+  run_tasks(tasks, [](void* context, int64_t i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); }, &f);
+}
+
+// Kept between calls, because fresh pages cost more than the arithmetic of a small problem. Above the bound it is
+// returned at the end of the call.
+class Arena {
+ public:
+  static constexpr size_t kKept = size_t{8} << 20;
+
+  static Arena& of_this_thread() {
+    thread_local Arena arena;
+    return arena;
+  }
+  void* reserve(size_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();  // before the new block, so that the peak is one block
+      memory_.reset(::operator new(bytes, std::align_val_t{64}));
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+  void trim() {
+    if (size_ > kKept) {
+      memory_.reset();
+      size_ = 0;
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+};
+
+// Arrays of the given numbers of elements from this thread's scratch, valid until its next call.
+template <class A, class... Counts>
+std::array<A*, sizeof...(Counts)> scratch(Counts... counts) {
+  constexpr int64_t line = 64 / sizeof(A);
+  const int64_t rounded[] = {(counts + line - 1) / line * line...};
+  int64_t total = 0;
+  for (int64_t count : rounded) total += count;
+  A* next = static_cast<A*>(Arena::of_this_thread().reserve(total * sizeof(A)));
+  std::array<A*, sizeof...(Counts)> arrays;
+  for (size_t i = 0; i < sizeof...(Counts); ++i) {
+    arrays[i] = next;
+    next += rounded[i];
+  }
+  return arrays;
+}
+
+}  // namespace lewel::cpu

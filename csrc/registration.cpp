@@ -1,0 +1,150 @@
+// The ops of the cpu backend over torch's stable ABI: tensors in, params out, nothing computed here.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <vector>
+
+#include "cpu/backward.h"
+
+namespace lewel {
+namespace {
+
+using torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+using MaybeTensor = std::optional<Tensor>;
+
+cpu::DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return cpu::DType::f32;
+    case ScalarType::Double: return cpu::DType::f64;
+    case ScalarType::Half: return cpu::DType::f16;
+    case ScalarType::BFloat16: return cpu::DType::bf16;
+    default: STD_TORCH_CHECK(false, "expected a tensor of float32, float64, float16 or bfloat16");
+  }
+}
+
+cpu::Tensor3 view3(const Tensor& t) {
+  return {static_cast<char*>(t.data_ptr()), dtype_of(t), {t.stride(0), t.stride(1), t.stride(2)}};
+}
+cpu::Tensor3 view3(const MaybeTensor& t) { return t ? view3(*t) : cpu::Tensor3{}; }
+cpu::Matrix matrix(const Tensor& t) { return {static_cast<char*>(t.data_ptr()), dtype_of(t), t.stride(0), t.stride(1)}; }
+cpu::Matrix matrix(const MaybeTensor& t) { return t ? matrix(*t) : cpu::Matrix{}; }
+cpu::Matrix one_row(const MaybeTensor& t) {
+  return t ? cpu::Matrix{static_cast<char*>(t->data_ptr()), dtype_of(*t), 0, t->stride(0)} : cpu::Matrix{};
+}
+
+Problem problem(const Tensor& features, const MaybeTensor& pixels, const Tensor& weight, int64_t groups,
+                double temperature, double eps) {
+  const Tensor& projected = pixels ? *pixels : features;
+  return {features.size(0), features.size(1), projected.size(1), weight.size(0), features.size(2), groups, temperature,
+          eps};
+}
+
+// Faults of fresh pages cost up to half of a large backward: ask for huge ones while the memory is untouched.
+void prefer_huge_pages(const MaybeTensor& t) {
+#if defined(__linux__)
+  if (!t) return;
+  const uintptr_t page = 4096, begin = reinterpret_cast<uintptr_t>(t->data_ptr());
+  const uintptr_t end = begin + t->numel() * cpu::size_of(dtype_of(*t));
+  if (end - begin < (uintptr_t{4} << 20)) return;
+  madvise(reinterpret_cast<void*>((begin + page - 1) / page * page), (end - begin) / page * page - page, MADV_HUGEPAGE);
+#else
+  (void)t;
+#endif
+}
+
+template <class A>
+Tensor workspace(const Tensor& like, int64_t elements) {
+  const Tensor memory =
+      torch::stable::new_empty(like, std::vector<int64_t>{elements},
+                               sizeof(A) == 8 ? std::make_optional(ScalarType::Double) : std::make_optional(ScalarType::Float));
+  prefer_huge_pages(memory);
+  return memory;
+}
+
+void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& weight, const MaybeTensor& bias,
+             int64_t groups, double temperature, double eps, const Tensor& pooled, const MaybeTensor& maps,
+             const Tensor& heat, const Tensor& norm, const Tensor& lse) {
+  prefer_huge_pages(pooled);
+  Forward q{problem(features, pixels, weight, groups, temperature, eps)};
+  q.features = view3(features);
+  q.pixels = view3(pixels ? *pixels : features);
+  q.weight = matrix(weight);
+  q.bias = one_row(bias);
+  q.pooled = view3(pooled);
+  q.maps = view3(maps);
+  q.heat = view3(heat);
+  q.norm = norm.data_ptr();
+  q.lse = lse.data_ptr();
+  const auto run = [&](auto accumulator) {
+    using A = decltype(accumulator);
+    const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q));
+    q.workspace = memory.data_ptr();
+    cpu::forward<A>(q);
+  };
+  q.features.dtype == cpu::DType::f64 ? run(double{}) : run(float{});
+}
+
+void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Tensor& features, const MaybeTensor& pixels,
+              const Tensor& weight, const Tensor& heat, const Tensor& norm, int64_t groups, double temperature, double eps,
+              const MaybeTensor& d_features, const MaybeTensor& d_pixels, const MaybeTensor& d_weight,
+              const MaybeTensor& d_bias) {
+  prefer_huge_pages(d_features);
+  prefer_huge_pages(d_pixels);
+  Backward q{problem(features, pixels, weight, groups, temperature, eps)};
+  q.grad_pooled = view3(grad_pooled);
+  q.grad_maps = view3(grad_maps);
+  q.features = view3(features);
+  q.pixels = view3(pixels ? *pixels : features);
+  q.heat = view3(heat);
+  q.weight = matrix(weight);
+  q.norm = norm.data_ptr();
+  q.d_features = view3(d_features);
+  q.d_pixels = view3(d_pixels);
+  q.d_weight = matrix(d_weight);
+  q.d_bias = one_row(d_bias);
+  q.project_features = !pixels;
+  const auto run = [&](auto accumulator) {
+    using A = decltype(accumulator);
+    const Tensor memory = workspace<A>(features, cpu::Workspace<A>(q).elements);
+    q.workspace = memory.data_ptr();
+    cpu::backward<A>(q);
+  };
+  q.features.dtype == cpu::DType::f64 ? run(double{}) : run(float{});
+}
+
+}  // namespace
+
+// Each thread takes the next task until none is left: tasks differ in cost, and other processes slow some threads down.
+void cpu::run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min<int64_t>(torch::stable::get_num_threads(), tasks), 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(context, i);
+    Arena::of_this_thread().trim();
+  });
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lewel_native, library) {
+  library.def(
+      "cpu_forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, int num_groups, float temperature,"
+      " float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat, Tensor(d!) norm, Tensor(e!) lse) -> ()");
+  library.def(
+      "cpu_backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight, Tensor heat,"
+      " Tensor norm, int num_groups, float temperature, float eps, Tensor(a!)? d_features, Tensor(b!)? d_pixels,"
+      " Tensor(c!)? d_weight, Tensor(d!)? d_bias) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lewel_native, CPU, library) {
+  library.impl("cpu_forward", TORCH_BOX(&forward));
+  library.impl("cpu_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace lewel

@@ -1,0 +1,84 @@
+"""The cpu backend: E1-E10 by the compiled kernels of csrc/cpu, on PyTorch's own threads.
+
+Tensors are read in place whatever their strides; contiguous and channels_last ones (also pixels narrowed from a longer
+token sequence) are the fast ones. Shapes and dtypes are those of lewel_kernels/reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lewel_kernels import native, reference
+
+if TYPE_CHECKING:
+    from lewel_kernels.dispatch import Request
+
+name = "cpu"
+device_type = "cpu"
+
+_STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def refuse(request: Request) -> str | None:
+    """Why it cannot run, or None. Compiles the extension if this process is the first on this machine to need it."""
+    if request.dtype not in _STORAGE:
+        return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
+    return native.unavailable()
+
+
+def forward(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """E1-E5; see `lewel_kernels.reference.forward`."""
+    (n, c, p), k = features.shape, weight.shape[0]
+    acc = reference.accumulator(features.dtype)
+    pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype)
+    maps = torch.empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
+    heat = torch.empty(n, k, p, dtype=features.dtype)
+    norm = torch.empty(n, p, dtype=acc)
+    lse = torch.empty(n, k, dtype=acc)
+    torch.ops.lewel_native.cpu_forward(
+        features, pixels, weight, bias, num_groups, temperature, eps,
+        pooled, maps if return_maps else None, heat, norm, lse,
+    )  # fmt: skip
+    return pooled, maps, heat, norm, lse
+
+
+def backward(
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    heat: Tensor,
+    norm: Tensor,
+    lse: Tensor,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """E6-E10; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm: lse is not read."""
+    d_features, d_pixels, d_weight, d_bias = (
+        torch.empty_like(x) if need and x is not None else None
+        for x, need in zip((features, pixels, weight, bias), needs, strict=True)
+    )
+    torch.ops.lewel_native.cpu_backward(
+        grad_pooled, grad_maps, features, pixels, weight, heat, norm, num_groups, temperature, eps,
+        d_features, d_pixels, d_weight, d_bias,
+    )  # fmt: skip
+    return d_features, d_pixels, d_weight, d_bias
