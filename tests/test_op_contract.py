@@ -1,0 +1,86 @@
+"""The numerics contract: no further from a float64 truth than eager PyTorch in the same dtype, on awkward shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_cases import CASES, SHARP, SMALL, OpCase, make, run_eager, run_op
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from benchmarks.parity import compare
+from lewel_kernels import fused_align_aggregate
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Errors are pooled over draws: the root mean square of a handful of numbers is itself a random number.
+DRAWS = 12
+
+
+@pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_accurate_as_eager(case: OpCase, dtype: str, return_maps: bool, backend: str, device: torch.device) -> None:
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for seed in range(DRAWS):
+        inputs = make(case, dtype=DTYPES[dtype], device=device, seed=seed)
+        truth = run_eager(inputs.to(torch.float64), return_maps=return_maps)
+        eager = run_eager(inputs, return_maps=return_maps)
+        for name, x in run_op(inputs, backend, return_maps=return_maps).items():
+            assert x.shape == truth[name].shape, name
+            assert x.dtype == DTYPES[dtype], name
+            found.setdefault(name, []).append((x.detach(), eager[name].detach(), truth[name].detach()))
+    report = {
+        name: str(errors)
+        for name, draws in found.items()
+        if not (
+            errors := compare(*(torch.cat([x.flatten() for x in column]) for column in zip(*draws, strict=True)))
+        ).ok
+    }
+    assert not report
+
+
+@pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_gradcheck(case: OpCase, return_maps: bool, backend: str, device: torch.device) -> None:
+    inputs = make(case, device=device)
+    names = list(inputs.leaves)
+
+    def op(*leaves: Tensor) -> object:
+        return fused_align_aggregate(
+            **dict(zip(names, leaves, strict=True)),
+            num_groups=case.G, temperature=0.3, return_maps=return_maps, backend=backend,
+        )  # type: ignore[call-overload]  # fmt: skip
+
+    assert gradcheck(op, tuple(inputs.leaves.values()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_exact_in_float64(case: OpCase, backend: str, device: torch.device) -> None:
+    inputs = make(case, device=device)
+    truth = run_eager(inputs, return_maps=True)
+    for name, x in run_op(inputs, backend, return_maps=True).items():
+        scale = truth[name].abs().max().item() if truth[name].numel() else 0.0
+        torch.testing.assert_close(x, truth[name], rtol=1e-11, atol=1e-11 * max(scale, 1.0), msg=name)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_out_dtype_rounds_once(out_dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    """A wider output of 16-bit inputs carries the float32 sums, not 16-bit values in a wider type."""
+    inputs = make(CASES[0], dtype=torch.bfloat16, device=device)
+    truth = run_eager(inputs.to(torch.float64))
+    wide = run_op(inputs, backend, out_dtype=torch.float64)
+    narrow = run_op(inputs, backend, out_dtype=out_dtype)
+    assert narrow["pooled"].dtype == out_dtype
+    assert torch.equal(narrow["pooled"], wide["pooled"].to(out_dtype))
+    assert narrow["d_features"].dtype == torch.bfloat16
+    # The heat maps are stored in bfloat16; everything after them is float32.
+    assert (wide["pooled"] - truth["pooled"]).abs().max() < 0.1
+    assert not torch.equal(wide["pooled"], wide["pooled"].bfloat16().double())
+
+
+def test_the_sharpened_regime_is_not_average_pooling() -> None:
+    """What the contract compares must differ from a mean over positions, or a broken pooling would keep it."""
+    inputs = make(CASES[0])
+    mean = inputs.features.flatten(2).mean(-1).unsqueeze(1)
+    pooled = run_eager(inputs, temperature=SHARP)["pooled"]
+    assert (pooled - mean).square().mean() > 0.5 * pooled.square().mean()
