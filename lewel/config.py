@@ -82,7 +82,7 @@ class Method:
     loss: Literal["infonce", "byol"] = "infonce"
     """infonce: contrast with a queue of keys; byol: predict the target, no negatives"""
     target: Literal["parameters", "eman"] = "parameters"
-    """what the momentum network averages: parameters, and runs in train mode, or BN statistics too, and runs in eval mode"""
+    """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
     w_aligned: float = 0.5
     """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off"""
     momentum: float = 0.99
@@ -172,7 +172,7 @@ def check(config: Train) -> None:
                 f"got {data.batch_size} images in {method.split_bn} groups"
             )
     if config.optim.name == "lars" and config.optim.decay_all:
-        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or choose --optim.name sgd")
+        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")
     for name, value, low, high in (
         ("method.w_aligned", method.w_aligned, 0, 1),
         ("method.momentum", method.momentum, 0, 1),

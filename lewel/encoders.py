@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -12,7 +13,7 @@ from lewel import config
 
 
 class Encoder(nn.Sequential):
-    """(N, 3, H, W) -> (N, channels, h, w), after the last ReLU and so non-negative; parameters are named as torchvision's."""
+    """(N, 3, H, W) -> (N, channels, h, w), after the last ReLU, so non-negative; parameters have torchvision's names."""
 
     def __init__(self, layers: OrderedDict[str, nn.Module], channels: int) -> None:
         super().__init__(layers)
@@ -28,20 +29,20 @@ def build(settings: config.Encoder) -> Encoder:
         layers, channels = _tiny()
     else:
         resnet = torchvision.models.get_model(settings.name, weights=None)
-        layers = OrderedDict(resnet.named_children())
-        channels = layers.pop("fc").in_features
+        layers = OrderedDict[str, Any](resnet.named_children())
+        channels = int(layers.pop("fc").in_features)
         del layers["avgpool"]
     if settings.stem != "imagenet":
         stride = 2 if settings.stem == "small2" else 1
-        layers["conv1"] = nn.Conv2d(3, layers["conv1"].out_channels, 3, stride, padding=1, bias=False)
+        layers["conv1"] = nn.Conv2d(3, layers["conv1"].weight.shape[0], 3, stride, padding=1, bias=False)
         del layers["maxpool"]
     return Encoder(layers, channels)
 
 
-def _tiny() -> tuple[OrderedDict[str, nn.Module], int]:
+def _tiny() -> tuple[OrderedDict[str, Any], int]:
     """A ResNet of one BasicBlock a stage and half of ResNet-18's width."""
     width = 32
-    layers = OrderedDict[str, nn.Module](
+    layers = OrderedDict[str, Any](
         conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
         bn1=nn.BatchNorm2d(width),
         relu=nn.ReLU(inplace=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -119,12 +120,10 @@ class Method(nn.Module):
             self._follow(momentum)
             with torch.no_grad():
                 keys = [Embedding(*split_bn(self.target, key, self.settings.split_bn)) for _, key in views]
-        temperature = self.settings.temperature
-        parts = {"global": self._sum(losses.info_nce(q.z, k.z, self.queue.keys, temperature) for q, k in zip(queries, keys))}
+        tau, pairs = self.settings.temperature, list(zip(queries, keys, strict=True))
+        parts = {"global": _total(losses.info_nce(q.z, k.z, self.queue.keys, tau) for q, k in pairs)}
         if self.settings.aligned:
-            parts["aligned"] = self._sum(
-                losses.aligned_info_nce(q.aligned, k.aligned, temperature) for q, k in zip(queries, keys)
-            )
+            parts["aligned"] = _total(losses.aligned_info_nce(q.aligned, k.aligned, tau) for q, k in pairs)
         return Step(self._weigh(parts), parts, queries[0].z.detach(), torch.cat([k.z for k in keys]))
 
     def _predict(self, first: Tensor, second: Tensor) -> Step:
@@ -132,21 +131,24 @@ class Method(nn.Module):
             online = [self.online(view) for view in (first, second)]
             with torch.no_grad():
                 target = [self.target(view) for view in (second, first)]
-            predicted = [self.predictor(o.z) for o in online]
-            if self.settings.aligned:
-                predicted_aligned = [on_rows(self.aligned_predictor, o.aligned) for o in online]
-        parts = {"global": self._sum(losses.byol_distance(p, t.z) for p, t in zip(predicted, target))}
+            predicted = [Embedding(self.predictor(o.z), self._predict_aligned(o.aligned)) for o in online]
+        pairs = list(zip(predicted, target, strict=True))
+        parts = {"global": _total(losses.byol_distance(p.z, t.z) for p, t in pairs)}
         if self.settings.aligned:
-            parts["aligned"] = self._sum(losses.byol_distance(p, t.aligned) for p, t in zip(predicted_aligned, target))
+            parts["aligned"] = _total(losses.byol_distance(p.aligned, t.aligned) for p, t in pairs)
         return Step(self._weigh(parts), parts, online[0].z.detach(), None)
+
+    def _predict_aligned(self, aligned: Tensor) -> Tensor:
+        return on_rows(self.aligned_predictor, aligned) if self.settings.aligned else aligned
 
     def _follow(self, momentum: float) -> None:
         follow(self.target, self.online, momentum, statistics=self.settings.target == "eman")
 
-    @staticmethod
-    def _sum(directions) -> Tensor:
-        return torch.stack(list(directions)).sum()
-
     def _weigh(self, parts: dict[str, Tensor]) -> Tensor:
         weight = self.settings.w_aligned
         return (1 - weight) * parts["global"] + (weight * parts["aligned"] if weight else 0)
+
+
+def _total(directions: Iterable[Tensor]) -> Tensor:
+    """The sum, not the mean, of the directions between the views."""
+    return torch.stack(list(directions)).sum()

@@ -14,12 +14,13 @@ def follow(target: nn.Module, online: nn.Module, momentum: float, *, statistics:
 
     EMAN copies the integer buffers (num_batches_tracked); without statistics no buffer is touched.
     """
-    old, new = list(target.parameters()), list(online.parameters())
+    old: list[Tensor] = list(target.parameters())
+    new: list[Tensor] = list(online.parameters())
     if statistics:
         for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
             if mine.is_floating_point():
-                old.append(mine)  # type: ignore[arg-type]
-                new.append(theirs)  # type: ignore[arg-type]
+                old.append(mine)
+                new.append(theirs)
             else:
                 mine.copy_(theirs)
     torch._foreach_lerp_(old, new, 1 - momentum)

@@ -1,0 +1,100 @@
+"""What a person reads before and after a run: the resolved recipe, and what was learnt, in numbers and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import lewel_kernels
+from lewel import checkpoint, data, log, recipe, watch
+from lewel.errors import LewelError
+from lewel.train import Session, prepare, rates
+
+
+def recipe_of(session: Session) -> str:
+    """The whole recipe, and what follows from it and from the data."""
+    run, steps = session.run, len(session.loader)
+    peak = run.optim.lr * run.data.batch_size / 256
+    trained = sum(p.numel() for p in session.method.parameters() if p.requires_grad)
+    lines = [
+        recipe.to_yaml(run),
+        f"{run.method.name} on {session.device}: {len(session.sets.train):,} training images, {steps} steps an epoch, "
+        f"{session.total_steps:,} steps; {trained:,} parameters are trained",
+        f"learning rate {run.optim.lr:g} per 256 images is {peak:g} at {run.data.batch_size}, "
+        f"{rates(run, 0, steps)[0]:.3g} at the first step",
+    ]
+    if run.method.aligned:
+        lines.append(f"aligned pooling: {_backend(session)}")
+    return "\n".join(lines)
+
+
+def _backend(session: Session) -> str:
+    heads = session.run.heads
+    dtype = torch.bfloat16 if session.run.precision == "bf16" else torch.float32
+    features = torch.zeros(1, heads.num_groups, 1, 1, dtype=dtype, device=session.device)
+    weight = features.new_zeros(heads.num_maps, heads.num_groups)
+    try:
+        why = lewel_kernels.explain(features, weight, num_groups=heads.num_groups, backend=session.run.backend)
+    except ValueError as error:
+        raise LewelError(str(error)) from None
+    if why.backend is None:
+        raise LewelError(str(why))
+    return str(why)
+
+
+def load(folder: Path) -> Session:
+    """A finished or interrupted run, with the weights of its newest checkpoint."""
+    if not (folder / "config.yaml").exists():
+        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
+    checkpoints = checkpoint.found(folder / "checkpoints")
+    if not checkpoints:
+        raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
+    run = checkpoint.config_of(checkpoint.read(checkpoints[-1]), checkpoints[-1])
+    session = prepare(run, folder)
+    state = checkpoint.restore(checkpoints[-1], run=run, method=session.method, optimizer=session.optimizer)
+    session.epochs_done, session.seconds = state["epoch"], state["seconds"]
+    return session
+
+
+def write(session: Session) -> None:
+    """Prints the result of a finished run and draws its pictures into the run folder."""
+    print("\n" + summary(session), flush=True)
+
+
+def summary(session: Session) -> str:
+    """kNN beside the untrained network and raw pixels, health of the embedding, speed, place of the maps."""
+    records = log.read(session.folder / "log.jsonl")
+    steps = [record for record in records if record["kind"] == "step"]
+    start = next(record for record in records if record["kind"] == "baselines")
+    end = next(record for record in reversed(records) if record["kind"] == "epoch")
+    images = session.total_steps * session.run.data.batch_size
+    rows = [
+        ("kNN-200, raw pixels", f"{start['knn_pixels']:.1f} %"),
+        ("kNN-200, the network untrained", f"{start['knn_untrained']:.1f} %"),
+        (f"kNN-200, after {end['epoch']} epochs", f"{end['knn']:.1f} %"),
+        ("std of normalised z * sqrt(K)", f"{steps[-1]['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"),
+        ("speed", f"{images / session.seconds:.0f} images/s, {session.seconds:.0f} s"),
+    ]
+    if session.run.method.aligned and session.sets.test_boxes is not None:
+        inside, area = mass_in_boxes(session)
+        rows.append(("alignment-map mass in the digit's box", f"{inside:.1f} %; the box is {area:.1f} % of the image"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def mass_in_boxes(session: Session) -> tuple[float, float]:
+    """Mean share of the maps' mass inside the test images' boxes, and of the boxes' share of the area, in percent."""
+    boxes = session.sets.test_boxes
+    assert boxes is not None
+    shares, areas = [], []
+    for (images, _), known in zip(data.eval_batches(session.sets.test, 256), boxes.split(256), strict=True):
+        maps, _, _ = watch.maps_of(session.method, images.to(session.device))
+        inside, area = watch.mass_in_boxes(maps.cpu(), known, session.run.data.image_size)
+        shares.append(inside)
+        areas.append(area)
+    return 100 * float(torch.cat(shares).mean()), 100 * float(torch.cat(areas).mean())
+
+
+def draw_maps(session: Session, images: list[Path], out: Path) -> None:
+    """Alignment maps of a run over image files."""

@@ -1,0 +1,216 @@
+"""The loop: recipe in, run folder out (config.yaml, log.jsonl, checkpoints/, pictures)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lewel import checkpoint, data, knn, optim, recipe, schedules, watch
+from lewel.config import Train
+from lewel.errors import LewelError
+from lewel.log import RunLog
+from lewel.method import Method, Step
+
+
+@dataclass
+class Session:
+    """The parts of a run, made from its recipe."""
+
+    run: Train
+    folder: Path
+    sets: data.Datasets
+    loader: data.TrainLoader
+    method: Method
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    epochs_done: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.epochs * len(self.loader)
+
+
+def prepare(run: Train, folder: Path) -> Session:
+    """Data and a freshly initialised method; the seed alone decides the weights."""
+    sets = data.build(run.data, run.seed)
+    loader = data.TrainLoader(sets.train, run.data.batch_size, run.data.workers)
+    check_size(run, len(sets.train))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(run.seed)
+    method = Method(run).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Session(run, folder, sets, loader, method, optim.build(run.optim, method.parameters()), device)
+
+
+def check_size(run: Train, images: int) -> None:
+    """What can only be refused once the number of training images is known."""
+    if images < run.data.batch_size:
+        raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
+    if run.method.loss == "infonce" and run.method.queue > images:
+        most = images // run.data.batch_size * run.data.batch_size
+        raise LewelError(
+            f"method.queue holds {run.method.queue} keys but there are only {images} training images, "
+            f"so an image would be its own negative; choose at most {most}"
+        )
+
+
+def train(session: Session, resume: Path | None) -> None:
+    """Trains from the start, or from the checkpoint resume, to the last epoch."""
+    run, folder = session.run, session.folder
+    if resume is not None:
+        state = checkpoint.restore(resume, run=run, method=session.method, optimizer=session.optimizer)
+        session.epochs_done, session.seconds = state["epoch"], state["seconds"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(recipe.to_yaml(run))
+    first_step = session.epochs_done * len(session.loader)
+    log = RunLog(folder / "log.jsonl", total_steps=session.total_steps, first_step=first_step)
+    try:
+        if resume is None:
+            _log_baselines(session, log)
+        else:
+            log.say(f"continuing after epoch {session.epochs_done} from {resume}")
+        for epoch in range(session.epochs_done, run.epochs):
+            started = time.monotonic()
+            _train_epoch(session, epoch, log)
+            session.epochs_done = epoch + 1
+            session.seconds += time.monotonic() - started
+            if session.epochs_done % run.knn_every == 0 or session.epochs_done == run.epochs:
+                _log_epoch(session, log)
+            checkpoint.save(
+                folder / "checkpoints",
+                session.epochs_done,
+                run=run,
+                method=session.method,
+                optimizer=session.optimizer,
+                step=session.epochs_done * len(session.loader),
+                seconds=session.seconds,
+            )
+    finally:
+        log.close()
+
+
+def knn_accuracy(session: Session) -> float:
+    """kNN-200 of the online encoder's GAP features, bank from the training split, in percent."""
+    encoder = session.method.online.encoder
+
+    def features(images: Tensor) -> Tensor:
+        with session.method.autocast():
+            return encoder(_on(session.device, images)).mean((2, 3)).cpu()
+
+    encoder.eval()
+    accuracy = _knn(session, features)
+    session.method.train()
+    return accuracy
+
+
+def _train_epoch(session: Session, epoch: int, log: RunLog) -> None:
+    run, method, per_epoch = session.run, session.method, len(session.loader)
+    clock = Clock(run.data.batch_size)
+    for batch, views in enumerate(clock.waiting(session.loader.epoch(epoch))):
+        step = epoch * per_epoch + batch
+        lr, momentum = rates(run, step, per_epoch)
+        first, second = _on(session.device, views.first), _on(session.device, views.second)
+        outcome = method(first, second, momentum)
+        session.optimizer.zero_grad()
+        outcome.loss.backward()
+        for group in session.optimizer.param_groups:
+            group["lr"] = lr
+        session.optimizer.step()
+        method.finish(outcome, momentum)
+        log.advance()
+        if step % run.log_every == 0 or batch == per_epoch - 1:
+            log.step({"step": step, "epoch": epoch, "lr": lr, "momentum": momentum, **_numbers(outcome), **clock.lap()})
+
+
+def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
+    """Learning rate and momentum of the target network at an optimizer step."""
+    total_steps = run.epochs * steps_per_epoch
+    lr = schedules.learning_rate(
+        step,
+        peak=run.optim.lr * run.data.batch_size / 256,
+        warmup_steps=round(run.optim.warmup_epochs * steps_per_epoch),
+        total_steps=total_steps,
+    )
+    momentum = schedules.target_momentum(
+        step, start=run.method.momentum, schedule=run.method.momentum_schedule, total_steps=total_steps
+    )
+    return lr, momentum
+
+
+def _numbers(outcome: Step) -> dict[str, float]:
+    parts = {f"loss_{name}": float(part) for name, part in outcome.parts.items()}
+    loss = float(outcome.loss)
+    if not math.isfinite(loss):
+        raise LewelError(f"the loss became {loss} ({parts}); try a lower --optim.lr or a longer --optim.warmup-epochs")
+    return {"loss": loss, **parts, "z_std": watch.spread_of(outcome.z)}
+
+
+def _log_baselines(session: Session, log: RunLog) -> None:
+    pixels = _knn(session, lambda images: images.flatten(1))
+    untrained = knn_accuracy(session)
+    log.record(
+        "baselines",
+        {"step": 0, "knn_pixels": pixels, "knn_untrained": untrained},
+        f"before training: kNN {untrained:.1f} % untrained, {pixels:.1f} % on raw pixels",
+    )
+
+
+def _log_epoch(session: Session, log: RunLog) -> None:
+    values = {
+        "step": session.epochs_done * len(session.loader),
+        "epoch": session.epochs_done,
+        "seconds": session.seconds,
+        "knn": knn_accuracy(session),
+    }
+    line = f"epoch {session.epochs_done}/{session.run.epochs}  kNN {values['knn']:.1f} %  {session.seconds:.0f} s"
+    if session.run.method.aligned:
+        images, _ = next(iter(data.eval_batches(session.sets.test, 256)))
+        values |= watch.map_statistics(session.method, _on(session.device, images))
+        line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
+    log.record("epoch", values, line)
+
+
+def _knn(session: Session, features) -> float:
+    bank, test = (
+        knn.describe(features, data.eval_batches(split, 256, session.run.data.workers))
+        for split in (session.sets.bank, session.sets.test)
+    )
+    return knn.accuracy(*bank, *test, session.sets.num_classes)
+
+
+def _on(device: torch.device, images: Tensor) -> Tensor:
+    return images.to(device=device, memory_format=torch.channels_last)
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, since the last lap."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._restart()
+
+    def waiting(self, batches: Iterator[data.Views]) -> Iterator[data.Views]:
+        """The same batches; the time that each takes to arrive is counted as waiting."""
+        while True:
+            before = time.monotonic()
+            views = next(batches, None)
+            if views is None:
+                return
+            self.waited += time.monotonic() - before
+            self.batches += 1
+            yield views
+
+    def lap(self) -> dict[str, float]:
+        elapsed = time.monotonic() - self.started
+        values = {"images_per_s": self.batches * self.batch_size / elapsed, "data_wait": self.waited / elapsed}
+        self._restart()
+        return values
+
+    def _restart(self) -> None:
+        self.started, self.waited, self.batches = time.monotonic(), 0.0, 0
