@@ -1,0 +1,144 @@
+"""Bad arguments: each raises one sentence that names the argument, what was expected and what was found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lewel_kernels import AlignAggregate, align_aggregate, explain, fused_align_aggregate
+
+
+def good() -> dict[str, Any]:
+    return {
+        "features": torch.zeros(2, 8, 3, 4),
+        "pixels": torch.zeros(2, 6, 3, 4),
+        "weight": torch.zeros(4, 6),
+        "bias": torch.zeros(4),
+        "num_groups": 2,
+    }
+
+
+# What is changed, the exception, and what the sentence must contain: argument, expectation, finding.
+BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
+    "features_rank_2": ({"features": torch.zeros(2, 8)}, ValueError, ("features", "(N, C, H, W)", "(2, 8)")),
+    "features_rank_5": (
+        {"features": torch.zeros(2, 8, 1, 3, 4)}, ValueError, ("features", "(N, C, P)", "(2, 8, 1, 3, 4)"),
+    ),
+    "features_without_positions": (
+        {"features": torch.zeros(2, 8, 0)}, ValueError, ("features", "at least one position", "(2, 8, 0)"),
+    ),
+    "features_not_a_tensor": ({"features": [[1.0]]}, TypeError, ("features", "Tensor", "list")),
+    "features_integer": (
+        {"features": torch.zeros(2, 8, 3, 4, dtype=torch.int32)}, TypeError, ("features", "float", "int32"),
+    ),
+    "features_complex": (
+        {"features": torch.zeros(2, 8, 3, 4, dtype=torch.complex64)}, TypeError, ("features", "float", "complex64"),
+    ),
+    "features_bool": (
+        {"features": torch.zeros(2, 8, 3, 4, dtype=torch.bool)}, TypeError, ("features", "float", "bool"),
+    ),
+    "pixels_rank": ({"pixels": torch.zeros(2, 6)}, ValueError, ("pixels", "(N, D, H, W)", "(2, 6)")),
+    "pixels_of_other_images": ({"pixels": torch.zeros(3, 6, 3, 4)}, ValueError, ("pixels", "2 images", "got 3")),
+    "pixels_of_other_positions": (
+        {"pixels": torch.zeros(2, 6, 3, 5)}, ValueError, ("pixels", "12 positions", "got 15"),
+    ),
+    "pixels_integer": (
+        {"pixels": torch.zeros(2, 6, 3, 4, dtype=torch.int64)}, TypeError, ("pixels", "float", "int64"),
+    ),
+    "pixels_dtype": (
+        {"pixels": torch.zeros(2, 6, 3, 4, dtype=torch.float64)}, TypeError, ("pixels", "float32", "float64"),
+    ),
+    "weight_rank_1": ({"weight": torch.zeros(6)}, ValueError, ("weight", "(K, D)", "(6)")),
+    "weight_of_a_3x3_convolution": (
+        {"weight": torch.zeros(4, 6, 3, 3)}, ValueError, ("weight", "(K, D, 1, 1)", "(4, 6, 3, 3)"),
+    ),
+    "weight_width": ({"weight": torch.zeros(4, 5)}, ValueError, ("weight", "D = 6", "got 5", "pixels")),
+    "weight_width_without_pixels": (
+        {"pixels": None}, ValueError, ("weight", "D = 8", "got 6", "features (pixels is None)"),
+    ),
+    "weight_dtype": ({"weight": torch.zeros(4, 6).half()}, TypeError, ("weight", "float32", "float16")),
+    "weight_integer": ({"weight": torch.zeros(4, 6).long()}, TypeError, ("weight", "float", "int64")),
+    "bias_shape": ({"bias": torch.zeros(3)}, ValueError, ("bias", "(4,)", "(3)")),
+    "bias_rank": ({"bias": torch.zeros(4, 1)}, ValueError, ("bias", "(4,)", "(4, 1)")),
+    "bias_dtype": ({"bias": torch.zeros(4).double()}, TypeError, ("bias", "float32", "float64")),
+    "groups_do_not_divide_maps": (
+        {"num_groups": 8}, ValueError, ("num_groups", "divide", "maps K", "num_groups 8 and 4"),
+    ),
+    "groups_do_not_divide_channels": (
+        {"features": torch.zeros(2, 9, 3, 4)}, ValueError, ("num_groups", "divide", "channels C", "num_groups 2 and 9"),
+    ),
+    "no_groups": ({"num_groups": 0}, ValueError, ("num_groups", "at least 1", "got 0")),
+    "fractional_groups": ({"num_groups": 2.0}, TypeError, ("num_groups", "int", "float")),
+    "temperature_zero": ({"temperature": 0.0}, ValueError, ("temperature", "positive", "got 0.0")),
+    "temperature_negative": ({"temperature": -1.0}, ValueError, ("temperature", "positive", "got -1.0")),
+    "temperature_nan": ({"temperature": float("nan")}, ValueError, ("temperature", "finite", "got nan")),
+    "temperature_tensor": ({"temperature": torch.ones(())}, TypeError, ("temperature", "number", "Tensor")),
+    "eps_zero": ({"eps": 0.0}, ValueError, ("eps", "positive", "got 0.0")),
+    "out_dtype_integer": ({"out_dtype": torch.int8}, TypeError, ("out_dtype", "float", "int8")),
+    "devices": ({"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight", "cpu", "meta")),
+    "unknown_backend": ({"backend": "fpga"}, ValueError, ("backend", "reference", "fpga")),
+}  # fmt: skip
+
+
+def assert_sentence(error: BaseException, words: tuple[str, ...]) -> None:
+    message = str(error)
+    assert all(word in message for word in words), f"{message!r} does not contain all of {words}"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("call", [fused_align_aggregate, explain], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", BAD)
+def test_bad_arguments(change: str, call: Callable[..., object]) -> None:
+    edits, exception, words = BAD[change]
+    with pytest.raises(exception) as caught:
+        call(**{**good(), **edits})
+    assert_sentence(caught.value, words)
+
+
+def test_the_good_arguments_are_good() -> None:
+    assert fused_align_aggregate(**good()).shape == (2, 2, 8)
+
+
+def test_dtypes_that_disagree_are_no_error_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused_align_aggregate(**{**good(), "weight": torch.zeros(4, 6).half()}).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("maps", "num_groups", "exception", "words"),
+    [
+        (torch.zeros(2, 4), 2, ValueError, ("maps", "(N, K, P)", "(2, 4)")),
+        (torch.zeros(3, 4, 3, 4), 2, ValueError, ("maps", "(2, 8, 3, 4)", "(3, 4, 3, 4)")),
+        (torch.zeros(2, 4, 3, 5), 2, ValueError, ("maps", "(2, 8, 3, 4)", "(2, 4, 3, 5)")),
+        (torch.zeros(2, 4, 3, 4), 3, ValueError, ("num_groups", "num_groups 3 and 4")),
+        (torch.zeros(2, 4, 3, 4).double(), 2, TypeError, ("maps", "float32", "float64")),
+        (torch.zeros(2, 4, 3, 4).long(), 2, TypeError, ("maps", "float", "int64")),
+        (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps", "cpu", "meta")),
+    ],
+    ids=["rank", "images", "positions", "groups", "dtype", "integer", "device"],
+)
+def test_bad_arguments_of_the_pooling(
+    maps: torch.Tensor, num_groups: int, exception: type[Exception], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(exception) as caught:
+        align_aggregate(torch.zeros(2, 8, 3, 4), maps, num_groups)
+    assert_sentence(caught.value, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, 4), ("in_dim", "at least 1", "got 0")),
+        ((6, 0), ("num_maps", "at least 1", "got 0")),
+        ((6, 6), ("num_groups", "divide num_maps", "num_groups 4 and num_maps 6")),
+    ],
+    ids=["in_dim", "num_maps", "num_groups"],
+)
+def test_bad_arguments_of_the_module(arguments: tuple[int, int], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
+        AlignAggregate(*arguments)
+    assert_sentence(caught.value, words)
