@@ -13,7 +13,7 @@ from lewel import config
 
 
 class Encoder(nn.Sequential):
-    """(N, 3, H, W) -> (N, channels, h, w), after the last ReLU, so non-negative; parameters have torchvision's names."""
+    """(N, 3, H, W) -> (N, channels, h, w), taken after a ReLU, so non-negative; named as in torchvision."""
 
     def __init__(self, layers: OrderedDict[str, nn.Module], channels: int) -> None:
         super().__init__(layers)

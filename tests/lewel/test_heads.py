@@ -1,0 +1,98 @@
+"""B1-B3: the coupled head against explicit loops over rows, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lewel.heads import MLP, CoupledHead, MoCoHead
+
+N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
+
+
+def coupled_head() -> tuple[CoupledHead, Tensor]:
+    torch.manual_seed(0)
+    head = CoupledHead(C, D, K, num_groups=G, temperature=0.3, backend="reference").double()
+    torch.nn.init.normal_(head.mlp.hidden[1].weight)
+    torch.nn.init.normal_(head.mlp.hidden[1].bias)
+    return head, torch.rand(N, C, H, W, dtype=torch.float64)
+
+
+def rows_by_hand(head: CoupledHead, features: Tensor) -> Tensor:
+    """Y (N, 1 + P, K) of B1-B3, one row at a time."""
+    tokens = []
+    for image in features:
+        pixels = [image[:, y, x] for y in range(H) for x in range(W)]
+        tokens += [sum(pixels) / len(pixels), *pixels]
+    hidden = [head.mlp.hidden[0].weight @ token for token in tokens]  # B1
+    mean = sum(hidden) / len(hidden)
+    variance = sum((h - mean) ** 2 for h in hidden) / len(hidden)
+    bn = head.mlp.hidden[1]
+    normed = [((h - mean) / (variance + 1e-5).sqrt() * bn.weight + bn.bias).clamp_min(0) for h in hidden]  # B2
+    return torch.stack([head.mlp.out.weight @ h for h in normed]).unflatten(0, (N, 1 + H * W))  # B3
+
+
+def test_global_embedding_is_the_gap_row_of_a_joint_batch_norm():
+    head, features = coupled_head()
+    z, _ = head(features)
+    torch.testing.assert_close(z, rows_by_hand(head, features)[:, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_maps_and_pooling_come_from_the_pixel_rows():
+    head, features = coupled_head()
+    heat = rows_by_hand(head, features)[:, 1:].transpose(1, 2)  # E1
+    normalised = heat / heat.norm(dim=1, keepdim=True)  # E2
+    maps = (normalised / 0.3).softmax(-1)  # E3, E4
+    pooled = torch.zeros(N, K // G, C, dtype=torch.float64)
+    for n in range(N):
+        for aligned in range(K // G):
+            for c in range(C):
+                group = c // (C // G)
+                pooled[n, aligned, c] = maps[n, group * (K // G) + aligned] @ features[n, c].flatten()  # E5
+    torch.testing.assert_close(head(features)[1], pooled, rtol=1e-12, atol=1e-12)
+    got_maps, got_pooled = head.maps(features)
+    torch.testing.assert_close(got_maps, maps, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got_pooled, pooled, rtol=1e-12, atol=1e-12)
+
+
+def test_running_statistics_count_every_row():
+    head, features = coupled_head()
+    head(features)
+    tokens = torch.cat([features.mean((2, 3)).unsqueeze(1), features.flatten(2).transpose(1, 2)], 1).flatten(0, 1)
+    hidden = tokens @ head.mlp.hidden[0].weight.T
+    torch.testing.assert_close(head.mlp.hidden[1].running_var, 0.9 + 0.1 * hidden.var(0), rtol=1e-12, atol=1e-12)
+
+
+def test_channels_last_features_give_the_same():
+    head, features = coupled_head()
+    for plain, strided in zip(head(features), head(features.to(memory_format=torch.channels_last)), strict=True):
+        torch.testing.assert_close(strided, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_aligned_representations_stay_float32_under_bf16_autocast():
+    torch.manual_seed(0)
+    head = CoupledHead(C, D, K, num_groups=G, temperature=1.0, backend="reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        z, pooled = head(torch.rand(N, C, H, W).bfloat16())
+    assert z.dtype == torch.bfloat16
+    assert pooled.dtype == torch.float32
+
+
+def test_mlp_has_no_bias_and_fan_out_initialisation():
+    torch.manual_seed(0)
+    mlp = MLP(300, 400, 500)
+    assert [name for name, _ in mlp.named_parameters()] == [
+        "hidden.0.weight",
+        "hidden.1.weight",
+        "hidden.1.bias",
+        "out.weight",
+    ]
+    assert abs(mlp.out.weight.std().item() - (2 / 500) ** 0.5) < 0.001
+
+
+def test_moco_head_is_linear_relu_linear_with_biases():
+    head = MoCoHead(C, D, K).double()
+    rows = torch.randn(5, C, dtype=torch.float64)
+    first, _, second = head
+    expected = (rows @ first.weight.T + first.bias).clamp_min(0) @ second.weight.T + second.bias
+    torch.testing.assert_close(head(rows), expected, rtol=1e-12, atol=1e-12)

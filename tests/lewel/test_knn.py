@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lewel import knn
+
+
+def test_votes_are_weighted_by_similarity(monkeypatch):
+    monkeypatch.setattr(knn, "NEIGHBOURS", 3)
+    # Seen from (1, 0): one neighbour of class 0 at cosine 1, two of class 1 at cosine c; class 1 wins where
+    # 2 exp(c / 0.1) > exp(1 / 0.1), that is c > 1 - 0.1 ln 2.
+    limit = 1 - 0.1 * math.log(2)
+    for cosine, winner in ((limit + 0.01, 1), (limit - 0.01, 0)):
+        sine = math.sqrt(1 - cosine**2)
+        bank = torch.tensor([[2.0, 0.0], [cosine, sine], [cosine, -sine], [-1.0, 0.0]])
+        labels = torch.tensor([0, 1, 1, 2])
+        assert knn.accuracy(bank, labels, torch.tensor([[5.0, 0.0]]), torch.tensor([winner]), 3) == 100.0
+
+
+def test_accuracy_is_the_percentage_of_the_test_set():
+    bank = torch.eye(3)
+    test, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 1])
+    assert knn.accuracy(bank, torch.arange(3), test, labels, 3) == pytest.approx(75.0)

@@ -1,0 +1,112 @@
+"""Recipes: YAML there and back, and a sentence for everything that is wrong with one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lewel import config, presets, recipe
+from lewel.cli import parse_train
+from lewel.config import Data, Heads, Method, Optim, Train
+from lewel.errors import LewelError
+from lewel.train import check_size
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
+    run = presets.get(name)
+    config.check(run)
+    assert run.preset == name
+    assert name.endswith(run.method.name)
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml(run))
+    assert recipe.load(tmp_path / "config.yaml") == run
+
+
+@pytest.mark.parametrize(
+    ("yaml", "sentence"),
+    [
+        pytest.param("epoch: 3", "there is no epoch; did you mean epochs?", id="key"),
+        pytest.param(
+            "optim: {lerning_rate: 1}", "there is no optim.lerning_rate; did you mean optim.", id="nested-key"
+        ),
+        pytest.param("epochs: many", "epochs must be a whole number, got 'many'", id="type"),
+        pytest.param("epochs: 2.5", "epochs must be a whole number, got 2.5", id="fraction"),
+        pytest.param("method: {loss: triplet}", "method.loss must be one of infonce, byol, got 'triplet'", id="choice"),
+        pytest.param("data: {augmentation: {blur: [1]}}", "data.augmentation.blur must be 2 numbers", id="length"),
+        pytest.param("optim: 3", "optim must be a table of keys, got 3", id="table"),
+        pytest.param("[1, 2", "cannot read the recipe", id="not-yaml"),
+    ],
+)
+def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml)
+    with pytest.raises(LewelError, match=sentence.replace("[", r"\[").replace("?", r"\?")):
+        recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        pytest.param(Train(heads=Heads(num_maps=64, num_groups=5)), "64 maps and 5 groups", id="groups"),
+        pytest.param(Train(method=Method(queue=1000)), "multiple of the 256 keys .* got 1000; try 768", id="queue"),
+        pytest.param(
+            Train(method=Method(queue=768, symmetric=True)), "multiple of the 512 keys .* try 512", id="symmetric"
+        ),
+        pytest.param(Train(method=Method(split_bn=3)), "256 images in 3 groups", id="split-bn"),
+        pytest.param(Train(method=Method(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"),
+        pytest.param(Train(optim=Optim(name="lars")), "lars never decays biases", id="lars"),
+        pytest.param(Train(epochs=0), "epochs must be positive, got 0", id="epochs"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
+    with pytest.raises(LewelError, match=sentence):
+        config.check(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "images", "sentence"),
+    [
+        pytest.param(Train(), 4000, "queue holds 4096 keys but there are only 4000 .* choose at most 3840", id="queue"),
+        pytest.param(Train(), 100, "batch_size is 256 but there are only 100", id="batch"),
+    ],
+)
+def test_a_data_set_that_is_too_small_is_refused_with_a_sentence(run, images, sentence):
+    with pytest.raises(LewelError, match=sentence):
+        check_size(run, images)
+
+
+def test_command_line_changes_a_preset():
+    run = parse_train(["--preset", "cifar10/lewel_b", "--optim.lr", "0.5", "--data.root", "there"]).run
+    preset = presets.get("cifar10/lewel_b")
+    expected = replace(preset, optim=replace(preset.optim, lr=0.5), data=replace(preset.data, root="there"))
+    assert run == expected
+
+
+def test_command_line_changes_a_yaml_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(Train(epochs=7, data=Data(workers=3))))
+    run = parse_train([f"--config={path}", "--seed", "4"]).run
+    assert run == Train(epochs=7, data=Data(workers=3), seed=4)
+
+
+def test_unknown_option_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(["--preset", "cifar10/lewel_m", "--optim.lrr", "1"])
+    assert stop.value.code == 2
+    assert "--optim.lr" in capsys.readouterr().err.replace("--optim.lrr", "")
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(LewelError, match="did you mean embedded/lewel_m"):
+        parse_train(["--preset", "embeded/lewel_m"])
+
+
+def test_preset_and_config_together_are_refused():
+    with pytest.raises(LewelError, match="give one of them"):
+        parse_train(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
+
+
+def test_preset_table_has_a_line_for_each():
+    lines = presets.table().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(presets.PRESETS)

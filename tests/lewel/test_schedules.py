@@ -1,0 +1,51 @@
+"""Golden points of the published 100-epoch LEWEL_B log: lr 3.6, 10 warm-up epochs, 1251 steps an epoch, m0 0.98."""
+
+from __future__ import annotations
+
+import pytest
+
+from lewel.config import Data, Method, Optim, Train
+from lewel.schedules import learning_rate, target_momentum
+from lewel.train import rates
+
+STEPS = 1251
+
+
+@pytest.mark.parametrize(
+    ("step", "golden"),
+    [
+        pytest.param(0, 2.878e-4, id="first-step"),
+        pytest.param(STEPS - 1, 0.36, id="end-of-epoch-0"),
+        pytest.param(10 * STEPS - 1, 3.6, id="end-of-warm-up"),
+        pytest.param(19 * STEPS, 3.5119, id="epoch-19"),
+        pytest.param(99 * STEPS, 1.09651e-3, id="epoch-99"),
+    ],
+)
+def test_learning_rate_at_the_published_points(step, golden):
+    lr = learning_rate(step, peak=3.6, warmup_steps=10 * STEPS, total_steps=100 * STEPS)
+    assert lr == pytest.approx(golden, rel=2e-4)
+
+
+def test_target_momentum_at_the_published_point():
+    momentum = target_momentum(9 * STEPS + 800, start=0.98, schedule="cosine", total_steps=100 * STEPS)
+    assert momentum == pytest.approx(0.98045505, abs=5e-9)
+
+
+def test_constant_momentum_does_not_move():
+    assert {target_momentum(step, start=0.999, schedule="constant", total_steps=9) for step in range(9)} == {0.999}
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert learning_rate(0, peak=0.5, warmup_steps=0, total_steps=10) == 0.5
+
+
+def test_a_run_scales_lr_with_the_batch_and_counts_steps_over_all_epochs():
+    run = Train(
+        data=Data(batch_size=1024),
+        method=Method(momentum=0.98, momentum_schedule="cosine"),
+        optim=Optim(lr=0.9, warmup_epochs=10),
+        epochs=100,
+    )
+    lr, momentum = rates(run, 9 * STEPS + 800, STEPS)
+    assert lr == pytest.approx(3.6 * (9 * STEPS + 801) / (10 * STEPS))
+    assert momentum == pytest.approx(0.98045505, abs=5e-9)
