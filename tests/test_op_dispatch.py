@@ -1,0 +1,268 @@
+"""Which backend runs: routing, precedence, refusals, and the reports a user reads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from op_cases import OpCase, make, run_op
+
+from lewel_kernels import (
+    AlignAggregate,
+    BackendUnavailable,
+    dispatch,
+    explain,
+    fused_align_aggregate,
+    info,
+    use_backend,
+)
+
+CASE = OpCase("tiny", N=2, C=8, D=6, K=4, G=2, space=(3, 3), bias=True)
+
+
+def call(**options: object) -> torch.Tensor:
+    inputs = make(CASE, dtype=torch.float32)
+    return fused_align_aggregate(inputs.features, inputs.weight, pixels=inputs.pixels, num_groups=2, **options)  # type: ignore[call-overload, no-any-return]
+
+
+class Spy(types.ModuleType):
+    """A backend for tests: delegates to the reference and notes every call."""
+
+    def __init__(self, name: str, *, refusal: str | None = None, device_type: str | None = None) -> None:
+        super().__init__(f"spy_{name}")
+        self.name, self.device_type, self._refusal = name, device_type, refusal
+        self.calls: list[str] = []
+
+    def refuse(self, request: dispatch.Request) -> str | None:
+        return self._refusal
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        self.calls.append("forward")
+        return dispatch.load("reference").forward(*args, **kwargs)  # type: ignore[arg-type]
+
+    def backward(self, *args: object, **kwargs: object) -> object:
+        self.calls.append("backward")
+        return dispatch.load("reference").backward(*args, **kwargs)  # type: ignore[arg-type]
+
+
+Install = Callable[..., Spy]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a spy into BACKENDS, in front of the others."""
+
+    def add(name: str, **options: str) -> Spy:
+        spy = Spy(name, **options)
+        monkeypatch.setitem(sys.modules, spy.__name__, spy)
+        monkeypatch.setattr(dispatch, "BACKENDS", {name: spy.__name__, **dispatch.BACKENDS})
+        monkeypatch.setattr(dispatch, "_warned", set())
+        return spy
+
+    return add
+
+
+def test_a_request_runs_on_the_backend_it_names_and_on_no_other(
+    backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, str]] = []
+
+    def noting(name: str, direction: str, original: Callable[..., object]) -> Callable[..., object]:
+        def wrapper(*args: object, **kwargs: object) -> object:
+            ran.append((name, direction))
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    for name in dispatch.BACKENDS:
+        module = dispatch.load(name)
+        for direction in ("forward", "backward"):
+            monkeypatch.setattr(module, direction, noting(name, direction, getattr(module, direction)))
+    run_op(make(CASE, dtype=torch.float32, device=device), backend)
+    assert ran == [(backend, "forward"), (backend, "backward")]
+
+
+def test_the_cpu_backend_runs_where_there_is_a_compiler() -> None:
+    """The other tests skip a backend that refuses; a build that broke must not hide behind that."""
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        pytest.skip("there is no C++ compiler on this machine")
+    request = dispatch.Request(torch.device("cpu"), torch.float32)
+    assert dispatch.refusal("cpu", request) is None
+    assert explain(torch.zeros(2, 8, 9), torch.zeros(4, 8)).backend == "cpu"
+
+
+def test_automatic_takes_the_first_that_does_not_refuse(install: Install) -> None:
+    second = install("second")
+    first = install("first", refusal="it is having a rest")
+    call().sum().backward()
+    assert (first.calls, second.calls) == ([], ["forward", "backward"])
+
+
+def test_precedence_is_argument_context_variable_automatic(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    spies = [install(name) for name in ("variable", "context", "argument", "automatic")]
+    variable, context, argument, automatic = spies
+
+    def ran() -> str:
+        names = [spy.name for spy in spies if spy.calls]
+        for spy in spies:
+            spy.calls.clear()
+        return ",".join(names)
+
+    call()
+    assert ran() == "automatic"
+    monkeypatch.setenv("LEWEL_BACKEND", "variable")
+    call()
+    assert ran() == "variable"
+    with use_backend("context"):
+        call()
+        assert ran() == "context"
+        call(backend="argument")
+        assert ran() == "argument"
+        with use_backend("automatic"):
+            call()
+            assert ran() == "automatic"
+        call()
+        assert ran() == "context"
+    call()
+    assert ran() == "variable"
+    assert (variable, context, argument, automatic) == tuple(spies)
+
+
+def test_use_backend_is_undone_by_an_exception(install: Install) -> None:
+    spy = install("spy")
+    with pytest.raises(ZeroDivisionError), use_backend("reference"):
+        raise ZeroDivisionError
+    call()
+    assert spy.calls == ["forward"]
+
+
+@pytest.mark.parametrize("demand", ["argument", "context", "variable"])
+def test_a_demanded_backend_never_falls_back(demand: str, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    willing = install("willing")
+    picky = install("picky", refusal="it wants a larger machine; buy one")
+    with pytest.raises(BackendUnavailable, match=r"picky.*it wants a larger machine; buy one"):  # noqa: PT012
+        if demand == "argument":
+            call(backend="picky")
+        elif demand == "context":
+            with use_backend("picky"):
+                call()
+        else:
+            monkeypatch.setenv("LEWEL_BACKEND", "picky")
+            call()
+    assert (willing.calls, picky.calls) == ([], [])
+
+
+def test_the_backward_runs_where_the_forward_ran(install: Install) -> None:
+    spy = install("spy")
+    with use_backend("spy"):
+        pooled = call()
+    with use_backend("reference"):
+        pooled.sum().backward()
+    assert spy.calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("demand", ["context", "variable"])
+def test_unknown_names_are_errors_that_list_the_known(demand: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"must be one of .*reference; got 'fpga'"):  # noqa: PT012
+        if demand == "context":
+            with use_backend("fpga"):
+                pass
+        else:
+            monkeypatch.setenv("LEWEL_BACKEND", "fpga")
+            call()
+
+
+def test_one_error_lists_every_reason(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("tired", refusal="it is having a rest")
+    install("elsewhere", device_type="cuda")
+    monkeypatch.setattr(dispatch.load("reference"), "refuse", lambda request: "it is on strike")
+    if "cpu" in dispatch.BACKENDS:
+        monkeypatch.setattr(dispatch.load("cpu"), "refuse", lambda request: "there is no compiler")
+    with pytest.raises(BackendUnavailable) as caught:
+        call()
+    lines = str(caught.value).splitlines()
+    assert "torch.float32" in lines[0]
+    assert "  tired: it is having a rest" in lines
+    assert "  elsewhere: it runs on cuda tensors; the features are on cpu" in lines
+    assert "  reference: it is on strike" in lines
+    assert len(lines) == 1 + len(dispatch.BACKENDS)
+
+
+def test_an_unusable_fast_backend_is_worth_one_warning(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cpu" in dispatch.BACKENDS:
+        monkeypatch.setattr(dispatch.load("cpu"), "refuse", lambda request: "no compiler; run apt-get install g++")
+    install("elsewhere", device_type="cuda", refusal="no GPU")
+    install("quick", device_type="cpu", refusal="no compiler; run apt-get install g++")
+    with pytest.warns(UserWarning, match="reference.*quick.*run apt-get install") as caught:
+        call()
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+        call(backend="reference")
+
+
+def test_explain_says_which_and_why_and_why_not(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("willing")
+    install("picky", refusal="it wants a larger machine")
+    x, weight = torch.zeros(2, 8, 9), torch.zeros(4, 8)
+
+    automatic = explain(x, weight)
+    assert automatic.backend == "willing"
+    assert automatic.refusals["picky"] == "it wants a larger machine"
+    assert set(automatic.refusals) == set(dispatch.BACKENDS) - {"willing"}
+    assert "backend willing: " in str(automatic)
+    assert "not picky: it wants a larger machine" in str(automatic)
+
+    assert explain(x, weight, backend="reference").reason == "demanded by the backend argument"
+    with use_backend("reference"):
+        assert explain(x, weight).reason == "demanded by use_backend"
+    monkeypatch.setenv("LEWEL_BACKEND", "reference")
+    assert explain(x, weight).reason == "demanded by LEWEL_BACKEND"
+
+    refused = explain(x, weight, backend="picky")
+    assert refused.backend is None
+    assert "picky" in refused.reason
+    with pytest.raises(BackendUnavailable, match="it wants a larger machine"):
+        fused_align_aggregate(x, weight, backend="picky")
+
+
+def test_explain_agrees_with_what_runs(backend: str, device: torch.device) -> None:
+    inputs = make(CASE, dtype=torch.float32, device=device)
+    told = explain(inputs.features, inputs.weight, pixels=inputs.pixels, num_groups=2, backend=backend)
+    assert told.backend == backend
+
+
+def test_the_repr_of_a_module_shows_the_backend() -> None:
+    assert "backend=reference" in repr(AlignAggregate(8, 4, backend="reference"))
+
+
+def test_info_names_versions_backends_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEWEL_BACKEND", "reference")
+    report = info.report()
+    for word in (
+        f"torch {torch.__version__.split('+')[0]}",
+        "python",
+        "gpu",
+        *dispatch.BACKENDS,
+        "LEWEL_BACKEND='reference'",
+    ):
+        assert word in report
+
+
+def test_importing_the_package_loads_no_compiler_and_no_gpu_library() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import lewel_kernels\n"
+        "heavy = ('triton', 'ninja', 'pybind11', 'lewel_kernels.native', 'torch.utils.cpp_extension')\n"
+        "loaded = [name for name in heavy if name in set(sys.modules) - before]\n"
+        "assert not loaded, f'import lewel_kernels loads {loaded}'\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
