@@ -23,7 +23,6 @@ struct Forward : Problem {
   cpu::Tensor3 maps;      // (N, K, P), null unless wanted
   cpu::Tensor3 heat;      // (N, K, P)
   void* norm;             // (N, P) contiguous accumulators
-  void* lse;              // (N, K) contiguous accumulators
   void* workspace;        // forward_workspace() accumulators
 };
 

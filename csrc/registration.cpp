@@ -72,7 +72,7 @@ Tensor workspace(const Tensor& like, int64_t elements) {
 
 void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& weight, const MaybeTensor& bias,
              int64_t groups, double temperature, double eps, const Tensor& pooled, const MaybeTensor& maps,
-             const Tensor& heat, const Tensor& norm, const Tensor& lse) {
+             const Tensor& heat, const Tensor& norm) {
   prefer_huge_pages(pooled);
   Forward q{problem(features, pixels, weight, groups, temperature, eps)};
   q.features = view3(features);
@@ -83,7 +83,6 @@ void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& we
   q.maps = view3(maps);
   q.heat = view3(heat);
   q.norm = norm.data_ptr();
-  q.lse = lse.data_ptr();
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
     const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q));
@@ -135,7 +134,7 @@ void cpu::run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context) 
 STABLE_TORCH_LIBRARY_FRAGMENT(lewel_native, library) {
   library.def(
       "cpu_forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, int num_groups, float temperature,"
-      " float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat, Tensor(d!) norm, Tensor(e!) lse) -> ()");
+      " float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat, Tensor(d!) norm) -> ()");
   library.def(
       "cpu_backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight, Tensor heat,"
       " Tensor norm, int num_groups, float temperature, float eps, Tensor(a!)? d_features, Tensor(b!)? d_pixels,"

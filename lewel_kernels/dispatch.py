@@ -21,7 +21,7 @@ from lewel_kernels import env
 
 # In automatic order, fastest first. Modules, imported when first asked for: none is needed to import the package.
 BACKENDS = {
-    # "cpu": "lewel_kernels.native.cpu",
+    "cpu": "lewel_kernels.native.cpu",
     "reference": "lewel_kernels.reference",
 }
 
@@ -60,7 +60,7 @@ class Backend(Protocol):
         eps: float,
         out_dtype: torch.dtype,
         return_maps: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def backward(
         self,
@@ -72,7 +72,6 @@ class Backend(Protocol):
         bias: Tensor | None,
         heat: Tensor,
         norm: Tensor,
-        lse: Tensor,
         *,
         num_groups: int,
         temperature: float,

@@ -26,4 +26,19 @@ BACKEND = Variable(
     "a backend that cannot run the request raises the reason.",
 )
 
-VARIABLES = (BACKEND,)
+CACHE_DIR = Variable(
+    "LEWEL_CACHE_DIR",
+    "lewel in XDG_CACHE_HOME, or ~/.cache/lewel",
+    "Folder that keeps the compiled kernels, one build per version of the sources, torch, Python, compiler and "
+    "processor. It may be shared by machines and filled ahead of time by `python -m lewel_kernels.build`.",
+)
+
+CPU_ISA = Variable(
+    "LEWEL_CPU_ISA",
+    "native",
+    "Instruction set the cpu kernels are compiled for: a value of the compiler's -march, such as x86-64-v3 for every "
+    "processor with AVX2, or native for the machine that compiles. CXX names the compiler and MAX_JOBS bounds its "
+    "processes.",
+)
+
+VARIABLES = (BACKEND, CACHE_DIR, CPU_ISA)

@@ -45,7 +45,7 @@ Workspace<A>::Workspace(const Backward& q) {
   elements = 0;
   for (int i = 0; i < 4; ++i) {
     *parts[i] = next + elements;
-    elements += (sizes[i] + 15) / 16 * 16;
+    elements += (sizes[i] + 31) / 16 * 16;  // whole vectors may be read from the last row of a part
   }
 }
 
@@ -58,7 +58,7 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
     const int64_t n = task / q.G, g = task % q.G;
     auto [maps, dmaps, dr, block] =  // [P, width], [P, width], [kDepth, width], [kRowBlock, kDepth or width]
         scratch<A>(P * width, P * width, kDepth * width, kRowBlock * std::max(kDepth, width));
-    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps, static_cast<A*>(nullptr));
+    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps);
     if (q.d_features)
       write_block(Matrix{reinterpret_cast<char*>(w.maps + n * P * q.K + g * L), kDType<A>, q.K, 1}, maps, width, P, L);
     if (!projects(q)) return;
@@ -83,8 +83,7 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
       }
     for (int64_t l = 0; l < width; l += kLanes<A>) {  // E8
       const auto at = [&](A* array, int64_t p) { return array + p * width + l; };
-      const Vec<A> delta =
-          sum_positions<A>(P, [&](int64_t p) { return load(at(maps, p)) * load(at(dmaps, p)); });
+      const Vec<A> delta = blocked_sum<A>(P, [&](int64_t p) { return load(at(maps, p)) * load(at(dmaps, p)); });
       for (int64_t p = 0; p < P; ++p) {
         Vec<A> ds = load(at(maps, p)) * (load(at(dmaps, p)) - delta);
         if (temperature != A(1)) ds = ds / splat(temperature);
@@ -175,15 +174,10 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
   for_each_task(tasks + (q.d_bias.data ? 1 : 0), [&](int64_t task) {
     if (task == tasks) {
       const int64_t width = padded<A>(K);
-      auto [total, partial] = scratch<A>(width, width);
-      std::fill(total, total + width, A(0));
-      for (int64_t r0 = 0; r0 < all; r0 += kSumBlock) {
-        std::fill(partial, partial + width, A(0));
-        for (int64_t r = r0; r < std::min(r0 + kSumBlock, all); ++r)
-          for (int64_t k = 0; k < K; ++k) partial[k] += w.dm[r * K + k];
-        for (int64_t k = 0; k < K; ++k) total[k] += partial[k];
-      }
-      write_block(q.d_bias, total, width, 1, K);
+      auto [sums] = scratch<A>(width);
+      for (int64_t k = 0; k < width; k += kLanes<A>)
+        store(sums + k, blocked_sum<A>(all, [&](int64_t r) { return load(w.dm + r * K + k); }));
+      write_block(q.d_bias, sums, width, 1, K);
       return;
     }
     const int64_t s = task / count, d = task % count * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, D - d);

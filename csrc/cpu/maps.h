@@ -9,29 +9,29 @@
 
 namespace lewel::cpu {
 
-// Positions summed before their sum joins the total: a running sum over all P would lose sqrt(P) times more.
-constexpr int64_t kSumBlock = 64;
-
 // max(norm, eps), NaN for NaN as in PyTorch.
 template <class A>
 A clamped(A norm, A eps) {
   return norm <= eps ? eps : norm;
 }
 
+// The sum of term(i) over i < count in blocks of about sqrt(count): one running sum would be less exact than PyTorch's.
 template <class A, class Term>
-LEWEL_INLINE Vec<A> sum_positions(int64_t positions, Term&& term) {
+LEWEL_INLINE Vec<A> blocked_sum(int64_t count, Term&& term) {
+  int64_t block = 1;
+  while (block * block < count) block *= 2;
   Vec<A> total = {};
-  for (int64_t begin = 0; begin < positions; begin += kSumBlock) {
+  for (int64_t begin = 0; begin < count; begin += block) {
     Vec<A> partial = {};
-    for (int64_t p = begin; p < std::min(begin + kSumBlock, positions); ++p) partial += term(p);
+    for (int64_t i = begin; i < std::min(begin + block, count); ++i) partial += term(i);
     total += partial;
   }
   return total;
 }
 
-// maps [P, padded L] = A of group g of image n, with arbitrary values beyond column L; lse [L] unless null.
+// maps [P, padded L] = A of group g of image n, with arbitrary values beyond column L.
 template <class A>
-void group_maps(const Problem& q, const Tensor3& heat, const A* norm, int64_t n, int64_t g, A* maps, A* lse) {
+void group_maps(const Problem& q, const Tensor3& heat, const A* norm, int64_t n, int64_t g, A* maps) {
   const int64_t P = q.P, L = q.L(), width = padded<A>(L);
   const A eps = static_cast<A>(q.eps), temperature = static_cast<A>(q.temperature);
   read_block(maps, width, heat.by_position(n).at(0, g * L), P, L, width);
@@ -50,15 +50,13 @@ void group_maps(const Problem& q, const Tensor3& heat, const A* norm, int64_t n,
       const Vec<A> s = load(column + p * width);
       most = s > most ? s : most;
     }
-    const Vec<A> sum = sum_positions<A>(P, [&](int64_t p) {
+    const Vec<A> sum = blocked_sum<A>(P, [&](int64_t p) {
       const Vec<A> e = exp(load(column + p * width) - most);
       store(column + p * width, e);
       return e;
     });
-    const Vec<A> scale = A(1) / sum;
-    for (int64_t p = 0; p < P; ++p) store(column + p * width, load(column + p * width) * scale);
-    if (lse)
-      for (int64_t i = 0; i < std::min<int64_t>(kLanes<A>, L - l); ++i) lse[l + i] = most[i] + std::log(sum[i]);
+    // a division, not a product by 1/sum, whose rounding error all positions would share: db is a sum over positions
+    for (int64_t p = 0; p < P; ++p) store(column + p * width, load(column + p * width) / sum);
   }
 }
 

@@ -40,7 +40,7 @@ def forward(
     eps: float,
     out_dtype: torch.dtype,
     return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E1-E5; see `lewel_kernels.reference.forward`."""
     (n, c, p), k = features.shape, weight.shape[0]
     acc = reference.accumulator(features.dtype)
@@ -48,12 +48,11 @@ def forward(
     maps = torch.empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
     heat = torch.empty(n, k, p, dtype=features.dtype)
     norm = torch.empty(n, p, dtype=acc)
-    lse = torch.empty(n, k, dtype=acc)
     torch.ops.lewel_native.cpu_forward(
         features, pixels, weight, bias, num_groups, temperature, eps,
-        pooled, maps if return_maps else None, heat, norm, lse,
+        pooled, maps if return_maps else None, heat, norm,
     )  # fmt: skip
-    return pooled, maps, heat, norm, lse
+    return pooled, maps, heat, norm
 
 
 def backward(
@@ -65,14 +64,13 @@ def backward(
     bias: Tensor | None,
     heat: Tensor,
     norm: Tensor,
-    lse: Tensor,
     *,
     num_groups: int,
     temperature: float,
     eps: float,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """E6-E10; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm: lse is not read."""
+    """E6-E10; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     d_features, d_pixels, d_weight, d_bias = (
         torch.empty_like(x) if need and x is not None else None
         for x, need in zip((features, pixels, weight, bias), needs, strict=True)
