@@ -23,13 +23,13 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(
     "align_aggregate_fwd(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, int num_groups,"
     " float temperature, float eps, ScalarType out_dtype, bool return_maps, str backend)"
-    " -> (Tensor pooled, Tensor maps, Tensor heat, Tensor norm, Tensor lse)",
+    " -> (Tensor pooled, Tensor maps, Tensor heat, Tensor norm)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 # A gradient that is not needed comes back as an empty (0,) tensor: schemas have no optional results.
 _library.define(
     "align_aggregate_bwd(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"
-    " Tensor? bias, Tensor heat, Tensor norm, Tensor lse, int num_groups, float temperature, float eps,"
+    " Tensor? bias, Tensor heat, Tensor norm, int num_groups, float temperature, float eps,"
     " bool[4] needs, str backend)"
     " -> (Tensor d_features, Tensor d_pixels, Tensor d_weight, Tensor d_bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -57,17 +57,16 @@ def _forward_fake(
         features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype),
         features.new_empty(n, k, p),
         features.new_empty(n, p, dtype=acc),
-        features.new_empty(n, k, dtype=acc),
     )
 
 
 def _backward(
     grad_pooled: Tensor, grad_maps: Tensor | None, features: Tensor, pixels: Tensor | None, weight: Tensor,
-    bias: Tensor | None, heat: Tensor, norm: Tensor, lse: Tensor, num_groups: int, temperature: float, eps: float,
+    bias: Tensor | None, heat: Tensor, norm: Tensor, num_groups: int, temperature: float, eps: float,
     needs: list[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     gradients = dispatch.load(backend).backward(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm, lse,
+        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
         num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs),
     )  # fmt: skip
     return tuple(weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
@@ -75,7 +74,7 @@ def _backward(
 
 def _backward_fake(
     grad_pooled: Tensor, grad_maps: Tensor | None, features: Tensor, pixels: Tensor | None, weight: Tensor,
-    bias: Tensor | None, heat: Tensor, norm: Tensor, lse: Tensor, num_groups: int, temperature: float, eps: float,
+    bias: Tensor | None, heat: Tensor, norm: Tensor, num_groups: int, temperature: float, eps: float,
     needs: list[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (features, pixels, weight, bias)
@@ -87,16 +86,16 @@ def _backward_fake(
 
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, pixels, weight, bias, num_groups, temperature, eps, _, return_maps, backend = inputs
-    _, maps, heat, norm, lse = output
-    ctx.mark_non_differentiable(heat, norm, lse, *(() if return_maps else (maps,)))
+    _, maps, heat, norm = output
+    ctx.mark_non_differentiable(heat, norm, *(() if return_maps else (maps,)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(features, pixels, weight, bias, heat, norm, lse)
+    ctx.save_for_backward(features, pixels, weight, bias, heat, norm)
     ctx.constants = num_groups, temperature, eps, backend
     ctx.pooled_like = output[0].shape, output[0].dtype
 
 
 def _forward_backward(ctx: Any, grad_pooled: Tensor | None, grad_maps: Tensor | None, *_: None) -> tuple[Any, ...]:
-    features, pixels, weight, bias, heat, norm, lse = ctx.saved_tensors
+    features, pixels, weight, bias, heat, norm = ctx.saved_tensors
     num_groups, temperature, eps, backend = ctx.constants
     if grad_pooled is None:
         if grad_maps is None:
@@ -105,16 +104,16 @@ def _forward_backward(ctx: Any, grad_pooled: Tensor | None, grad_maps: Tensor | 
         grad_pooled = features.new_zeros(shape, dtype=dtype)
     needs = list(ctx.needs_input_grad[:4])
     gradients = torch.ops.lewel_kernels.align_aggregate_bwd(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm, lse,
+        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
         num_groups, temperature, eps, needs, backend,
     )  # fmt: skip
     return tuple(g if need else None for g, need in zip(gradients, needs, strict=True)) + (None,) * 6
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # The statistics heat, norm and lse are functions of the inputs; their part of the second derivative is taken there.
+    # The statistics heat and norm are functions of the inputs; their part of the second derivative is taken there.
     ctx.save_for_backward(*inputs[:6])
-    ctx.constants = inputs[9:13]
+    ctx.constants = inputs[8:12]
     ctx.set_materialize_grads(False)
 
 
@@ -131,7 +130,7 @@ def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor
             if gradient is not None and grad_gradient is not None and gradient.requires_grad
         ]
         wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-        results: list[Tensor | None] = [None] * 14
+        results: list[Tensor | None] = [None] * 13
         if pairs and wanted:
             outputs, grad_outputs = zip(*pairs, strict=True)
             found = torch.autograd.grad(
@@ -197,7 +196,7 @@ def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
     return_maps = constants[4]
     unfolded = [x.unflatten(0, (size, x.shape[0] // size)) for x in (pooled, *saved)]
     maps = maps.unflatten(0, (size, maps.shape[0] // size)) if return_maps else maps.expand(size, 0)
-    return (unfolded[0], maps, *unfolded[1:]), (0,) * 5
+    return (unfolded[0], maps, *unfolded[1:]), (0,) * 4
 
 
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -44,24 +44,22 @@ def forward(
     eps: float,
     out_dtype: torch.dtype,
     return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E1-E5.
 
     Returns:
         pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``;
-        and for the backward: heat (N, K, P) in the dtype of features, norm (N, P) and lse (N, K) in the accumulator
-        type.
+        and for the backward: heat (N, K, P) in the dtype of features and norm (N, P) in the accumulator type.
     """
     acc = accumulator(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         heat = project(features if pixels is None else pixels, weight, bias)  # E1
         norm = torch.linalg.vector_norm(heat.to(acc), dim=1)  # [N, P]
-        logits = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1) / temperature  # E2, E3
-        lse = torch.logsumexp(logits, dim=-1)  # [N, K]
-        maps = torch.exp(logits - lse.unsqueeze(-1))  # E4
+        unit = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1)  # E2
+        maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
         pooled = align_aggregate(features.to(acc), maps, num_groups)  # E5
     returned = maps.to(out_dtype) if return_maps else maps.new_empty(0, dtype=out_dtype)
-    return pooled.to(out_dtype), returned, heat, norm, lse
+    return pooled.to(out_dtype), returned, heat, norm
 
 
 def project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,7 +89,6 @@ def backward(
     bias: Tensor | None,
     heat: Tensor,
     norm: Tensor,
-    lse: Tensor,
     *,
     num_groups: int,
     temperature: float,
@@ -112,7 +109,7 @@ def backward(
     with torch.autocast(features.device.type, enabled=False):
         clamped = norm.clamp_min(eps).unsqueeze(1)  # [N, 1, P]
         unit = heat.to(acc) / clamped  # E2
-        maps = torch.exp(unit / temperature - lse.unsqueeze(-1))  # E3, E4
+        maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
 
         d_grouped = _group_channels(grad_pooled.to(acc), num_groups)  # [N, G, L, C/G]
         if needs_features:
@@ -156,12 +153,12 @@ def vjp(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """`backward` as a function of the inputs alone: what differentiating the backward of any backend means."""
-    _, _, heat, norm, lse = forward(
+    _, _, heat, norm = forward(
         features, pixels, weight, bias,
         num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=grad_pooled.dtype, return_maps=False,
     )  # fmt: skip
     return backward(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm, lse,
+        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
         num_groups=num_groups, temperature=temperature, eps=eps, needs=needs,
     )  # fmt: skip
 
