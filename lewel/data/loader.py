@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 
 class Views(NamedTuple):
@@ -13,7 +15,33 @@ class Views(NamedTuple):
 
     first: torch.Tensor  # (B, 3, S, S) float32
     second: torch.Tensor  # (B, 3, S, S) float32
-    index: torch.Tensor  # (B,) int64, position in the training set
+    indices: torch.Tensor  # (B,) int64, position in the training set
+
+
+class BatchKey(NamedTuple):
+    """What a worker needs to know to make one batch of views."""
+
+    epoch: int
+    indices: np.ndarray  # (B,) int64
+
+
+class TwoViews(Protocol):
+    """A training set: a whole batch of views at a time."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: BatchKey) -> Views: ...
+
+
+class Images(Protocol):
+    """A bank or a test set: a whole batch of (images, labels) for indices (B,) at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class TrainLoader:
@@ -23,13 +51,55 @@ class TrainLoader:
     exactly as if the b batches before had been drawn (resume in the middle of an epoch).
     """
 
-    def __init__(self, dataset: Any, batch_size: int, workers: int = 0) -> None: ...
+    def __init__(self, dataset: TwoViews, batch_size: int, workers: int = 0) -> None:
+        self._keys = _Keys(len(dataset), batch_size, dataset.seed)
+        # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
+        self._loader: DataLoader[Views] = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            sampler=self._keys,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            persistent_workers=workers > 0,
+        )
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self._keys)
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Views]: ...
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Views]:
+        """The batches of epoch (from 0), from first_batch on."""
+        self._keys.epoch, self._keys.first_batch = epoch, first_batch
+        return iter(self._loader)
 
 
-def eval_batches(dataset: Any, batch_size: int, workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+class _Keys:
+    """The batches of an epoch in order: a permutation that (seed, epoch) fix, cut into full batches."""
+
+    def __init__(self, images: int, batch_size: int, seed: int) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.epoch = self.first_batch = 0
+
+    def __len__(self) -> int:
+        return self.images // self.batch_size
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
+        for batch in range(self.first_batch, len(self)):
+            yield BatchKey(self.epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def eval_batches(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(images (B, 3, S, S) float32 normalised, labels (B,) int64), in order, the last batch possibly short."""
-    ...
+    indices = np.arange(len(dataset))
+    loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        sampler=[indices[start : start + batch_size] for start in range(0, len(indices), batch_size)],
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+    )
+    return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
