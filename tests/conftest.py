@@ -10,14 +10,6 @@ import torch
 from lewel_kernels import dispatch
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--poison",
-        action="store_true",
-        help="run under torch.use_deterministic_algorithms, which fills every torch.empty with NaN",
-    )
-
-
 @pytest.fixture(params=dispatch.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend; skips, with the backend's own sentence, where it cannot run."""
@@ -37,17 +29,12 @@ def device_of(backend: str) -> torch.device:
     return torch.device(dispatch.load(backend).device_type or "cpu")
 
 
-@pytest.fixture(autouse=True)
-def _poison(request: pytest.FixtureRequest) -> Iterator[None]:
-    wanted = request.config.getoption("--poison") or request.node.get_closest_marker("poison")
-    if not wanted:
-        yield
-        return
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Every torch.empty is filled with NaN, so that reading what nobody wrote cannot go unnoticed."""
     torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

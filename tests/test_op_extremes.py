@@ -7,6 +7,8 @@ import torch
 from op_cases import OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 CASE = OpCase("extreme", N=3, C=24, D=16, K=8, G=2, space=(4, 5))
 FLOATS = {"fp64": torch.float64, "fp32": torch.float32}
 ALL = {**FLOATS, "bf16": torch.bfloat16, "fp16": torch.float16}

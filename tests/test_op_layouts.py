@@ -10,6 +10,8 @@ import torch
 from op_cases import OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 CASES = (
     OpCase("pixels", N=3, C=40, D=24, K=16, G=4, space=(5, 7), bias=True),
     OpCase("shared", N=3, C=32, D=None, K=8, G=2, space=(4, 4)),

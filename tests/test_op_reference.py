@@ -12,6 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lewel_kernels import fused_align_aggregate, reference
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 

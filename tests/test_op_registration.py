@@ -1,0 +1,231 @@
+"""The registered op in PyTorch: opcheck, compile, export, vmap, autocast, every subset and order of gradients."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from op_cases import SMALL, OpCase, OpInputs, make, run_eager, run_op
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import gradgradcheck
+
+from lewel_kernels import AlignAggregate, fused_align_aggregate
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+OPS = torch.ops.lewel_kernels
+CASE = OpCase("usual", N=4, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
+SHARED = OpCase("shared", N=4, C=12, D=None, K=8, G=4, space=(15,))
+EMPTY = OpCase("empty", N=0, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def flat(inputs: OpInputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    pixels = None if inputs.pixels is None else inputs.pixels.detach().flatten(2).requires_grad_()
+    return inputs.features.detach().flatten(2).requires_grad_(), pixels, inputs.weight, inputs.bias
+
+
+@pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
+@pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
+def test_opcheck_of_the_forward(case: OpCase, return_maps: bool, backend: str, device: torch.device) -> None:
+    inputs = flat(make(case, dtype=torch.float32, device=device))
+    arguments = (*inputs, case.G, 0.3, 1e-12, torch.float32, return_maps, backend)
+    torch.library.opcheck(OPS.align_aggregate_fwd.default, arguments, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
+def test_opcheck_of_the_backward(case: OpCase, backend: str, device: torch.device) -> None:
+    inputs = make(case, dtype=torch.float32, device=device)
+    tensors = flat(inputs)
+    constants = (case.G, 0.3, 1e-12)
+    _, _, *saved = OPS.align_aggregate_fwd(*tensors, *constants, torch.float32, False, backend)
+    for grad_maps in (None, inputs.grad_maps):
+        needs = [True, case.D is not None, True, case.bias]
+        arguments = (inputs.grad_pooled, grad_maps, *tensors, *(x.detach() for x in saved), *constants, needs, backend)
+        torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, rtol=1e-3, atol=1e-3)
+
+
+def layer(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> AlignAggregate:
+    torch.manual_seed(0)
+    return AlignAggregate(12, 8, temperature=0.3, bias=True, backend=backend, device=device, dtype=dtype)
+
+
+def images(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(n, 16, 5, 3, generator=generator).to(device).requires_grad_()
+    return features, torch.randn(n, 12, 5, 3, generator=generator).to(device).requires_grad_()
+
+
+def calls(counter: CompileCounterWithBackend) -> list[torch.fx.Node]:
+    """The calls of the op in all graphs that were compiled: one a graph."""
+    return [
+        node
+        for compiled in counter.graphs
+        for node in compiled.graph.nodes
+        if node.target in (OPS.align_aggregate_fwd, OPS.align_aggregate_fwd.default)
+    ]
+
+
+def test_compile_with_a_dynamic_batch(backend: str, device: torch.device) -> None:
+    """One graph without breaks, which serves every batch; the graph names the backend."""
+    module = layer(backend, device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for n in (4, 2, 3, 7):
+        x, y = images(n, device), images(n, device)
+        found = torch.autograd.grad(compiled(*x).square().sum(), (*x, *module.parameters()))
+        expected = torch.autograd.grad(module(*y).square().sum(), (*y, *module.parameters()))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    (node,) = calls(counter)
+    assert backend in node.args
+
+
+def test_batches_of_one_and_none_compile_once_more_each(backend: str, device: torch.device) -> None:
+    """torch.compile specialises sizes 0 and 1, as for any op; nothing else adds graphs."""
+    module = layer(backend, device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for n in (4, 2, 3, 5, 1, 0, 6, 1, 0):
+        x = images(n, device)
+        torch.testing.assert_close(compiled(*x), module(*x))
+    assert len(calls(counter)) <= 4
+
+
+def test_inductor(backend: str, device: torch.device) -> None:
+    module = layer(backend, device)
+    x = images(3, device)
+    found = torch.compile(lambda f, p: module(f.relu(), p) * 2, fullgraph=True)(*x)
+    torch.testing.assert_close(found, module(x[0].relu(), x[1]) * 2)
+    gradients = torch.autograd.grad(found.square().sum(), x)
+    expected = torch.autograd.grad((module(x[0].relu(), x[1]) * 2).square().sum(), x)
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_export_with_a_dynamic_batch(backend: str, device: torch.device) -> None:
+    module = layer(backend, device)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(module, images(4, device), dynamic_shapes=({0: batch}, {0: batch}))
+    assert any(backend in node.args for node in program.graph.nodes if node.target is OPS.align_aggregate_fwd.default)
+    x = images(6, device)
+    torch.testing.assert_close(program.module()(*x), module(*x))
+
+
+def test_vmap_over_a_leading_dimension(backend: str, device: torch.device) -> None:
+    """A batch of batches, with shared parameters and with parameters of their own; values and gradients."""
+    features = torch.randn(3, 2, 16, 15, device=device, dtype=torch.float64, requires_grad=True)
+    pixels = torch.randn(3, 2, 12, 15, device=device, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, 8, 12, device=device, dtype=torch.float64, requires_grad=True)
+
+    def op(f: Tensor, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return fused_align_aggregate(f, w, pixels=p, temperature=0.3, return_maps=True, backend=backend)
+
+    for weight, dim in ((weights, 0), (weights[0], None)):
+        found = torch.vmap(op, in_dims=(0, 0, dim))(features, pixels, weight)
+        rows = [op(features[i], pixels[i], weight[i] if dim == 0 else weight) for i in range(3)]
+        expected = [torch.stack(column) for column in zip(*rows, strict=True)]
+        leaves = (features, pixels, weights)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        gradients = torch.autograd.grad(sum(x.square().sum() for x in found), leaves)
+        wanted = torch.autograd.grad(sum(x.square().sum() for x in expected), leaves)
+        torch.testing.assert_close(gradients, wanted)
+
+
+def test_vmap_over_another_dimension(backend: str, device: torch.device) -> None:
+    features = torch.randn(2, 16, 15, 3, device=device)
+    weight = torch.randn(8, 16, device=device)
+    found = torch.vmap(lambda f: fused_align_aggregate(f, weight, backend=backend), in_dims=3, out_dims=1)(features)
+    for i in range(3):
+        torch.testing.assert_close(found[:, i], fused_align_aggregate(features[..., i], weight, backend=backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cast_to", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(cast_to: torch.dtype, dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    """Parameters of any dtype run in the autocast dtype and get gradients of their own."""
+    inputs = make(CASE, dtype=dtype, device=device)
+    with torch.autocast(device.type, cast_to):
+        found = run_op(inputs, backend, return_maps=True)
+    assert found["pooled"].dtype == found["maps"].dtype == cast_to
+    plain = run_op(inputs.to(cast_to), backend, return_maps=True)
+    for name, x in plain.items():
+        wanted = dtype if name.startswith("d_") else cast_to
+        assert torch.equal(found[name], x.to(wanted)), name
+
+
+def test_autocast_leaves_float64_alone_and_out_dtype_wins(backend: str, device: torch.device) -> None:
+    with torch.autocast(device.type, torch.bfloat16):
+        assert run_op(make(CASE, device=device), backend)["pooled"].dtype == torch.float64
+        inputs = make(CASE, dtype=torch.float32, device=device)
+        assert run_op(inputs, backend, out_dtype=torch.float32)["pooled"].dtype == torch.float32
+
+
+NAMES = ("features", "pixels", "weight", "bias")
+
+
+@pytest.mark.parametrize("wanted", [w for r in range(5) for w in itertools.combinations(NAMES, r)], ids="+".join)
+def test_every_subset_of_gradients(wanted: tuple[str, ...], backend: str, device: torch.device) -> None:
+    inputs = make(CASE, device=device)
+    everything = run_op(inputs, backend)
+    for name, x in inputs.leaves.items():
+        x.requires_grad_(name in wanted)
+    found = run_op(inputs, backend)
+    assert found["pooled"].requires_grad == bool(wanted)
+    assert set(found) == {"pooled"} | {f"d_{name}" for name in wanted}
+    for name, x in found.items():
+        torch.testing.assert_close(x, everything[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_gradient_of_the_maps_alone(backend: str, device: torch.device) -> None:
+    inputs, twin = make(CASE, device=device), make(CASE, device=device)
+    inputs.grad_pooled.zero_()
+    expected = run_eager(inputs, temperature=0.3, return_maps=True)
+    _, maps = fused_align_aggregate(
+        twin.features, twin.weight, twin.bias, pixels=twin.pixels, temperature=0.3, return_maps=True, backend=backend
+    )
+    names = ("pixels", "weight", "bias")
+    found = torch.autograd.grad(maps, [twin.leaves[name] for name in names], twin.grad_maps)
+    for name, x in zip(names, found, strict=True):
+        torch.testing.assert_close(x, expected[f"d_{name}"])
+
+
+def test_an_empty_batch_gives_zero_parameter_gradients(backend: str, device: torch.device) -> None:
+    found = run_op(make(EMPTY, dtype=torch.float32, device=device), backend, return_maps=True)
+    assert found["pooled"].shape == (0, 2, 16)
+    assert found["maps"].shape == (0, 8, 15)
+    assert found["d_features"].shape == (0, 16, 5, 3)
+    assert torch.equal(found["d_weight"], torch.zeros_like(found["d_weight"]))
+    assert torch.equal(found["d_bias"], torch.zeros_like(found["d_bias"]))
+
+
+@pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_second_order(case: OpCase, return_maps: bool, backend: str, device: torch.device) -> None:
+    inputs = make(case, device=device)
+    names = list(inputs.leaves)
+
+    def op(*leaves: Tensor) -> object:
+        return fused_align_aggregate(
+            **dict(zip(names, leaves, strict=True)),
+            num_groups=case.G, temperature=0.3, return_maps=return_maps, backend=backend,
+        )  # type: ignore[call-overload]  # fmt: skip
+
+    assert gradgradcheck(op, tuple(inputs.leaves.values()))
+
+
+def test_torch_func_is_refused_in_words(backend: str, device: torch.device) -> None:
+    """Better than a wrong derivative: the sentence names what works."""
+    x = torch.randn(2, 8, 9, device=device)
+    weight = torch.randn(4, 8, device=device)
+    with pytest.raises(RuntimeError, match=r"torch\.func.*torch\.autograd\.grad"):
+        torch.func.grad(lambda w: fused_align_aggregate(x, w, backend=backend).sum())(weight)
