@@ -144,7 +144,6 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
     return Explanation(demanded, f"demanded by {source}", refusals)
 
 
-@torch.compiler.assume_constant_result
 def choose(device: torch.device, dtype: torch.dtype, backend: str | None) -> str:
     """The name of the backend that runs the request.
 
@@ -167,6 +166,11 @@ def choose(device: torch.device, dtype: torch.dtype, backend: str | None) -> str
         refusals[name] = sentence
     lines = "\n".join(f"  {name}: {sentence}" for name, sentence in refusals.items())
     raise BackendUnavailable(f"no backend can run {dtype} features on {device}:\n{lines}")
+
+
+# What torch.compiler.assume_constant_result sets: dispatch happens once, while a graph is traced. The decorator itself
+# would import the compiler, and with it triton, whenever this package is imported: a second, and a promise broken.
+choose.__dict__["_dynamo_marked_constant"] = True
 
 
 def _demand(argument: str | None) -> tuple[str | None, str]:

@@ -143,7 +143,7 @@ def _autocast(
     Here and not in register_autocast, which has one dtype fixed at registration.
     """
     kind = features.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta has no autocast to ask about
         return features, pixels, weight, bias
     dtype = torch.get_autocast_dtype(kind)
 
