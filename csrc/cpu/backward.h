@@ -52,15 +52,23 @@ Workspace<A>::Workspace(const Backward& q) {
 // E4 again, E7, E8: A and dMh of one group of one image.
 template <class A>
 void group_gradients(const Backward& q, const Workspace<A>& w) {
-  const int64_t P = q.P, L = q.L(), channels = q.group_channels(), width = padded<A>(L);
+  const int64_t P = q.P, K = q.K, L = q.L(), channels = q.group_channels(), width = padded<A>(L);
   const A temperature = static_cast<A>(q.temperature);
+  // Whole vectors are written where they are kept; groups that end within a vector go through scratch.
+  const bool whole = width == L;
   for_each_task(q.N * q.G, [&](int64_t task) {
-    const int64_t n = task / q.G, g = task % q.G;
-    auto [maps, dmaps, dr, block] =  // [P, width], [P, width], [kDepth, width], [kRowBlock, kDepth or width]
-        scratch<A>(P * width, P * width, kDepth * width, kRowBlock * std::max(kDepth, width));
+    const int64_t n = task / q.G, g = task % q.G, first = n * P * K + g * L;
+    auto [scratch_maps, scratch_dmaps, dr, block] =  // [P, width] twice, [kDepth, width], [kRowBlock, kDepth or width]
+        scratch<A>(whole && q.d_features ? 0 : P * width, whole ? 0 : P * width, kDepth * width,
+                   kRowBlock * std::max(kDepth, width));
+    const MapBlock<A> maps = whole && q.d_features ? MapBlock<A>{w.maps + first, K} : MapBlock<A>{scratch_maps, width};
+    const MapBlock<A> dmaps = whole ? MapBlock<A>{w.dm + first, K} : MapBlock<A>{scratch_dmaps, width};
+    const auto keep = [&](const MapBlock<A>& from, A* to) {
+      if (from.data != to) write_block(Matrix{reinterpret_cast<char*>(to), kDType<A>, K, 1}, from.data, from.row, P, L);
+    };
+
     group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps);
-    if (q.d_features)
-      write_block(Matrix{reinterpret_cast<char*>(w.maps + n * P * q.K + g * L), kDType<A>, q.K, 1}, maps, width, P, L);
+    if (q.d_features) keep(maps, w.maps + first);
     if (!projects(q)) return;
 
     for (int64_t c = 0; c < channels; c += kDepth) {  // E7
@@ -70,7 +78,7 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
         const int64_t p0 = P * b / row_blocks(P), rows = P * (b + 1) / row_blocks(P) - p0;
         const Left<A> f = left_side(q.features.by_position(n).at(p0, channel), rows, depth, block);
         for (int64_t l = 0; l < L; l += kPanel<A>)
-          product<A>(rows, std::min<int64_t>(kPanel<A>, L - l), depth, f, {dr + l, width}, dmaps + p0 * width + l, width,
+          product<A>(rows, std::min<int64_t>(kPanel<A>, L - l), depth, f, {dr + l, width}, dmaps.at(p0, l), dmaps.row,
                      c > 0);
       }
     }
@@ -78,19 +86,19 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
       for (int64_t p0 = 0; p0 < P; p0 += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, P - p0);
         read_block(block, width, q.grad_maps.by_position(n).at(p0, g * L), rows, L, width);
-        for (int64_t i = 0; i < rows * width; i += kLanes<A>)
-          store(dmaps + p0 * width + i, load(dmaps + p0 * width + i) + load(block + i));
+        for (int64_t p = 0; p < rows; ++p)
+          for (int64_t l = 0; l < width; l += kLanes<A>)
+            store(dmaps.at(p0 + p, l), load(dmaps.at(p0 + p, l)) + load(block + p * width + l));
       }
     for (int64_t l = 0; l < width; l += kLanes<A>) {  // E8
-      const auto at = [&](A* array, int64_t p) { return array + p * width + l; };
-      const Vec<A> delta = blocked_sum<A>(P, [&](int64_t p) { return load(at(maps, p)) * load(at(dmaps, p)); });
+      const Vec<A> delta = blocked_sum<A>(P, [&](int64_t p) { return load(maps.at(p, l)) * load(dmaps.at(p, l)); });
       for (int64_t p = 0; p < P; ++p) {
-        Vec<A> ds = load(at(maps, p)) * (load(at(dmaps, p)) - delta);
+        Vec<A> ds = load(maps.at(p, l)) * (load(dmaps.at(p, l)) - delta);
         if (temperature != A(1)) ds = ds / splat(temperature);
-        store(at(dmaps, p), ds);
+        store(dmaps.at(p, l), ds);
       }
     }
-    write_block(Matrix{reinterpret_cast<char*>(w.dm + n * P * q.K + g * L), kDType<A>, q.K, 1}, dmaps, width, P, L);
+    keep(dmaps, w.dm + first);
   });
 }
 
@@ -99,12 +107,13 @@ template <class A>
 void normalisation_gradient(const Backward& q, int64_t n, int64_t p0, int64_t rows, A* dm, A* unit) {
   const int64_t width = padded<A>(q.K);
   const A eps = static_cast<A>(q.eps);
-  A* grad = unit + rows * width;  // one row of dm, padded
-  std::fill(grad, grad + width, A(0));
+  A* const padded_row = unit + rows * width;
+  std::fill(padded_row, padded_row + width, A(0));
   read_block(unit, width, q.heat.by_position(n).at(p0, 0), rows, q.K, width);
   for (int64_t p = 0; p < rows; ++p, unit += width) {
     A* row = dm + (n * q.P + p0 + p) * q.K;
-    std::copy(row, row + q.K, grad);
+    A* grad = width == q.K ? row : padded_row;
+    if (grad != row) std::copy(row, row + q.K, grad);
     const A norm = static_cast<const A*>(q.norm)[n * q.P + p0 + p];
     const Vec<A> divisor = splat(clamped(norm, eps));
     Vec<A> products = {};
@@ -117,7 +126,7 @@ void normalisation_gradient(const Backward& q, int64_t n, int64_t p0, int64_t ro
     const Vec<A> dot = splat(norm <= eps ? A(0) : sum_lanes<A>(products));
     for (int64_t k = 0; k < width; k += kLanes<A>)
       store(grad + k, (load(grad + k) - load(unit + k) * dot) / divisor);
-    std::copy(grad, grad + q.K, row);
+    if (grad != row) std::copy(grad, grad + q.K, row);
   }
 }
 

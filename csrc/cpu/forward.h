@@ -70,7 +70,7 @@ void pool(const Forward& q) {
   for_each_task(q.N * q.G, [&](int64_t task) {
     const int64_t n = task / q.G, g = task % q.G;
     auto [maps, packed, sums] = scratch<A>(P * width, kDepth * kPanel<A>, L * kPanel<A>);
-    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, maps);
+    group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, MapBlock<A>{maps, width});
     if (q.maps) write_block(q.maps.by_position(n).at(0, g * L), maps, width, P, L);
     for (int64_t c = 0; c < channels; c += kPanel<A>) {
       const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c);

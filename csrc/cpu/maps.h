@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "../params.h"
 #include "threads.h"
@@ -29,34 +30,35 @@ LEWEL_INLINE Vec<A> blocked_sum(int64_t count, Term&& term) {
   return total;
 }
 
+// Where a task keeps its [positions, maps] arrays: row p at data + p * row, whole vectors of maps.
+template <class A>
+struct MapBlock {
+  A* data;
+  int64_t row;
+
+  A* at(int64_t p, int64_t l) const { return data + p * row + l; }
+};
+
 // maps [P, padded L] = A of group g of image n, with arbitrary values beyond column L.
 template <class A>
-void group_maps(const Problem& q, const Tensor3& heat, const A* norm, int64_t n, int64_t g, A* maps) {
+void group_maps(const Problem& q, const Tensor3& heat, const A* norm, int64_t n, int64_t g, MapBlock<A> maps) {
   const int64_t P = q.P, L = q.L(), width = padded<A>(L);
   const A eps = static_cast<A>(q.eps), temperature = static_cast<A>(q.temperature);
-  read_block(maps, width, heat.by_position(n).at(0, g * L), P, L, width);
-  for (int64_t p = 0; p < P; ++p) {
-    const Vec<A> divisor = splat(clamped(norm[n * P + p], eps));
-    for (A* row = maps + p * width; row < maps + (p + 1) * width; row += kLanes<A>) {
-      Vec<A> s = load(row) / divisor;                       // E2
-      if (temperature != A(1)) s = s / splat(temperature);  // E3
-      store(row, s);
-    }
-  }
-  for (int64_t l = 0; l < width; l += kLanes<A>) {  // E4
-    A* column = maps + l;
-    Vec<A> most = load(column);
-    for (int64_t p = 1; p < P; ++p) {
-      const Vec<A> s = load(column + p * width);
+  read_block(maps.data, maps.row, heat.by_position(n).at(0, g * L), P, L, width);
+  for (int64_t l = 0; l < width; l += kLanes<A>) {
+    Vec<A> most = splat(-std::numeric_limits<A>::infinity());
+    for (int64_t p = 0; p < P; ++p) {
+      const Vec<A> s = load(maps.at(p, l)) / splat(clamped(norm[n * P + p], eps) * temperature);  // E2, E3
       most = s > most ? s : most;
+      store(maps.at(p, l), s);
     }
-    const Vec<A> sum = blocked_sum<A>(P, [&](int64_t p) {
-      const Vec<A> e = exp(load(column + p * width) - most);
-      store(column + p * width, e);
+    const Vec<A> sum = blocked_sum<A>(P, [&](int64_t p) {  // E4
+      const Vec<A> e = exp(load(maps.at(p, l)) - most);
+      store(maps.at(p, l), e);
       return e;
     });
-    // a division, not a product by 1/sum, whose rounding error all positions would share: db is a sum over positions
-    for (int64_t p = 0; p < P; ++p) store(column + p * width, load(column + p * width) / sum);
+    const Vec<A> scale = A(1) / sum;
+    for (int64_t p = 0; p < P; ++p) store(maps.at(p, l), load(maps.at(p, l)) * scale);
   }
 }
 

@@ -15,6 +15,11 @@ template <class T, int Rows, int Vectors>
 void tile(int64_t depth, Left<T> a, Right<T> b, T* c, int64_t c_row, bool accumulate) {
   constexpr int n = kLanes<T>;
   Vec<T> sum[Rows][Vectors] = {};
+  // The destination is often cold: fetch its lines while the sums are formed.
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) __builtin_prefetch(c + i * c_row + j * n, 1);
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[Vectors];
 #pragma GCC unroll 8

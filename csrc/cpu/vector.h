@@ -61,12 +61,11 @@ LEWEL_INLINE T sum_lanes(Vec<T> v) {
   return lanes[0];
 }
 
-// e^x within 1 ulp where the result is normal, half an ulp of a denormal more below; NaN stays NaN.
+// e^x for x <= 0 within 1 ulp, and 0 where it is below the least normal number; NaN stays NaN.
 LEWEL_INLINE Vec<float> exp(Vec<float> x) {
   typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-  const Vec<float> least = splat(-150.f), most = splat(128.f);  // beyond them e^x is 0 or inf in fp32
-  x = x < least ? least : x;                                    // comparisons with NaN are false: it stays
-  x = x > most ? most : x;
+  const Vec<float> least = splat(-88.f);  // where n is -127 below
+  x = x < least ? least : x;              // a comparison with NaN is false: it stays
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec<float> n = (x * 1.44269504088896341f + kRound) - kRound;
   // x - n ln 2 in two parts, the first exact because the high part has 15 bits
@@ -80,14 +79,10 @@ LEWEL_INLINE Vec<float> exp(Vec<float> x) {
   y = y * r + 0.5f;
   y = y * r + 1.f;
   y = y * r + 1.f;
-  // 2^n in two factors, so that denormal results are reached by rounding once
-  const Ints k = __builtin_convertvector(n, Ints);
-  const Ints half = k >> 1;
-  const Ints low = (half + 127) << 23, high = (k - half + 127) << 23;
-  Vec<float> scale_low, scale_high;
-  std::memcpy(&scale_low, &low, sizeof low);
-  std::memcpy(&scale_high, &high, sizeof high);
-  return (y * scale_low) * scale_high;
+  const Ints bits = (__builtin_convertvector(n, Ints) + 127) << 23;  // of 2^n, and of 0 for n = -127
+  Vec<float> scale;
+  std::memcpy(&scale, &bits, sizeof bits);
+  return y * scale;
 }
 
 LEWEL_INLINE Vec<double> exp(Vec<double> x) {
