@@ -1,4 +1,7 @@
-"""What a run says: a bar on a terminal or plain lines, and always one JSON object a line in log.jsonl."""
+"""What a run says: a bar on a terminal or plain lines, and always one JSON object a line in log.jsonl.
+
+Every record has its kind and "step", the number of optimizer steps done.
+"""
 
 from __future__ import annotations
 

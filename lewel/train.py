@@ -124,8 +124,8 @@ def _train_epoch(session: Session, epoch: int, log: RunLog) -> None:
         session.optimizer.step()
         method.finish(outcome, momentum)
         log.advance()
-        if step % run.log_every == 0 or batch == per_epoch - 1:
-            log.step({"step": step, "epoch": epoch, "lr": lr, "momentum": momentum, **_numbers(outcome), **clock.lap()})
+        if step == 0 or (step + 1) % run.log_every == 0 or batch == per_epoch - 1:
+            log.step({"step": step + 1, "lr": lr, "momentum": momentum, **_numbers(outcome), **clock.lap()})
 
 
 def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
@@ -144,8 +144,8 @@ def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
 
 
 def _numbers(outcome: Step) -> dict[str, float]:
-    parts = {f"loss_{name}": float(part) for name, part in outcome.parts.items()}
-    loss = float(outcome.loss)
+    parts = {f"loss_{name}": float(part.detach()) for name, part in outcome.parts.items()}
+    loss = float(outcome.loss.detach())
     if not math.isfinite(loss):
         raise LewelError(f"the loss became {loss} ({parts}); try a lower --optim.lr or a longer --optim.warmup-epochs")
     return {"loss": loss, **parts, "z_std": watch.spread_of(outcome.z)}
