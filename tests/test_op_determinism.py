@@ -9,6 +9,8 @@ import torch
 from op_cases import OpCase, OpInputs, make, run_op
 from torch import Tensor
 
+from lewel_kernels import dispatch
+
 CASES = (
     OpCase("usual", N=7, C=96, D=80, K=32, G=4, space=(7, 7), bias=True),
     OpCase("dense", N=3, C=32, D=48, K=16, G=2, space=(28, 28)),
@@ -26,12 +28,8 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def exact_backend(backend: str) -> str:
-    """A backend with kernels of its own: the reference is as reproducible as PyTorch's matrix products are."""
-    if backend == "reference":
-        pytest.skip("the reference promises the bits of PyTorch's matrix products, which change with batch and threads")
-    return backend
+# The reference has the bits of PyTorch's matrix products, which change with the batch and the threads.
+kernels = pytest.mark.parametrize("backend", [name for name in dispatch.BACKENDS if name != "reference"], indirect=True)
 
 
 def in_layout(inputs: OpInputs, layout: str) -> OpInputs:
@@ -56,13 +54,14 @@ def test_run_to_run(case: OpCase, layout: str, dtype: str, backend: str, device:
         equal(run_op(inputs, backend, return_maps=True), first)
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_row_alone(case: OpCase, layout: str, dtype: str, exact_backend: str, device: torch.device) -> None:
+def test_a_row_alone(case: OpCase, layout: str, dtype: str, backend: str, device: torch.device) -> None:
     """What an image gives does not depend on its batch: outputs and gradients of row i, alone and among others."""
     batch = in_layout(make(case, dtype=DTYPES[dtype], device=device), layout)
-    together = run_op(batch, exact_backend, return_maps=True)
+    together = run_op(batch, backend, return_maps=True)
     for i in range(case.N):
         row = slice(i, i + 1)
         alone = OpInputs(
@@ -71,21 +70,22 @@ def test_a_row_alone(case: OpCase, layout: str, dtype: str, exact_backend: str, 
             None if batch.pixels is None else batch.pixels.detach()[row].requires_grad_(),
             batch.weight, batch.bias, batch.grad_pooled[row], batch.grad_maps[row],
         )  # fmt: skip
-        found = run_op(alone, exact_backend, return_maps=True)
+        found = run_op(alone, backend, return_maps=True)
         for name in PER_IMAGE:
             if name in together:
                 assert torch.equal(found[name], together[name][row]), f"{name} of row {i}"
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_number_of_threads(
-    case: OpCase, layout: str, dtype: str, exact_backend: str, device: torch.device, threads: None
+    case: OpCase, layout: str, dtype: str, backend: str, device: torch.device, threads: None
 ) -> None:
     inputs = in_layout(make(case, dtype=DTYPES[dtype], device=device), layout)
     torch.set_num_threads(1)
-    first = run_op(inputs, exact_backend, return_maps=True)
+    first = run_op(inputs, backend, return_maps=True)
     for n in (2, 3, 5):
         torch.set_num_threads(n)
-        equal(run_op(inputs, exact_backend, return_maps=True), first)
+        equal(run_op(inputs, backend, return_maps=True), first)

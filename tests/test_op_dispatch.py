@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import types
 import warnings
@@ -14,12 +13,10 @@ import torch
 from op_cases import OpCase, make, run_op
 
 from lewel_kernels import (
-    AlignAggregate,
     BackendUnavailable,
     dispatch,
     explain,
     fused_align_aggregate,
-    info,
     use_backend,
 )
 
@@ -237,32 +234,3 @@ def test_explain_agrees_with_what_runs(backend: str, device: torch.device) -> No
     inputs = make(CASE, dtype=torch.float32, device=device)
     told = explain(inputs.features, inputs.weight, pixels=inputs.pixels, num_groups=2, backend=backend)
     assert told.backend == backend
-
-
-def test_the_repr_of_a_module_shows_the_backend() -> None:
-    assert "backend=reference" in repr(AlignAggregate(8, 4, backend="reference"))
-
-
-def test_info_names_versions_backends_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEWEL_BACKEND", "reference")
-    report = info.report()
-    for word in (
-        f"torch {torch.__version__.split('+')[0]}",
-        "python",
-        "gpu",
-        *dispatch.BACKENDS,
-        "LEWEL_BACKEND='reference'",
-    ):
-        assert word in report
-
-
-def test_importing_the_package_loads_no_compiler_and_no_gpu_library() -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules); import lewel_kernels\n"
-        "heavy = ('triton', 'ninja', 'pybind11', 'lewel_kernels.native', 'torch.utils.cpp_extension')\n"
-        "loaded = [name for name in heavy if name in set(sys.modules) - before]\n"
-        "assert not loaded, f'import lewel_kernels loads {loaded}'\n"
-        "assert not torch.cuda.is_initialized()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
