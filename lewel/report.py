@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 import lewel_kernels
-from lewel import checkpoint, data, log, recipe, watch
+from lewel import checkpoint, data, figures, log, recipe, watch
+from lewel.data.reference import fit, to_tensor
 from lewel.errors import LewelError
 from lewel.train import Session, prepare, rates
+
+PICTURED = 8
 
 
 def recipe_of(session: Session) -> str:
@@ -59,7 +64,23 @@ def load(folder: Path) -> Session:
 
 def write(session: Session) -> None:
     """Prints the result of a finished run and draws its pictures into the run folder."""
-    print("\n" + summary(session), flush=True)
+    folder, aligned = session.folder, session.run.method.aligned
+    curves, maps = folder / "curves.png", folder / "maps.png"
+    figures.training_curves(curves, log.read(folder / "log.jsonl"))
+    if aligned:
+        images, _ = next(iter(data.eval_batches(session.sets.test, PICTURED)))
+        boxes = session.sets.test_boxes
+        _draw(session, images, maps, None if boxes is None else boxes[:PICTURED])
+    lines = [
+        "",
+        summary(session),
+        "",
+        f"wrote {curves}" + (f" and {maps}" if aligned else ""),
+        f"next: python -m lewel eval knn {folder}",
+    ]
+    if aligned:
+        lines.append(f"      python -m lewel maps {folder} YOUR_IMAGE.jpg ...")
+    print("\n".join([*lines, "      python -m lewel presets"]), flush=True)
 
 
 def summary(session: Session) -> str:
@@ -96,5 +117,22 @@ def mass_in_boxes(session: Session) -> tuple[float, float]:
     return 100 * float(torch.cat(shares).mean()), 100 * float(torch.cat(areas).mean())
 
 
-def draw_maps(session: Session, images: list[Path], out: Path) -> None:
+def draw_maps(session: Session, paths: list[Path], out: Path) -> None:
     """Alignment maps of a run over image files."""
+    if not session.run.method.aligned:
+        raise LewelError(f"{session.folder} is a {session.run.method.name} run, which has no alignment maps")
+    _draw(session, torch.stack([_image(path, session.sets.image_size) for path in paths]), out, None)
+
+
+def _image(path: Path, size: int) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            return to_tensor(fit(image.convert("RGB"), size))
+    except (OSError, ValueError) as error:
+        raise LewelError(f"cannot read {path} as an image: {error}") from None
+
+
+def _draw(session: Session, images: Tensor, out: Path, boxes: Tensor | None) -> None:
+    maps, _, _ = watch.maps_of(session.method, images.to(session.device))
+    title = f"{session.run.method.name} after {session.epochs_done} epochs"
+    figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title)

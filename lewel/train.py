@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +176,7 @@ def _log_epoch(session: Session, log: RunLog) -> None:
     log.record("epoch", values, line)
 
 
-def _knn(session: Session, features) -> float:
+def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:
     bank, test = (
         knn.describe(features, data.eval_batches(split, 256, session.run.data.workers))
         for split in (session.sets.bank, session.sets.test)
