@@ -148,5 +148,5 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _maps(arguments: list[str]) -> None:
     command = tyro.cli(MapsCommand, args=arguments, prog="lewel maps")
-    report.draw_maps(report.load(command.run), list(command.images), command.out)
+    report.draw_maps(command.run, list(command.images), command.out)
     print(f"wrote {command.out}")

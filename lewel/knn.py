@@ -27,6 +27,6 @@ def accuracy(bank: Tensor, bank_labels: Tensor, test: Tensor, test_labels: Tenso
 @torch.no_grad()
 def describe(features: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(features (N, C) float32, labels (N,)) of batches of (images, labels)."""
-    pairs = [(features(images).float(), labels) for images, labels in batches]
+    pairs = [(features(images), labels) for images, labels in batches]
     rows, labels = zip(*pairs, strict=True)
     return torch.cat(rows), torch.cat(labels)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 import lewel_kernels
 from lewel import checkpoint, data, figures, log, recipe, watch
+from lewel.config import Train
 from lewel.data.reference import fit, to_tensor
 from lewel.errors import LewelError
+from lewel.method import Method
 from lewel.train import Session, prepare, rates
 
 PICTURED = 8
@@ -49,17 +51,22 @@ def _backend(session: Session) -> str:
 
 
 def load(folder: Path) -> Session:
-    """A finished or interrupted run, with the weights of its newest checkpoint."""
-    if not (folder / "config.yaml").exists():
-        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
-    checkpoints = checkpoint.found(folder / "checkpoints")
-    if not checkpoints:
-        raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
-    run = checkpoint.config_of(checkpoint.read(checkpoints[-1]), checkpoints[-1])
+    """A finished or interrupted run with its data, and the weights of its newest checkpoint."""
+    path, run = newest(folder)
     session = prepare(run, folder)
-    state = checkpoint.restore(checkpoints[-1], run=run, method=session.method, optimizer=session.optimizer)
+    state = checkpoint.restore(path, run=run, method=session.method, optimizer=session.optimizer)
     session.epochs_done, session.seconds = state["epoch"], state["seconds"]
     return session
+
+
+def newest(folder: Path) -> tuple[Path, Train]:
+    """The newest checkpoint of a run folder, and its recipe."""
+    if not (folder / "config.yaml").exists():
+        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
+    found = checkpoint.found(folder / "checkpoints")
+    if not found:
+        raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
+    return found[-1], checkpoint.config_of(checkpoint.read(found[-1]), found[-1])
 
 
 def write(session: Session) -> None:
@@ -70,7 +77,8 @@ def write(session: Session) -> None:
     if aligned:
         images, _ = next(iter(data.eval_batches(session.sets.test, PICTURED)))
         boxes = session.sets.test_boxes
-        _draw(session, images, maps, None if boxes is None else boxes[:PICTURED])
+        title = f"{session.run.method.name} after {session.epochs_done} epochs"
+        _draw(session.method, images, maps, None if boxes is None else boxes[:PICTURED], title)
     lines = [
         "",
         summary(session),
@@ -117,11 +125,16 @@ def mass_in_boxes(session: Session) -> tuple[float, float]:
     return 100 * float(torch.cat(shares).mean()), 100 * float(torch.cat(areas).mean())
 
 
-def draw_maps(session: Session, paths: list[Path], out: Path) -> None:
-    """Alignment maps of a run over image files."""
-    if not session.run.method.aligned:
-        raise LewelError(f"{session.folder} is a {session.run.method.name} run, which has no alignment maps")
-    _draw(session, torch.stack([_image(path, session.sets.image_size) for path in paths]), out, None)
+def draw_maps(folder: Path, paths: list[Path], out: Path) -> None:
+    """Alignment maps of a run over image files; the run's data are not needed."""
+    path, run = newest(folder)
+    if not run.method.aligned:
+        raise LewelError(f"{folder} is a {run.method.name} run, which has no alignment maps")
+    method = Method(run)
+    state = checkpoint.read(path)
+    method.load_state_dict(state["method"])
+    images = torch.stack([_image(path, run.data.image_size) for path in paths])
+    _draw(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
 
 
 def _image(path: Path, size: int) -> Tensor:
@@ -132,7 +145,6 @@ def _image(path: Path, size: int) -> Tensor:
         raise LewelError(f"cannot read {path} as an image: {error}") from None
 
 
-def _draw(session: Session, images: Tensor, out: Path, boxes: Tensor | None) -> None:
-    maps, _, _ = watch.maps_of(session.method, images.to(session.device))
-    title = f"{session.run.method.name} after {session.epochs_done} epochs"
+def _draw(method: Method, images: Tensor, out: Path, boxes: Tensor | None, title: str) -> None:
+    maps, _, _ = watch.maps_of(method, images.to(next(method.parameters()).device))
     figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title)

@@ -101,7 +101,7 @@ def knn_accuracy(session: Session) -> float:
 
     def features(images: Tensor) -> Tensor:
         with session.method.autocast():
-            return encoder(_on(session.device, images)).mean((2, 3)).cpu()
+            return encoder(_on(session.device, images)).mean((2, 3), dtype=torch.float32).cpu()
 
     encoder.eval()
     accuracy = _knn(session, features)
