@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from lewel import checkpoint, cli, log, recipe, report
+from lewel import checkpoint, cli, data, log, recipe, report
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
 from lewel.errors import LewelError
 from lewel.train import Session, prepare, train
@@ -264,3 +265,50 @@ class TestUnusableCheckpoint:
                 seconds=1.0,
             )
         assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_maps_are_drawn_over_image_files_without_the_data(tmp_path, finished, monkeypatch):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
+    monkeypatch.setattr(data, "build", None)
+    report.draw_maps(finished.folder, [tmp_path / "red.png"], tmp_path / "maps.png")
+    assert Image.open(tmp_path / "maps.png").width > 100
+
+
+def test_a_picture_that_is_none_is_a_sentence(tmp_path, finished):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(LewelError, match=r"cannot read .*text\.png as an image"):
+        report.draw_maps(finished.folder, [tmp_path / "text.png"], tmp_path / "maps.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param(["trian"], "there is no command 'trian'", id="command"),
+        pytest.param(["eval"], "needs one of knn and a run folder, got nothing", id="eval"),
+        pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
+        pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
+        pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),
+        pytest.param(["train", "--backend", "gpu"], "gpu", id="backend"),
+    ],
+)
+def test_command_line_errors_are_sentences_with_status_2(arguments, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lewel", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml(replace(TINY, epochs=1)))
+    out = str(tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", str(tmp_path / "tiny.yaml"), "--out", out])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "learning rate 0.5 per 256 images is 0.03125 at 16" in printed
+    assert f"wrote {out}/curves.png and {out}/maps.png" in printed
+    monkeypatch.setattr("sys.argv", ["lewel", "eval", "knn", out])
+    cli.main()
+    assert f"{out}: kNN" in capsys.readouterr().out
