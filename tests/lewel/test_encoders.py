@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from lewel import encoders
+from lewel.config import Encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size", "shape"),
+    [
+        ("tiny", "small", 32, (256, 4, 4)),
+        ("tiny", "small2", 64, (256, 4, 4)),
+        ("tiny", "imagenet", 64, (256, 2, 2)),
+        ("resnet18", "small", 32, (512, 4, 4)),
+        ("resnet18", "imagenet", 96, (512, 3, 3)),
+        ("resnet50", "imagenet", 64, (2048, 2, 2)),
+    ],
+)
+def test_maps_have_the_size_that_stem_and_stages_give(name, stem, size, shape):
+    encoder = encoders.build(Encoder(name, stem)).eval()
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, size, size))
+    assert features.shape[1:] == shape
+    assert encoder.channels == shape[0]
+    assert features.min() >= 0
+
+
+def test_parameters_are_those_of_torchvision_without_the_classifier():
+    theirs = torchvision.models.resnet18().state_dict()
+    mine = encoders.build(Encoder("resnet18", "imagenet")).state_dict()
+    assert {key: value.shape for key, value in theirs.items() if "fc." not in key} == {
+        key: value.shape for key, value in mine.items()
+    }
+
+
+def test_gap_of_the_map_is_what_torchvision_classifies():
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18().eval()
+    encoder = encoders.build(Encoder("resnet18", "imagenet")).eval()
+    encoder.load_state_dict({key: value for key, value in resnet.state_dict().items() if "fc." not in key})
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
