@@ -79,6 +79,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "temperature_tensor": ({"temperature": torch.ones(())}, TypeError, ("temperature", "number", "Tensor")),
     "eps_zero": ({"eps": 0.0}, ValueError, ("eps", "positive", "got 0.0")),
     "out_dtype_integer": ({"out_dtype": torch.int8}, TypeError, ("out_dtype", "float", "int8")),
+    "out_dtype_float8": (
+        {"out_dtype": torch.float8_e4m3fn}, TypeError, ("out_dtype", "float16", "float8_e4m3fn"),
+    ),
+    "no_columns": (
+        {"pixels": torch.zeros(2, 0, 9), "features": torch.zeros(2, 8, 9), "weight": torch.zeros(4, 0)},
+        ValueError, ("weight", "at least one", "(4, 0)"),
+    ),
     "devices": ({"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight", "cpu", "meta")),
     "unknown_backend": ({"backend": "fpga"}, ValueError, ("backend", "reference", "fpga")),
 }  # fmt: skip

@@ -1,18 +1,16 @@
-"""The registered op in PyTorch: opcheck, compile, export, vmap, autocast, every subset and order of gradients."""
+"""The registered op in PyTorch: opcheck, vmap, autocast, every subset and every order of gradients."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
 from op_cases import SMALL, OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradgradcheck
 
-from lewel_kernels import AlignAggregate, fused_align_aggregate
+from lewel_kernels import fused_align_aggregate
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -20,13 +18,6 @@ OPS = torch.ops.lewel_kernels
 CASE = OpCase("usual", N=4, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
 SHARED = OpCase("shared", N=4, C=12, D=None, K=8, G=4, space=(15,))
 EMPTY = OpCase("empty", N=0, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def flat(inputs: OpInputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
@@ -52,72 +43,6 @@ def test_opcheck_of_the_backward(case: OpCase, backend: str, device: torch.devic
         needs = [True, case.D is not None, True, case.bias]
         arguments = (inputs.grad_pooled, grad_maps, *tensors, *(x.detach() for x in saved), *constants, needs, backend)
         torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, rtol=1e-3, atol=1e-3)
-
-
-def layer(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> AlignAggregate:
-    torch.manual_seed(0)
-    return AlignAggregate(12, 8, temperature=0.3, bias=True, backend=backend, device=device, dtype=dtype)
-
-
-def images(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    features = torch.randn(n, 16, 5, 3, generator=generator).to(device).requires_grad_()
-    return features, torch.randn(n, 12, 5, 3, generator=generator).to(device).requires_grad_()
-
-
-def calls(counter: CompileCounterWithBackend) -> list[torch.fx.Node]:
-    """The calls of the op in all graphs that were compiled: one a graph."""
-    return [
-        node
-        for compiled in counter.graphs
-        for node in compiled.graph.nodes
-        if node.target in (OPS.align_aggregate_fwd, OPS.align_aggregate_fwd.default)
-    ]
-
-
-def test_compile_with_a_dynamic_batch(backend: str, device: torch.device) -> None:
-    """One graph without breaks, which serves every batch; the graph names the backend."""
-    module = layer(backend, device)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
-    for n in (4, 2, 3, 7):
-        x, y = images(n, device), images(n, device)
-        found = torch.autograd.grad(compiled(*x).square().sum(), (*x, *module.parameters()))
-        expected = torch.autograd.grad(module(*y).square().sum(), (*y, *module.parameters()))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b)
-    (node,) = calls(counter)
-    assert backend in node.args
-
-
-def test_batches_of_one_and_none_compile_once_more_each(backend: str, device: torch.device) -> None:
-    """torch.compile specialises sizes 0 and 1, as for any op; nothing else adds graphs."""
-    module = layer(backend, device)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(module, fullgraph=True, backend=counter)
-    for n in (4, 2, 3, 5, 1, 0, 6, 1, 0):
-        x = images(n, device)
-        torch.testing.assert_close(compiled(*x), module(*x))
-    assert len(calls(counter)) <= 4
-
-
-def test_inductor(backend: str, device: torch.device) -> None:
-    module = layer(backend, device)
-    x = images(3, device)
-    found = torch.compile(lambda f, p: module(f.relu(), p) * 2, fullgraph=True)(*x)
-    torch.testing.assert_close(found, module(x[0].relu(), x[1]) * 2)
-    gradients = torch.autograd.grad(found.square().sum(), x)
-    expected = torch.autograd.grad((module(x[0].relu(), x[1]) * 2).square().sum(), x)
-    torch.testing.assert_close(gradients, expected)
-
-
-def test_export_with_a_dynamic_batch(backend: str, device: torch.device) -> None:
-    module = layer(backend, device)
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(module, images(4, device), dynamic_shapes=({0: batch}, {0: batch}))
-    assert any(backend in node.args for node in program.graph.nodes if node.target is OPS.align_aggregate_fwd.default)
-    x = images(6, device)
-    torch.testing.assert_close(program.module()(*x), module(*x))
 
 
 def test_vmap_over_a_leading_dimension(backend: str, device: torch.device) -> None:
@@ -206,6 +131,28 @@ def test_an_empty_batch_gives_zero_parameter_gradients(backend: str, device: tor
     assert found["d_features"].shape == (0, 16, 5, 3)
     assert torch.equal(found["d_weight"], torch.zeros_like(found["d_weight"]))
     assert torch.equal(found["d_bias"], torch.zeros_like(found["d_bias"]))
+
+
+def test_batched_gradients(backend: str, device: torch.device) -> None:
+    """The backward under vmap, as vectorised Jacobians run it."""
+    inputs = make(SMALL[0], device=device)
+
+    def op(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+        return fused_align_aggregate(features, weight, pixels=pixels, num_groups=2, temperature=0.3, backend=backend)
+
+    leaves = (inputs.features, inputs.pixels, inputs.weight)
+    found = torch.autograd.functional.jacobian(op, leaves, vectorize=True)
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(op, leaves))
+
+
+def test_inference_mode(backend: str, device: torch.device) -> None:
+    inputs = make(CASE, device=device)
+    expected = run_op(inputs, backend)["pooled"]
+    with torch.inference_mode():
+        found = fused_align_aggregate(
+            inputs.features, inputs.weight, inputs.bias, pixels=inputs.pixels, temperature=0.05, backend=backend
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
