@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+OUT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def check_call(
     features: Tensor,
@@ -33,6 +35,8 @@ def check_call(
     _check_tensor("weight", weight)
     if weight.dim() not in (2, 3, 4) or any(size != 1 for size in weight.shape[2:]):
         raise ValueError(f"weight must be (K, D), (K, D, 1) or (K, D, 1, 1); got {_shape(weight)}")
+    if weight.shape[1] == 0:
+        raise ValueError(f"weight must have at least one column; got {_shape(weight)}")
     d, owner = (c, "features (pixels is None)") if pixels is None else (pixels.shape[1], "pixels")
     if weight.shape[1] != d:
         raise ValueError(
@@ -49,8 +53,8 @@ def check_call(
             raise TypeError(f"{name} must be a number; got {type(value).__name__}")
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite; got {value}")
-    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
-        raise TypeError(f"out_dtype must be a floating dtype or None; got {out_dtype}")
+    if out_dtype is not None and out_dtype not in OUT_DTYPES:
+        raise TypeError(f"out_dtype must be float64, float32, bfloat16, float16 or None; got {out_dtype}")
     for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
         if x is not None and x.device != features.device:
             raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
