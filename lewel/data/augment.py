@@ -24,10 +24,10 @@ ASPECT = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
-def hashed(seed: int, epoch: int, index: np.ndarray, view: int, count: int) -> np.ndarray:
-    """(len(index), count) uint64, a pure function of the arguments: splitmix64 chained over them."""
-    state = np.zeros((len(index), 1), dtype=np.uint64)
-    for part in (seed, epoch, view, index[:, None], np.arange(count)[None]):
+def hashed(seed: int, epoch: int, indices: np.ndarray, view: int, count: int) -> np.ndarray:
+    """(len(indices), count) uint64, a pure function of the arguments: splitmix64 chained over them."""
+    state = np.zeros((len(indices), 1), dtype=np.uint64)
+    for part in (seed, epoch, view, indices[:, None], np.arange(count)[None]):
         state = _mix(state + np.asarray(part).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     return state
 
@@ -61,9 +61,9 @@ def blur_radius(size: int) -> int:
     return math.ceil(3 * blur_sigma(size)[1])
 
 
-def draw(config: Augmentation, size: int, view: int, seed: int, epoch: int, index: np.ndarray) -> Draws:
+def draw(config: Augmentation, size: int, view: int, seed: int, epoch: int, indices: np.ndarray) -> Draws:
     """Draws for the images index (B,) int64 of side size; view is 0 or 1."""
-    u = (hashed(seed, epoch, index, view, 2 * CROP_TRIES + 16) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    u = (hashed(seed, epoch, indices, view, 2 * CROP_TRIES + 16) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     tries, (x, y, flip, jitter), u = u[:, : 2 * CROP_TRIES], u[:, 20:24].T, u[:, 24:]
     strength = np.array(config.jitter)
     low = np.append(np.maximum(1 - strength[:3], 0), -strength[3])

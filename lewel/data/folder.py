@@ -79,6 +79,8 @@ def find(root: str) -> tuple[Folder, Folder, tuple[str, ...]]:
     if not root:
         raise LewelError(f"data.root is empty; --data.root must name {LAYOUT}")
     folder = Path(root).expanduser()
+    if folder.is_file():
+        raise LewelError(f"data.root {folder} is a file; unpack it and name the folder. Expected {LAYOUT}")
     if not folder.is_dir():
         raise LewelError(f"data.root {folder} is not a folder; {_nearby(folder)}. Expected {LAYOUT}")
     train = folder / "train"

@@ -1,0 +1,166 @@
+"""Images in folders: layout, errors as sentences, unreadable files."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lewel.config import Data
+from lewel.data import TrainLoader, build, eval_batches
+from lewel.data.reference import fit
+from lewel.errors import LewelError
+
+
+def write_image(path: Path, colour: int, size: tuple[int, int] = (40, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (colour, 255 - colour, 90)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes, five training and two test images each; image i of a split has the colour 10 i."""
+    for split, count in (("train", 5), ("test", 2)):
+        for label, name in enumerate(("bee", "ant")):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i}.png", 10 * (i + (1 - label) * count))
+    return tmp_path
+
+
+def config(root: Path, in_memory: bool = False) -> Data:
+    return Data(name="folder", root=str(root), image_size=32, in_memory=in_memory)
+
+
+class TestLayout:
+    def test_classes_sizes_and_order(self, root):
+        sets = build(config(root), seed=0)
+        assert sets.class_names == ("ant", "bee")
+        assert (len(sets.train), len(sets.bank), len(sets.test)) == (10, 10, 4)
+        (images, labels), *rest = eval_batches(sets.bank, batch_size=10)
+        assert not rest
+        assert labels.tolist() == [0] * 5 + [1] * 5
+        red = (images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 255
+        assert torch.allclose(red, torch.arange(0, 100, 10.0), atol=0.01)
+
+    def test_val_serves_as_test(self, root):
+        (root / "test").rename(root / "val")
+        assert len(build(config(root), seed=0).test) == 4
+
+    def test_in_memory_is_the_same_to_evaluate(self, root):
+        from_files, in_memory = (build(config(root, held), seed=0).test for held in (False, True))
+        for ours, theirs in zip(eval_batches(in_memory, 3), eval_batches(from_files, 3), strict=True):
+            assert torch.allclose(ours[0], theirs[0], atol=1e-6)
+            assert torch.equal(ours[1], theirs[1])
+
+    @pytest.mark.parametrize(
+        ("given", "shown"), [((32, 32), 32), ((64, 32), 32), ((20, 16), 16), ((74, 37), 32), ((300, 200), 173)]
+    )
+    def test_fit_keeps_the_centre(self, given, shown):
+        """A ramp from left to right tells how many columns of the file its 32 evaluated columns show."""
+        ramp = np.broadcast_to(np.linspace(0, 255, given[0]), (given[1], given[0])).astype(np.uint8)
+        fitted = np.asarray(fit(Image.fromarray(ramp), 32)).astype(float)
+        assert fitted.shape == (32, 32)
+        columns_a_pixel = (fitted[16, 28] - fitted[16, 3]) / 25 / 255 * (given[0] - 1)
+        assert 32 * columns_a_pixel == pytest.approx(shown, rel=0.08)
+        assert fitted[16, 15:17].mean() == pytest.approx(127.5, abs=4)
+
+
+class TestSentences:
+    def refused(self, root: Path | str, *parts: str) -> None:
+        with pytest.raises(LewelError) as caught:
+            build(Data(name="folder", root=str(root), image_size=32), seed=0)
+        for part in parts:
+            assert part in str(caught.value)
+
+    def test_no_root(self):
+        self.refused("", "--data.root", "train/ and test/")
+
+    def test_mistyped_root_names_the_nearest(self, root):
+        (root / "pictures").mkdir()
+        self.refused(root / "pictrues", "there is no pictrues in", "did you mean pictures?")
+
+    def test_mistyped_parent(self, tmp_path):
+        self.refused(tmp_path / "nowhere" / "at" / "all", f"there is no nowhere in {tmp_path}")
+
+    def test_root_is_a_file(self, tmp_path):
+        (tmp_path / "set.zip").write_text("")
+        self.refused(tmp_path / "set.zip", "set.zip is a file")
+
+    def test_empty_root(self, tmp_path):
+        self.refused(tmp_path, "holds no folder train", "it is empty")
+
+    def test_no_test_split(self, root):
+        (root / "test").rename(root / "tset")
+        self.refused(root, "holds no folder test or val", "it holds train/, tset/")
+
+    def test_split_without_classes(self, root):
+        for found in (root / "test").glob("*/*.png"):
+            found.rename(root / "test" / f"{found.parent.name}{found.name}")
+        for found in ("ant", "bee"):
+            (root / "test" / found).rmdir()
+        self.refused(root, "test holds no class folders", "ant0.png")
+
+    def test_class_folder_without_images(self, root):
+        (root / "train" / "cat").mkdir()
+        (root / "train" / "cat" / "readme.txt").write_text("none yet")
+        write_image(root / "test" / "cat" / "0.png", 0)
+        self.refused(root, str(root / "train" / "cat"), "holds no images", ".jpg")
+
+    def test_splits_of_different_classes(self, root):
+        write_image(root / "train" / "cat" / "0.png", 0)
+        self.refused(root, "must hold the same class folders", "'cat'")
+
+
+class TestUnreadable:
+    @pytest.fixture
+    def broken(self, root: Path) -> Path:
+        """Number 2 of the training images is cut off, number 3 is no image at all."""
+        path = root / "train" / "ant" / "2.png"
+        path.write_bytes(path.read_bytes()[:60])
+        (root / "train" / "ant" / "3.png").write_text("not an image")
+        return path
+
+    @pytest.mark.parametrize("in_memory", [False, True])
+    def test_named_counted_and_replaced_by_the_next(self, root, broken, in_memory):
+        with pytest.warns(UserWarning, match="takes its place") as caught:
+            sets = build(config(root, in_memory), seed=0)
+            [(images, labels)] = eval_batches(sets.bank, batch_size=10)
+        assert str(broken) in str(caught[0].message)
+        assert "1 replaced" in str(caught[0].message)
+        assert torch.equal(images[2], images[4])
+        assert torch.equal(images[3], images[4])
+        assert labels.tolist() == [0] * 5 + [1] * 5
+
+    def test_a_file_is_warned_of_once_and_counted_each_time(self, root, broken):
+        bank = build(config(root), seed=0).bank
+        with pytest.warns(UserWarning) as caught:
+            for _ in range(3):
+                bank[np.array([3])]
+        assert len(caught) == 1
+        assert bank.split.replaced == 3
+
+    def test_workers_share_the_count(self, root, broken):
+        loader = TrainLoader(build(config(root), seed=0).train, batch_size=5, workers=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the workers' warnings go to their own stderr
+            list(loader.epoch(0))
+        assert loader._loader.dataset.split.replaced == 3  # number 2 once by 3 and 4, number 3 once
+
+    def test_nothing_readable(self, root):
+        for path in (root / "train").glob("*/*.png"):
+            path.write_text("not an image")
+        sets = build(config(root), seed=0)
+        with pytest.warns(UserWarning), pytest.raises(LewelError, match="none of the 10 images"):
+            sets.bank[np.array([0])]
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    def test_any_number_of_workers_gives_the_same_bits(self, root, in_memory):
+        train = build(config(root, in_memory), seed=4).train
+        alone, shared = (list(TrainLoader(train, 3, workers).epoch(1)) for workers in (0, 2))
+        assert len(alone) == len(shared) == 3
+        for one, other in zip(alone, shared, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
