@@ -120,7 +120,7 @@ def _change(x: torch.Tensor, where: np.ndarray, change: Change, value: np.ndarra
 
 
 def _crop_flip(x: torch.Tensor, crop: np.ndarray, flip: np.ndarray) -> torch.Tensor:
-    """Bilinear, the border of the crop repeated. No crop is larger than the image, so none needs an antialias filter."""
+    """Bilinear, the border of the crop repeated. No crop is larger than the image: none needs an antialias filter."""
     size = x.shape[-1]
     steps = (np.arange(size) + 0.5) / size
     rows, columns = (

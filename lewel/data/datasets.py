@@ -111,10 +111,9 @@ class FolderViews:
         return len(self.split)
 
     def __getitem__(self, key: BatchKey) -> Views:
-        images = [self.split.load(int(i))[0] for i in key.indices]
+        named = [(self.split.load(i)[0], i) for i in key.indices.tolist()]
         first, second = (
-            torch.stack([view(image, self.seed, key.epoch, int(i)) for image, i in zip(images, key.indices, strict=True)])
-            for view in self.views
+            torch.stack([view(image, self.seed, key.epoch, i) for image, i in named]) for view in self.views
         )
         return Views(first, second, torch.from_numpy(key.indices))
 
