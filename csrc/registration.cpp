@@ -12,7 +12,8 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/backward.h"
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
 
 namespace lewel {
 namespace {
@@ -113,7 +114,7 @@ void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Ten
   q.project_features = !pixels;
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
-    const Tensor memory = workspace<A>(features, cpu::Workspace<A>(q).elements);
+    const Tensor memory = workspace<A>(features, cpu::backward_workspace<A>(q));
     q.workspace = memory.data_ptr();
     cpu::backward<A>(q);
   };

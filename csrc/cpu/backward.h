@@ -75,7 +75,7 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
       const int64_t depth = std::min(kDepth, channels - c), channel = g * channels + c;
       read_block(dr, width, q.grad_pooled.by_row(n).at(0, channel).transposed(), depth, L, width);
       for (int64_t b = 0; b < row_blocks(P); ++b) {
-        const int64_t p0 = P * b / row_blocks(P), rows = P * (b + 1) / row_blocks(P) - p0;
+        const int64_t p0 = block_begin(P, b), rows = block_begin(P, b + 1) - p0;
         const Left<A> f = left_side(q.features.by_position(n).at(p0, channel), rows, depth, block);
         for (int64_t l = 0; l < L; l += kPanel<A>)
           product<A>(rows, std::min<int64_t>(kPanel<A>, L - l), depth, f, {dr + l, width}, dmaps.at(p0, l), dmaps.row,
@@ -148,14 +148,14 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
   const bool together = q.project_features && q.d_features;
   for_each_task(q.N * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, b = task % blocks;
-    const int64_t p0 = q.P * b / blocks, rows = q.P * (b + 1) / blocks - p0, first = (n * q.P + p0) * K;
-    auto [unit, packed, out] = scratch<A>((rows + 1) * padded<A>(K), L * kPanel<A>, rows * kPanel<A>);
+    const int64_t p0 = block_begin(q.P, b), rows = block_begin(q.P, b + 1) - p0, first = (n * q.P + p0) * K;
+    auto [unit, packed, out] = scratch<A>((rows + 1) * padded<A>(K), L * kPanel<A>, 2 * rows * kPanel<A>);
     if (projects(q)) normalisation_gradient(q, n, p0, rows, w.dm, unit);
     const Left<A> dm{w.dm + first, K, 1};
     if (q.d_pixels)
       for (int64_t d = 0; d < q.D; d += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, q.D - d);
-        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, out);
+        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, q.N * q.D * q.P * static_cast<int64_t>(sizeof(A)) > kLarge, out);
         product<A>(rows, columns, K, dm, {w.weight + d * K, kPanel<A>}, target.data, target.row, false);
         target.finish(rows, columns);
       }
@@ -163,7 +163,7 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
     for (int64_t g = 0; g < q.G; ++g)
       for (int64_t c = 0; c < channels; c += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c), channel = g * channels + c;
-        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, out);
+        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, q.N * q.C * q.P * static_cast<int64_t>(sizeof(A)) > kLarge, out);
         const Right<A> dr = right_side(q.grad_pooled.by_row(n).at(0, channel), L, columns, packed);
         product<A>(rows, columns, L, {w.maps + first + g * L, K, 1}, dr, target.data, target.row, false);  // E6
         if (together) {
@@ -214,6 +214,11 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
       for (int64_t d = 0; d < D; ++d) row[d] += w.partial[(s * K + k) * D + d];
     write_block(q.d_weight.at(k, 0), row, D, 1, D);
   });
+}
+
+template <class A>
+int64_t backward_workspace(const Backward& q) {
+  return Workspace<A>(q).elements;
 }
 
 template <class A>

@@ -144,22 +144,49 @@ Right<A> right_side(const Matrix& src, int64_t depth, int64_t columns, A* scratc
   return {scratch, kPanel<A>};
 }
 
+// Writes whole cache lines past the caches if the block consists of them; says whether it did.
+// block is scratch of rows * columns.
+template <class A>
+bool stream_block(const Matrix& dst, const A* src, int64_t src_row, int64_t rows, int64_t columns, A* block) {
+  const auto whole = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(A)) % 64 == 0; };
+  if (dst.dtype != kDType<A> || reinterpret_cast<uintptr_t>(dst.data) % 64) return false;
+  int64_t runs = rows, length = columns, step = dst.row;
+  if (dst.column != 1) {
+    if (dst.row != 1) return false;
+    runs = columns, length = rows, step = dst.column;
+    if (step == length) length *= runs, runs = 1;
+  }
+  if (!whole(length) || (runs > 1 && !whole(step))) return false;
+  if (dst.column != 1) {
+    write_block(Matrix{reinterpret_cast<char*>(block), dst.dtype, 1, rows}, src, src_row, rows, columns);
+    src = block, src_row = length;
+  }
+  A* out = dst.template as<A>();
+  for (int64_t i = 0; i < runs; ++i)
+    for (int64_t j = 0; j < length; j += kLanes<A>) stream(out + i * step + j, load(src + i * src_row + j));
+  stream_fence();
+  return true;
+}
+
 // Where a product is accumulated: the destination itself if it can hold whole vectors of accumulators, else a scratch
-// block (rows * kPanel elements) that finish() converts and lays out.
+// block (2 * rows * kPanel elements) that finish() converts and lays out.
 template <class A>
 struct Target {
   Matrix out;
   A* data;
   int64_t row;
+  bool large;
 
-  Target(const Matrix& destination, int64_t columns, A* scratch) : out(destination), data(scratch), row(kPanel<A>) {
-    if (out.dtype == kDType<A> && out.column == 1 && columns % kLanes<A> == 0) {
+  Target(const Matrix& destination, int64_t columns, bool past_caches, A* scratch)
+      : out(destination), data(scratch), row(kPanel<A>), large(past_caches) {
+    if (!large && out.dtype == kDType<A> && out.column == 1 && columns % kLanes<A> == 0) {
       data = out.template as<A>();
       row = out.row;
     }
   }
   void finish(int64_t rows, int64_t columns) const {
-    if (data != out.template as<A>()) write_block(out, data, row, rows, columns);
+    if (data == out.template as<A>()) return;
+    if (!large || !stream_block(out, data, row, rows, columns, data + rows * kPanel<A>)) write_block(out, data, row, rows, columns);
   }
 };
 

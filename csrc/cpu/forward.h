@@ -6,9 +6,18 @@
 
 namespace lewel::cpu {
 
-constexpr int64_t kRowBlock = 8 * kTileRows;  // positions of one task
+constexpr int64_t kRowBlock = 64;  // the most positions of one task
 
 inline int64_t row_blocks(int64_t positions) { return (positions + kRowBlock - 1) / kRowBlock; }
+
+// The first position of a block: a whole number of cache lines after that of the block before, where P allows it.
+inline int64_t block_begin(int64_t positions, int64_t block) {
+  const int64_t unit = positions % 16 == 0 ? 16 : 1;
+  return positions / unit * block / row_blocks(positions) * unit;
+}
+
+// Outputs above this size are written past the caches.
+constexpr int64_t kLarge = int64_t{8} << 20;
 
 template <class A>
 int64_t panels(int64_t columns) {
@@ -38,7 +47,7 @@ void project(const Forward& q, const A* packed) {
   const int64_t blocks = row_blocks(q.P), width = padded<A>(q.K);
   for_each_task(q.N * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, b = task % blocks;
-    const int64_t p0 = q.P * b / blocks, rows = q.P * (b + 1) / blocks - p0;
+    const int64_t p0 = block_begin(q.P, b), rows = block_begin(q.P, b + 1) - p0;
     auto [m, converted, bias] = scratch<A>(rows * width, rows * kDepth, width);  // m [rows, width]
     for (int64_t d = 0; d < q.D; d += kDepth) {
       const int64_t depth = std::min(kDepth, q.D - d);
@@ -69,12 +78,13 @@ void pool(const Forward& q) {
   const int64_t P = q.P, L = q.L(), channels = q.group_channels(), width = padded<A>(L);
   for_each_task(q.N * q.G, [&](int64_t task) {
     const int64_t n = task / q.G, g = task % q.G;
-    auto [maps, packed, sums] = scratch<A>(P * width, kDepth * kPanel<A>, L * kPanel<A>);
+    auto [maps, packed, sums] = scratch<A>(P * width, kDepth * kPanel<A>, 2 * L * kPanel<A>);
     group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, MapBlock<A>{maps, width});
     if (q.maps) write_block(q.maps.by_position(n).at(0, g * L), maps, width, P, L);
+    const bool large = q.N * L * q.C * static_cast<int64_t>(sizeof(A)) > kLarge;
     for (int64_t c = 0; c < channels; c += kPanel<A>) {
       const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c);
-      const Target<A> target(q.pooled.by_row(n).at(0, g * channels + c), columns, sums);
+      const Target<A> target(q.pooled.by_row(n).at(0, g * channels + c), columns, large, sums);
       for (int64_t p = 0; p < P; p += kDepth) {  // E5
         const int64_t depth = std::min(kDepth, P - p);
         const Right<A> f = right_side(q.features.by_position(n).at(p, g * channels + c), depth, columns, packed);

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "../params.h"
+#include "kernels.h"
 #include "threads.h"
 #include "tile.h"
 

@@ -5,9 +5,6 @@
 #include <cstring>
 
 #include "vector.h"
-#if defined(__F16C__) || defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace lewel::cpu {
 

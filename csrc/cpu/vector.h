@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #define LEWEL_INLINE inline __attribute__((always_inline))
 
@@ -47,6 +50,28 @@ template <class T>
 LEWEL_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
 }
+// A store past the caches: a large output is not read soon, and its lines need not be fetched before they are written.
+// p is aligned to a whole vector. stream_fence() orders such stores before whatever other threads do next.
+template <class T>
+LEWEL_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  __m512i bits;
+  std::memcpy(&bits, &v, sizeof v);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits);
+#elif defined(__AVX__)
+  __m256i bits;
+  std::memcpy(&bits, &v, sizeof v);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits);
+#else
+  store(p, v);
+#endif
+}
+LEWEL_INLINE void stream_fence() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
 template <class T>
 LEWEL_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0 keeps every x, -0 and NaN included

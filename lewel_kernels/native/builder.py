@@ -29,7 +29,7 @@ from lewel_kernels import env
 MODULE = "_lewel_native"
 COMMAND = "python -m lewel_kernels.build"
 _LIBRARY = f"{MODULE}.so"
-_UNITS = ("registration", "build_info")
+_UNITS = ("registration", "cpu/kernels_float", "cpu/kernels_double", "build_info")
 _LOG = "build.log"
 
 
@@ -259,7 +259,7 @@ def _rules(compiler: _Compiler, includes: list[str]) -> str:
         "rule link",
         "  command = $cxx -shared $in $ldflags -o $out",
         *(f"build {unit}.o: compile {path(sources() / f'{unit}.cpp')}" for unit in _UNITS),
-        f"  defines = {quoted(defines)}",
+        f"  defines = {quoted(defines)}",  # of build_info, the last unit
         f"build {_LIBRARY}: link {' '.join(f'{unit}.o' for unit in _UNITS)}",
     ]
     return "\n".join(lines) + "\n"
