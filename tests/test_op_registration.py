@@ -33,6 +33,19 @@ def test_opcheck_of_the_forward(case: OpCase, return_maps: bool, backend: str, d
     torch.library.opcheck(OPS.align_aggregate_fwd.default, arguments, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_fake_kernels_tell_the_truth_in_every_dtype(dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    """Shapes, strides and dtypes of results and statistics, here with an output dtype of its own."""
+    inputs = make(CASE, dtype=dtype, device=device)
+    tensors = tuple(None if x is None else x.detach() for x in flat(inputs))
+    arguments = (*tensors, CASE.G, 0.3, 1e-12, torch.float32, True, backend)
+    torch.library.opcheck(OPS.align_aggregate_fwd.default, arguments, test_utils="test_faketensor")
+    _, _, *saved = OPS.align_aggregate_fwd(*arguments)
+    gradients = (inputs.grad_pooled.float(), inputs.grad_maps.float())
+    arguments = (*gradients, *tensors, *saved, CASE.G, 0.3, 1e-12, [True] * 4, backend)
+    torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
 def test_opcheck_of_the_backward(case: OpCase, backend: str, device: torch.device) -> None:
     inputs = make(case, dtype=torch.float32, device=device)
