@@ -38,7 +38,7 @@ class Row:
 
 
 def autocast(case: Case) -> contextlib.AbstractContextManager[None]:
-    """Autocast to the case's dtype, or nothing in a case whose weight is stored in that dtype too."""
+    """Autocast to the case's dtype, or nothing where that is the dtype of the parameters."""
     sixteen_bit = DTYPES[case.dtype].itemsize == 2
     return torch.autocast(case.device, DTYPES[case.dtype]) if sixteen_bit else contextlib.nullcontext()
 
