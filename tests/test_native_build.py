@@ -1,0 +1,227 @@
+"""Building the native extension: once per machine, and a sentence with a remedy for everything that can be missing.
+
+Most tests compile a stand-in for csrc/ of a few empty files, which takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lewel_kernels import native
+from lewel_kernels.native import builder
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="there is no C++ compiler to test with"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of its own for every test, and no compiler chosen from outside."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LEWEL_CACHE_DIR", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("LEWEL_CPU_ISA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for csrc/ that compiles in no time."""
+    folder = tmp_path / "csrc"
+    for unit in builder._UNITS:
+        (folder / unit).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{unit}.cpp").write_text('#include "a.h"\n')
+        (folder / unit).with_name("a.h").write_text("")
+    monkeypatch.setattr(builder, "sources", lambda: folder)
+    return folder
+
+
+def hide_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+
+
+@needs_compiler
+def test_builds_once(sources: Path, cache: Path) -> None:
+    first = builder.build()
+    assert first.library.is_file()
+    assert first.library.is_relative_to(cache)
+    assert first.seconds is not None
+    assert builder.build() == builder.Build(first.library, None)
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["header", "instruction set", "torch"])
+def test_what_goes_into_a_build_names_it(what: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder.build()
+    assert builder.find()
+    if what == "header":
+        (sources / "a.h").write_text("// changed\n")
+    elif what == "instruction set":
+        monkeypatch.setenv("LEWEL_CPU_ISA", "x86-64-v3")
+    else:
+        monkeypatch.setattr(builder.torch, "__version__", "3.0")
+    assert builder.find() is None
+
+
+@needs_compiler
+def test_processes_that_ask_at_once_build_once(sources: Path, cache: Path) -> None:
+    code = (
+        "from pathlib import Path; from lewel_kernels.native import builder\n"
+        f"builder.sources = lambda: Path({str(sources)!r})\n"
+        "build = builder.build(); print(build.seconds is not None, build.library)\n"
+    )
+    # Slow enough that the second process certainly finds the first one compiling.
+    (sources / "a.h").write_text("#include <regex>\n#include <iostream>\n")
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate()[0].split() for process in processes]
+    assert sorted(answer[0] for answer in answers) == ["False", "False", "True"]
+    assert len({answer[1] for answer in answers}) == 1
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(answers[0][1]).parent.name]
+
+
+@needs_compiler
+def test_missing_nvcc_changes_nothing(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("g++", "clang++", "c++", "as", "ld"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "no_toolkit"))
+    assert shutil.which("nvcc") is None
+    assert builder.build().library.is_file()
+
+
+@needs_compiler
+def test_a_build_serves_machines_without_a_compiler(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = builder.build().library
+    hide_programs(tmp_path, monkeypatch)
+    assert builder.build() == builder.Build(library, None)
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_programs(tmp_path, monkeypatch)
+    with pytest.raises(
+        builder.BuildError, match=r"no C\+\+ compiler .* apt install g\+\+\).*`python -m lewel_kernels.build`"
+    ):
+        builder.build()
+
+
+def test_no_such_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++-of-next-year -m64")
+    with pytest.raises(builder.BuildError, match=r"CXX names .*'g\+\+-of-next-year', which is not there"):
+        builder.build()
+
+
+def test_compiler_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(builder.BuildError, match=r"compiler .*false does not run"):
+        builder.build()
+
+
+@needs_compiler
+@pytest.mark.parametrize("package", ["ninja", "pybind11"])
+def test_missing_package(package: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    real = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == package else real(name, *rest))
+    with pytest.raises(builder.BuildError, match=f"{package} is not installed; run `python -m pip install {package}`"):
+        builder.build()
+
+
+@needs_compiler
+def test_missing_python_headers(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(builder.BuildError, match=r"Python's headers are not in .* apt install python3-dev"):
+        builder.build()
+
+
+@needs_compiler
+@pytest.mark.parametrize("folder", ["a file/cache", "/sys/lewel"])
+def test_read_only_cache(folder: str, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("LEWEL_CACHE_DIR", str(tmp_path / folder))
+    with pytest.raises(builder.BuildError, match=r"cache folder .* cannot be written .*set LEWEL_CACHE_DIR"):
+        builder.build()
+
+
+@needs_compiler
+def test_broken_source(sources: Path, cache: Path) -> None:
+    (sources / "registration.cpp").write_text("int main( {\n")
+    with pytest.raises(
+        builder.BuildError, match=r"compiling the kernels failed: .*registration.cpp:1:.*error"
+    ) as error:
+        builder.build()
+    log = re.search(r"the whole log is (.+?\.log)", str(error.value))
+    assert log
+    assert "int main( {" in Path(log[1]).read_text()
+    assert not [path for path in cache.iterdir() if path.is_dir()], "a failed build leaves nothing behind"
+
+
+def test_library_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "_lewel_native.so").write_text("not a library")
+    with pytest.raises(builder.BuildError, match=r"cannot be loaded .*; delete .* and run"):
+        native._load(tmp_path / "_lewel_native.so")
+
+
+def test_without_a_compiler_the_reference_runs_and_one_warning_names_the_remedy(tmp_path: Path) -> None:
+    code = (
+        "import warnings, torch, lewel_kernels\n"
+        "x, w = torch.randn(2, 8, 3, 3), torch.randn(4, 8)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    a, b = (lewel_kernels.fused_align_aggregate(x, w) for _ in range(2))\n"
+        "assert torch.equal(a, lewel_kernels.fused_align_aggregate(x, w, backend='reference'))\n"
+        "print(len(caught), caught[0].message)\n"
+        "try: lewel_kernels.fused_align_aggregate(x, w, backend='cpu')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    done = python(code, PATH=str(tmp_path), LEWEL_BACKEND="")
+    assert done.returncode == 0, done.stderr
+    warning, error = done.stdout.strip().splitlines()
+    assert warning.startswith("1 ")
+    for sentence in (warning, error):
+        assert "apt install g++" in sentence
+        assert "python -m lewel_kernels.build" in sentence
+
+
+def test_status_builds_nothing(cache: Path) -> None:
+    done = python("from lewel_kernels import native; print(native.status())")
+    assert re.match(r"not built yet|cannot be built", done.stdout), done.stderr
+    assert not cache.exists()
+
+
+@needs_compiler
+def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real kernels, in the cache that the other tests use."""
+    monkeypatch.delenv("LEWEL_CACHE_DIR")
+    command = [sys.executable, "-m", "lewel_kernels.build"]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert re.search(r"cpu kernels: .*_lewel_native\.so \((took [\d.]+ s|was there already)\)", outputs[0])
+    assert "was there already" in outputs[1]
+    for word in ("isa: native", "vector_bytes:", "compiler:", "flags:", "torch_abi: 2.10"):
+        assert word in outputs[1]
+
+
+def test_command_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_programs(tmp_path, monkeypatch)
+    done = subprocess.run([sys.executable, "-m", "lewel_kernels.build"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "The cpu backend cannot be built: there is no C++ compiler" in done.stderr
