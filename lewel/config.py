@@ -59,6 +59,8 @@ class Encoder:
     """tiny: one BasicBlock of width 32, 64, 128 and 256 each; the others are torchvision's"""
     stem: Literal["imagenet", "small", "small2"] = "small"
     """imagenet: 7x7 stride 2 and max pooling; small: 3x3 stride 1; small2: 3x3 stride 2"""
+    last_stride: Literal[1, 2] = 2
+    """stride of the last stage; 1 doubles the side of the map"""
 
 
 @dataclass(frozen=True)

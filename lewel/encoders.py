@@ -36,6 +36,9 @@ def build(settings: config.Encoder) -> Encoder:
         stride = 2 if settings.stem == "small2" else 1
         layers["conv1"] = nn.Conv2d(3, layers["conv1"].weight.shape[0], 3, stride, padding=1, bias=False)
         del layers["maxpool"]
+    for module in layers["layer4"][0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (settings.last_stride,) * 2
     return Encoder(layers, channels)
 
 

@@ -9,18 +9,20 @@ from lewel.config import Encoder
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "size", "shape"),
+    ("name", "stem", "last_stride", "size", "shape"),
     [
-        ("tiny", "small", 32, (256, 4, 4)),
-        ("tiny", "small2", 64, (256, 4, 4)),
-        ("tiny", "imagenet", 64, (256, 2, 2)),
-        ("resnet18", "small", 32, (512, 4, 4)),
-        ("resnet18", "imagenet", 96, (512, 3, 3)),
-        ("resnet50", "imagenet", 64, (2048, 2, 2)),
+        ("tiny", "small", 2, 32, (256, 4, 4)),
+        ("tiny", "small2", 2, 64, (256, 4, 4)),
+        ("tiny", "imagenet", 2, 64, (256, 2, 2)),
+        ("resnet18", "small", 2, 32, (512, 4, 4)),
+        ("resnet18", "imagenet", 2, 96, (512, 3, 3)),
+        ("resnet50", "imagenet", 2, 64, (2048, 2, 2)),
+        ("tiny", "small2", 1, 64, (256, 8, 8)),
+        ("resnet50", "imagenet", 1, 64, (2048, 4, 4)),
     ],
 )
-def test_maps_have_the_size_that_stem_and_stages_give(name, stem, size, shape):
-    encoder = encoders.build(Encoder(name, stem)).eval()
+def test_maps_have_the_size_that_stem_and_stages_give(name, stem, last_stride, size, shape):
+    encoder = encoders.build(Encoder(name, stem, last_stride)).eval()
     with torch.no_grad():
         features = encoder(torch.randn(1, 3, size, size))
     assert features.shape[1:] == shape
