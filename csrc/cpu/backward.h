@@ -10,7 +10,8 @@ namespace lewel::cpu {
 template <class A>
 struct Workspace {
   A *maps, *dm;     // A and dMh, then dM: (N, P, K)
-  A* weight;        // panels of W, each [K, kPanel]
+  A* weight;        // panels of W, each [K, kPanel], or [K / 2, kPanel] pairs
+  Pair* pairs;      // dM rounded to bf16, as pairs of positions: (N, (P + 1) / 2, K)
   A* partial;       // (splits, K, D) partial sums of dW
   int64_t elements;
 
@@ -34,16 +35,20 @@ int64_t weight_splits(const Backward& q) {
   return std::max<int64_t>(1, std::min(wanted, most));
 }
 
+// Rows of pairs of positions of an image; the last is half empty where P is odd.
+inline int64_t pair_rows_of(const Problem& q) { return (q.P + 1) / 2; }
+
 template <class A>
 Workspace<A>::Workspace(const Backward& q) {
   const int64_t nkp = q.N * q.K * q.P, groups = weight_groups(q), splits = weight_splits<A>(q);
   const int64_t sizes[] = {q.d_features ? nkp : 0, projects(q) ? nkp : 0,
                            projected_gradient(q) ? groups * panels<A>(q.D / groups) * q.K * kPanel<A> : 0,
-                           q.d_weight.data && splits > 1 ? splits * q.K * q.D : 0};
-  A** const parts[] = {&maps, &dm, &weight, &partial};
+                           q.d_weight.data && splits > 1 ? splits * q.K * q.D : 0,
+                           q.d_weight.data && kPairs<A> && paired(q.pixels.dtype, 2) ? q.N * pair_rows_of(q) * q.K : 0};
+  A** const parts[] = {&maps, &dm, &weight, &partial, reinterpret_cast<A**>(&pairs)};
   A* next = static_cast<A*>(q.workspace);
   elements = 0;
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     *parts[i] = next + elements;
     elements += (sizes[i] + 31) / 16 * 16;  // whole vectors may be read from the last row of a part
   }
@@ -136,9 +141,34 @@ void pack_weight(const Backward& q, A* packed) {
   const int64_t group = q.D / weight_groups(q), per_group = panels<A>(group);
   for_each_task(weight_groups(q) * per_group, [&](int64_t task) {
     const int64_t d = task % per_group * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, group - d);
-    read_block(packed + task * q.K * kPanel<A>, kPanel<A>, q.weight.at(0, task / per_group * group + d), q.K, columns,
-               padded<A>(columns));
+    const Matrix block = q.weight.at(0, task / per_group * group + d);
+    if constexpr (kPairs<A>)
+      if (paired(q.pixels.dtype, q.K)) {
+        auto [wide] = scratch<A>(q.K * kPanel<A>);
+        read_block(wide, kPanel<A>, block, q.K, columns, padded<A>(columns));
+        pair_panel<false>(reinterpret_cast<Pair*>(packed) + task * q.K / 2 * kPanel<A>, wide, q.K, padded<A>(columns));
+        return;
+      }
+    read_block(packed + task * q.K * kPanel<A>, kPanel<A>, block, q.K, columns, padded<A>(columns));
   });
+}
+
+// Positions [p0, p0 + rows) of dM, p0 even, as pairs of positions: the left side of dW.
+template <class A>
+void pair_positions(const Backward& q, const Workspace<A>& w, int64_t n, int64_t p0, int64_t rows) {
+  const int64_t K = q.K, whole = K / kLanes<A> * kLanes<A>;
+  for (int64_t p = p0; p < p0 + rows; p += 2) {
+    const A* even = w.dm + (n * q.P + p) * K;
+    const A* odd = p + 1 < q.P ? even + K : nullptr;
+    Pair* out = w.pairs + (n * pair_rows_of(q) + p / 2) * K;
+    pair_rows<true>(out, even, odd, whole);
+    A ends[2][kLanes<A>] = {};
+    Pair last[kLanes<A>];
+    std::copy(even + whole, even + K, ends[0]);
+    if (odd) std::copy(odd + whole, odd + K, ends[1]);
+    pair_rows<true>(last, ends[0], ends[1], kLanes<A>);
+    std::copy(last, last + K - whole, out + whole);
+  }
 }
 
 // E9, then E6 and the first of E10 for a block of positions of one image.
@@ -151,25 +181,38 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
     const int64_t p0 = block_begin(q.P, b), rows = block_begin(q.P, b + 1) - p0, first = (n * q.P + p0) * K;
     auto [unit, packed, out] = scratch<A>((rows + 1) * padded<A>(K), L * kPanel<A>, 2 * rows * kPanel<A>);
     if (projects(q)) normalisation_gradient(q, n, p0, rows, w.dm, unit);
-    const Left<A> dm{w.dm + first, K, 1};
+    const bool by_pairs = kPairs<A> && paired(q.pixels.dtype, K);
+    if constexpr (kPairs<A>) {
+      if (q.d_weight.data && paired(q.pixels.dtype, 2)) pair_positions(q, w, n, p0, rows);
+      if (by_pairs && projects(q)) write_run(reinterpret_cast<bf16*>(unit), w.dm + first, rows * K);
+    }
+    // target (+)= dM W for one panel of W
+    const auto project_back = [&](const Target<A>& target, int64_t panel, int64_t columns, bool accumulate) {
+      if constexpr (kPairs<A>)
+        if (by_pairs) {
+          const Pair* right = reinterpret_cast<const Pair*>(w.weight) + panel * (K / 2) * kPanel<A>;
+          product<Pair>(rows, columns, K / 2, {reinterpret_cast<const Pair*>(unit), K / 2, 1}, {right, kPanel<A>},
+                        target.data, target.row, accumulate);
+          return;
+        }
+      product<A>(rows, columns, K, {w.dm + first, K, 1}, {w.weight + panel * K * kPanel<A>, kPanel<A>}, target.data,
+                 target.row, accumulate);
+    };
     if (q.d_pixels)
       for (int64_t d = 0; d < q.D; d += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, q.D - d);
-        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, q.N * q.D * q.P * static_cast<int64_t>(sizeof(A)) > kLarge, out);
-        product<A>(rows, columns, K, dm, {w.weight + d * K, kPanel<A>}, target.data, target.row, false);
+        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, is_large<A>(q.N * q.D * q.P), out);
+        project_back(target, d / kPanel<A>, columns, false);
         target.finish(rows, columns);
       }
     if (!q.d_features) return;
     for (int64_t g = 0; g < q.G; ++g)
       for (int64_t c = 0; c < channels; c += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c), channel = g * channels + c;
-        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, q.N * q.C * q.P * static_cast<int64_t>(sizeof(A)) > kLarge, out);
+        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, is_large<A>(q.N * q.C * q.P), out);
         const Right<A> dr = right_side(q.grad_pooled.by_row(n).at(0, channel), L, columns, packed);
         product<A>(rows, columns, L, {w.maps + first + g * L, K, 1}, dr, target.data, target.row, false);  // E6
-        if (together) {
-          const A* panel = w.weight + (g * panels<A>(channels) + c / kPanel<A>) * K * kPanel<A>;
-          product<A>(rows, columns, K, dm, {panel, kPanel<A>}, target.data, target.row, true);
-        }
+        if (together) project_back(target, g * panels<A>(channels) + c / kPanel<A>, columns, true);
         target.finish(rows, columns);
       }
   });
@@ -180,6 +223,9 @@ template <class A>
 void weight_gradients(const Backward& q, const Workspace<A>& w) {
   const int64_t K = q.K, D = q.D, all = q.N * q.P, count = panels<A>(D), splits = weight_splits<A>(q);
   const int64_t tasks = q.d_weight.data ? count * splits : 0;
+  // What is summed: positions, or pairs of them.
+  const bool by_pairs = kPairs<A> && paired(q.pixels.dtype, 2);
+  const int64_t per_image = by_pairs ? pair_rows_of(q) : q.P, steps = q.N * per_image;
   for_each_task(tasks + (q.d_bias.data ? 1 : 0), [&](int64_t task) {
     if (task == tasks) {
       const int64_t width = padded<A>(K);
@@ -190,10 +236,23 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
       return;
     }
     const int64_t s = task / count, d = task % count * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, D - d);
-    const int64_t begin = all * s / splits, end = all * (s + 1) / splits;
-    auto [x, sums] = scratch<A>(kDepth * kPanel<A>, K * kPanel<A>);
-    if (begin == end) std::fill(sums, sums + K * kPanel<A>, A(0));
-    for (int64_t r = begin; r < end; r += kDepth) {
+    auto [x, x_pairs, sums] = scratch<A>(kDepth * kPanel<A>, by_pairs ? kDepth * kPanel<A> / 2 : 0, K * kPanel<A>);
+    if (all == 0) std::fill(sums, sums + K * kPanel<A>, A(0));
+    const int64_t begin = steps * s / splits, end = steps * (s + 1) / splits;
+    if constexpr (kPairs<A>)
+      for (int64_t r = begin; by_pairs && r < end; r += kDepth / 2) {
+        const int64_t depth = std::min(kDepth / 2, end - r);
+        for (int64_t i = r; i < r + depth;) {
+          const int64_t n = i / per_image, p = 2 * (i % per_image);
+          const int64_t pairs = std::min(per_image - p / 2, r + depth - i), rows = std::min(2 * pairs, q.P - p);
+          read_block(x, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns, padded<A>(columns));
+          pair_panel<false>(reinterpret_cast<Pair*>(x_pairs) + (i - r) * kPanel<A>, x, rows, padded<A>(columns));
+          i += pairs;
+        }
+        product<Pair>(K, columns, depth, {w.pairs + r * K, 1, K}, {reinterpret_cast<const Pair*>(x_pairs), kPanel<A>}, sums,
+                      kPanel<A>, r > begin);
+      }
+    for (int64_t r = begin; !by_pairs && r < end; r += kDepth) {
       const int64_t depth = std::min(kDepth, end - r);
       for (int64_t i = r; i < r + depth;) {  // the rows lie in several images
         const int64_t n = i / q.P, p = i % q.P, rows = std::min(q.P - p, r + depth - i);

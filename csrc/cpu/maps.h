@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 #include "threads.h"
-#include "tile.h"
+#include "pairs.h"
 
 namespace lewel::cpu {
 
