@@ -59,7 +59,7 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".", source)  # type: ignore[arg-type]
     if get_origin(kind) is Literal:
-        fits, expected = value in get_args(kind), "one of " + ", ".join(get_args(kind))
+        fits, expected = value in get_args(kind), "one of " + ", ".join(map(str, get_args(kind)))
     elif get_origin(kind) is tuple:
         items = get_args(kind)
         fits, expected = isinstance(value, (list, tuple)) and len(value) == len(items), f"{len(items)} numbers"
