@@ -1,7 +1,7 @@
 """The embedded set: handwritten digits at random places among fragments of other digits on textured canvases.
 
-The handwriting is scikit-learn's (1,797 digits of 8x8 pixels, in the package). Every image holds one whole digit, its label, and
-several cut pieces of others that have its colours and stroke but belong to no class: a pooling that looks at the digit
+The handwriting is scikit-learn's (1,797 digits of 8x8 pixels, in the package). Every image holds one whole digit, its
+label, and several cut pieces of others that have its stroke but belong to no class: a pooling that looks at the digit
 knows more than one that averages the canvas. The handwriting is split before anything is composed, so no stroke of the
 test set was seen in training.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 GLYPH = 40  # side of a smoothed glyph in pixels: 8 handwriting pixels of 4, and a margin
-FRAGMENTS = 5
+FRAGMENTS = 3
 _CHUNK = 250  # images composed at once: bounds the memory to about 25 MB at 64 pixels
 _TEST_EVERY = 5  # one handwritten digit in five belongs to the test set
 
@@ -34,7 +34,7 @@ class Canvases:
 
 
 def compose(split: str, count: int, size: int, seed: int) -> Canvases:
-    """count canvases of size x size pixels with the handwriting of a split ("train" or "test"); seed fixes every pixel."""
+    """count canvases of size x size pixels with the handwriting of split "train" or "test"; seed fixes all pixels."""
     glyphs, digits = handwriting(split)
     rng = np.random.default_rng([seed, ("train", "test").index(split)])
     # Every class as often as any other, and every glyph of a class about as often as its neighbours.
@@ -52,7 +52,11 @@ def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:
     """(glyphs (n, 40, 40) float32 coverage in [0, 1], digits (n,) int64) of a split."""
     source = load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
-    mine = order[np.arange(len(order)) % _TEST_EVERY == 0] if split == "test" else order[np.arange(len(order)) % _TEST_EVERY != 0]
+    mine = (
+        order[np.arange(len(order)) % _TEST_EVERY == 0]
+        if split == "test"
+        else order[np.arange(len(order)) % _TEST_EVERY != 0]
+    )
     ink = torch.from_numpy(source.images[mine]).float().unsqueeze(1) / 16
     smooth = F.interpolate(F.pad(ink, (1, 1, 1, 1)), size=(GLYPH, GLYPH), mode="bicubic", align_corners=False)
     # A steep ramp about a medium level gives strokes with an edge instead of a blur.
@@ -68,32 +72,37 @@ def boxes_of(masks: torch.Tensor) -> torch.Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
-def _compose(glyphs: torch.Tensor, chosen: np.ndarray, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _compose(
+    glyphs: torch.Tensor, chosen: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (n, 3, S, S) uint8 and the digits' masks (n, S, S) bool for the chosen glyphs."""
     n = len(chosen)
-    canvas, lightness = _textures(n, size, rng)
+    canvas = _textures(n, size, rng)
     place = rng.uniform(-1, 1, (n, 2))
-    side = rng.uniform(0.46, 0.62, n)
+    side = rng.uniform(0.44, 0.58, n)
     digit = _render(glyphs[chosen], side, place * (1 - side[:, None]), rng.uniform(-0.25, 0.25, n), size)
     for _ in range(FRAGMENTS):
         piece = glyphs[rng.integers(len(glyphs), size=n)] * _half_planes(n, rng)
-        side = rng.uniform(0.3, 0.5, n)
+        side = rng.uniform(0.25, 0.4, n)
         ink = _render(piece, side, rng.uniform(-0.9, 0.9, (n, 2)), rng.uniform(-math.pi, math.pi, n), size)
-        canvas = _paint(canvas, ink, _ink_colours(lightness, rng))
-    canvas = _paint(canvas, digit, _ink_colours(lightness, rng))
+        canvas = _paint(canvas, ink, _ink_colours(n, rng))
+    canvas = _paint(canvas, digit, _ink_colours(n, rng))
     canvas = canvas + torch.from_numpy(rng.normal(0, 0.02, canvas.shape)).float()
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8), digit > 0.5
 
 
 def _paint(canvas: torch.Tensor, ink: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
-    """Ink (n, S, S) coverage of colour (n, 3) over canvas (n, 3, S, S), with a soft shadow that lifts it off the texture."""
+    """Ink (n, S, S) coverage of colour (n, 3) over canvas (n, 3, S, S), with a soft shadow that lifts it off."""
     shadow = F.avg_pool2d(F.pad(ink, (3, 1, 3, 1)), 3, stride=1)[:, None, : canvas.shape[2], : canvas.shape[3]]
     canvas = canvas * (1 - 0.35 * shadow)
     return canvas + ink[:, None] * (colour[:, :, None, None] - canvas)
 
 
 def _render(glyphs: torch.Tensor, side: np.ndarray, place: np.ndarray, angle: np.ndarray, size: int) -> torch.Tensor:
-    """Coverage (n, S, S) of glyphs (n, g, g): side is the share of the canvas, place the centre in [-1, 1] (x, y), angle in radians."""
+    """Coverage (n, S, S) of glyphs (n, g, g).
+
+    side (n,) is the share of the canvas, place (n, 2) the centre x, y in [-1, 1], angle (n,) is in radians.
+    """
     cos, sin = np.cos(angle) / side, np.sin(angle) / side
     x, y = place[:, 0], place[:, 1]
     theta = np.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], axis=1).reshape(-1, 2, 3)
@@ -109,36 +118,38 @@ def _half_planes(n: int, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.clip(inside * GLYPH / 2, 0, 1)).float()
 
 
-def _textures(n: int, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-    """Canvases (n, 3, S, S) float32 in [0, 1] of two related colours, and their lightness (n,)."""
+def _textures(n: int, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Canvases (n, 3, S, S) float32 in [0, 1]: a pattern in two related dark colours.
+
+    Patterns have one pitch and little contrast, so that textures say little about which image they belong to: what
+    tells images apart has to be found in the shapes.
+    """
     x = np.linspace(-1, 1, size)[None, None, :]
     y = np.linspace(-1, 1, size)[None, :, None]
-    angle, phase = rng.uniform(0, math.pi, (2, n, 1, 1)), rng.uniform(0, 2 * math.pi, (2, n, 1, 1))
-    pitch = rng.uniform(5, 16, (n, 1, 1))
-    u = np.sin(pitch * (x * np.cos(angle[0]) + y * np.sin(angle[0])) + phase[0])
-    v = np.sin(pitch * (y * np.cos(angle[0]) - x * np.sin(angle[0])) + phase[1])
+    slant = rng.choice([-1.0, 1.0], (n, 1, 1)) * math.pi / 4
+    phase = rng.uniform(0, 2 * math.pi, (2, n, 1, 1))
+    across = np.sin(12 * (x * np.cos(slant) + y * np.sin(slant)) + phase[0])
+    p, q = np.sin(10 * x + phase[0]), np.sin(10 * y + phase[1])
     clouds = sum(
-        F.interpolate(torch.from_numpy(rng.uniform(-1, 1, (n, 1, cells, cells))), size=(size, size), mode="bicubic")[:, 0].numpy()
+        F.interpolate(torch.from_numpy(rng.uniform(-1, 1, (n, 1, cells, cells))), size=(size, size), mode="bicubic")[
+            :, 0
+        ].numpy()
         * weight
         for cells, weight in ((4, 0.9), (9, 0.5))
     )
-    stripes, checks, dots = np.tanh(3 * u), np.tanh(6 * u * v), np.tanh(6 * (u + v - 0.9))
-    kinds = np.stack([stripes, checks, dots, clouds + 0 * u, 0.4 * stripes + 0.6 * clouds])
+    kinds = np.stack([np.tanh(3 * across), np.tanh(6 * p * q), np.tanh(6 * (p + q - 0.9)), clouds])
     pattern = kinds[rng.integers(len(kinds), size=n), np.arange(n)] + 0.35 * clouds
 
-    lightness = np.where(rng.random(n) < 0.5, rng.uniform(0.2, 0.4, n), rng.uniform(0.62, 0.85, n))
-    hue, saturation = rng.random(n), rng.uniform(0.15, 0.6, n)
-    first = _hsl(hue, saturation, lightness)[:, :, None, None]
-    second = _hsl(hue + rng.uniform(-0.12, 0.12, n), saturation, lightness + rng.uniform(-0.14, 0.14, n))[:, :, None, None]
+    hue, saturation = rng.random(n), rng.uniform(0.2, 0.5, n)
+    first = _hsl(hue, saturation, np.full(n, 0.26))[:, :, None, None]
+    second = _hsl(hue + rng.uniform(-0.12, 0.12, n), saturation, np.full(n, 0.35))[:, :, None, None]
     mix = np.clip(0.5 + 0.4 * pattern, 0, 1)[:, None]
-    return torch.from_numpy(first + mix * (second - first)).float(), lightness
+    return torch.from_numpy(first + mix * (second - first)).float()
 
 
-def _ink_colours(lightness: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Colours (n, 3) of ink that stands off canvases of this lightness (n,)."""
-    n = len(lightness)
-    ink = np.where(lightness < 0.5, rng.uniform(0.72, 0.95, n), rng.uniform(0.08, 0.3, n))
-    return torch.from_numpy(_hsl(rng.random(n), rng.uniform(0.3, 0.9, n), ink)).float()
+def _ink_colours(n: int, rng: np.random.Generator) -> torch.Tensor:
+    """Light colours (n, 3) of ink that stand off the dark canvases."""
+    return torch.from_numpy(_hsl(rng.random(n), rng.uniform(0.2, 0.7, n), np.full(n, 0.8))).float()
 
 
 def _hsl(hue: np.ndarray, saturation: np.ndarray, lightness: np.ndarray) -> np.ndarray:
