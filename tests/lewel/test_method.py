@@ -74,6 +74,7 @@ def test_gradients_reach_everything_online_and_nothing_in_the_target(name):
     method(*views(), 0.9).loss.backward()
     missing = {key for key, p in method.named_parameters() if p.grad is None}
     assert missing == {key for key, _ in method.named_parameters() if key.startswith("target.")}
+    assert missing == {key for key, p in method.named_parameters() if not p.requires_grad}
 
 
 @pytest.mark.parametrize("name", SWITCHES)
