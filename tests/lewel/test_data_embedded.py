@@ -1,4 +1,4 @@
-"""The embedded set: reproducible, balanced, known labels, boxes and masks, no handwriting on both sides of the split."""
+"""The embedded set: reproducible, balanced, boxes and masks as drawn, no handwriting on both sides of the split."""
 
 from __future__ import annotations
 
