@@ -36,7 +36,9 @@ cpu::Tensor3 view3(const Tensor& t) {
   return {static_cast<char*>(t.data_ptr()), dtype_of(t), {t.stride(0), t.stride(1), t.stride(2)}};
 }
 cpu::Tensor3 view3(const MaybeTensor& t) { return t ? view3(*t) : cpu::Tensor3{}; }
-cpu::Matrix matrix(const Tensor& t) { return {static_cast<char*>(t.data_ptr()), dtype_of(t), t.stride(0), t.stride(1)}; }
+cpu::Matrix matrix(const Tensor& t) {
+  return {static_cast<char*>(t.data_ptr()), dtype_of(t), t.stride(0), t.stride(1)};
+}
 cpu::Matrix matrix(const MaybeTensor& t) { return t ? matrix(*t) : cpu::Matrix{}; }
 cpu::Matrix one_row(const MaybeTensor& t) {
   return t ? cpu::Matrix{static_cast<char*>(t->data_ptr()), dtype_of(*t), 0, t->stride(0)} : cpu::Matrix{};
@@ -64,9 +66,8 @@ void prefer_huge_pages(const MaybeTensor& t) {
 
 template <class A>
 Tensor workspace(const Tensor& like, int64_t elements) {
-  const Tensor memory =
-      torch::stable::new_empty(like, std::vector<int64_t>{elements},
-                               sizeof(A) == 8 ? std::make_optional(ScalarType::Double) : std::make_optional(ScalarType::Float));
+  const std::optional<ScalarType> type = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+  const Tensor memory = torch::stable::new_empty(like, std::vector<int64_t>{elements}, type);
   prefer_huge_pages(memory);
   return memory;
 }
@@ -93,10 +94,10 @@ void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& we
   q.features.dtype == cpu::DType::f64 ? run(double{}) : run(float{});
 }
 
-void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Tensor& features, const MaybeTensor& pixels,
-              const Tensor& weight, const Tensor& heat, const Tensor& norm, int64_t groups, double temperature, double eps,
-              const MaybeTensor& d_features, const MaybeTensor& d_pixels, const MaybeTensor& d_weight,
-              const MaybeTensor& d_bias) {
+void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Tensor& features,
+              const MaybeTensor& pixels, const Tensor& weight, const Tensor& heat, const Tensor& norm, int64_t groups,
+              double temperature, double eps, const MaybeTensor& d_features, const MaybeTensor& d_pixels,
+              const MaybeTensor& d_weight, const MaybeTensor& d_bias) {
   prefer_huge_pages(d_features);
   prefer_huge_pages(d_pixels);
   Backward q{problem(features, pixels, weight, groups, temperature, eps)};

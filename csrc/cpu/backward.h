@@ -2,57 +2,9 @@
 // inputs, over (panel of D, split of the rows) for the gradient of the weight.
 #pragma once
 
-#include "forward.h"
+#include "weight_gradient.h"
 
 namespace lewel::cpu {
-
-// Parts of the accumulators' workspace, in this order; empty where not needed.
-template <class A>
-struct Workspace {
-  A *maps, *dm;     // A and dMh, then dM: (N, P, K)
-  A* weight;        // panels of W, each [K, kPanel], or [K / 2, kPanel] pairs
-  Pair* pairs;      // dM rounded to bf16, as pairs of positions: (N, (P + 1) / 2, K)
-  A* partial;       // (splits, K, D) partial sums of dW
-  int64_t elements;
-
-  explicit Workspace(const Backward& q);
-};
-
-inline bool projects(const Backward& q) {
-  return q.d_pixels || q.d_weight.data || q.d_bias.data || (q.d_features && q.project_features);
-}
-
-// The tensor that receives dM^T W (E10), null if none does.
-inline const Tensor3& projected_gradient(const Backward& q) { return q.project_features ? q.d_features : q.d_pixels; }
-
-// W is cut where the groups of channels are when both gradients go to the features, so that they share their panels.
-inline int64_t weight_groups(const Backward& q) { return q.project_features ? q.G : 1; }
-
-// Splits of the N*P rows summed by dW: a function of the shape, so that sums never depend on the number of threads.
-template <class A>
-int64_t weight_splits(const Backward& q) {
-  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kDepth - 1) / kDepth;
-  return std::max<int64_t>(1, std::min(wanted, most));
-}
-
-// Rows of pairs of positions of an image; the last is half empty where P is odd.
-inline int64_t pair_rows_of(const Problem& q) { return (q.P + 1) / 2; }
-
-template <class A>
-Workspace<A>::Workspace(const Backward& q) {
-  const int64_t nkp = q.N * q.K * q.P, groups = weight_groups(q), splits = weight_splits<A>(q);
-  const int64_t sizes[] = {q.d_features ? nkp : 0, projects(q) ? nkp : 0,
-                           projected_gradient(q) ? groups * panels<A>(q.D / groups) * q.K * kPanel<A> : 0,
-                           q.d_weight.data && splits > 1 ? splits * q.K * q.D : 0,
-                           q.d_weight.data && kPairs<A> && paired(q.pixels.dtype, 2) ? q.N * pair_rows_of(q) * q.K : 0};
-  A** const parts[] = {&maps, &dm, &weight, &partial, reinterpret_cast<A**>(&pairs)};
-  A* next = static_cast<A*>(q.workspace);
-  elements = 0;
-  for (int i = 0; i < 5; ++i) {
-    *parts[i] = next + elements;
-    elements += (sizes[i] + 31) / 16 * 16;  // whole vectors may be read from the last row of a part
-  }
-}
 
 // E4 again, E7, E8: A and dMh of one group of one image.
 template <class A>
@@ -160,7 +112,7 @@ void pair_positions(const Backward& q, const Workspace<A>& w, int64_t n, int64_t
   for (int64_t p = p0; p < p0 + rows; p += 2) {
     const A* even = w.dm + (n * q.P + p) * K;
     const A* odd = p + 1 < q.P ? even + K : nullptr;
-    Pair* out = w.pairs + (n * pair_rows_of(q) + p / 2) * K;
+    Pair* out = w.pairs() + (n * pair_rows_of(q) + p / 2) * K;
     pair_rows<true>(out, even, odd, whole);
     A ends[2][kLanes<A>] = {};
     Pair last[kLanes<A>];
@@ -215,63 +167,6 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
         if (together) project_back(target, g * panels<A>(channels) + c / kPanel<A>, columns, true);
         target.finish(rows, columns);
       }
-  });
-}
-
-// The rest of E10. Task s * panels + j sums split s of the N*P rows of dM^T X into panel j; the last task sums db.
-template <class A>
-void weight_gradients(const Backward& q, const Workspace<A>& w) {
-  const int64_t K = q.K, D = q.D, all = q.N * q.P, count = panels<A>(D), splits = weight_splits<A>(q);
-  const int64_t tasks = q.d_weight.data ? count * splits : 0;
-  // What is summed: positions, or pairs of them.
-  const bool by_pairs = kPairs<A> && paired(q.pixels.dtype, 2);
-  const int64_t per_image = by_pairs ? pair_rows_of(q) : q.P, steps = q.N * per_image;
-  for_each_task(tasks + (q.d_bias.data ? 1 : 0), [&](int64_t task) {
-    if (task == tasks) {
-      const int64_t width = padded<A>(K);
-      auto [sums] = scratch<A>(width);
-      for (int64_t k = 0; k < width; k += kLanes<A>)
-        store(sums + k, blocked_sum<A>(all, [&](int64_t r) { return load(w.dm + r * K + k); }));
-      write_block(q.d_bias, sums, width, 1, K);
-      return;
-    }
-    const int64_t s = task / count, d = task % count * kPanel<A>, columns = std::min<int64_t>(kPanel<A>, D - d);
-    auto [x, x_pairs, sums] = scratch<A>(kDepth * kPanel<A>, by_pairs ? kDepth * kPanel<A> / 2 : 0, K * kPanel<A>);
-    if (all == 0) std::fill(sums, sums + K * kPanel<A>, A(0));
-    const int64_t begin = steps * s / splits, end = steps * (s + 1) / splits;
-    if constexpr (kPairs<A>)
-      for (int64_t r = begin; by_pairs && r < end; r += kDepth / 2) {
-        const int64_t depth = std::min(kDepth / 2, end - r);
-        for (int64_t i = r; i < r + depth;) {
-          const int64_t n = i / per_image, p = 2 * (i % per_image);
-          const int64_t pairs = std::min(per_image - p / 2, r + depth - i), rows = std::min(2 * pairs, q.P - p);
-          read_block(x, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns, padded<A>(columns));
-          pair_panel<false>(reinterpret_cast<Pair*>(x_pairs) + (i - r) * kPanel<A>, x, rows, padded<A>(columns));
-          i += pairs;
-        }
-        product<Pair>(K, columns, depth, {w.pairs + r * K, 1, K}, {reinterpret_cast<const Pair*>(x_pairs), kPanel<A>}, sums,
-                      kPanel<A>, r > begin);
-      }
-    for (int64_t r = begin; !by_pairs && r < end; r += kDepth) {
-      const int64_t depth = std::min(kDepth, end - r);
-      for (int64_t i = r; i < r + depth;) {  // the rows lie in several images
-        const int64_t n = i / q.P, p = i % q.P, rows = std::min(q.P - p, r + depth - i);
-        read_block(x + (i - r) * kPanel<A>, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns,
-                   padded<A>(columns));
-        i += rows;
-      }
-      product<A>(K, columns, depth, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);
-    }
-    const Matrix out = splits == 1 ? q.d_weight.at(0, d)
-                                   : Matrix{reinterpret_cast<char*>(w.partial + s * K * D + d), kDType<A>, D, 1};
-    write_block(out, sums, kPanel<A>, K, columns);
-  });
-  if (!q.d_weight.data || splits == 1) return;
-  for_each_task(K, [&](int64_t k) {
-    A* row = w.partial + k * D;
-    for (int64_t s = 1; s < splits; ++s)
-      for (int64_t d = 0; d < D; ++d) row[d] += w.partial[(s * K + k) * D + d];
-    write_block(q.d_weight.at(k, 0), row, D, 1, D);
   });
 }
 

@@ -135,8 +135,8 @@ struct Right {
   int64_t depth;
 };
 
-// depth x columns of src as a right side: in place where rows are whole vectors of accumulators, else packed into scratch
-// (depth * kPanel elements) with zeros beyond the last column.
+// depth x columns of src as a right side: in place where rows are whole vectors of accumulators, else packed into
+// scratch (depth * kPanel elements) with zeros beyond the last column.
 template <class A>
 Right<A> right_side(const Matrix& src, int64_t depth, int64_t columns, A* scratch) {
   if (src.dtype == kDType<A> && src.column == 1 && columns % kLanes<A> == 0) return {src.template as<A>(), src.row};
@@ -186,7 +186,8 @@ struct Target {
   }
   void finish(int64_t rows, int64_t columns) const {
     if (data == out.template as<A>()) return;
-    if (!large || !stream_block(out, data, row, rows, columns, data + rows * kPanel<A>)) write_block(out, data, row, rows, columns);
+    if (large && stream_block(out, data, row, rows, columns, data + rows * kPanel<A>)) return;
+    write_block(out, data, row, rows, columns);
   }
 };
 

@@ -1,4 +1,4 @@
-// E1-E5. Every array of a task is [positions, maps] or [positions, channels], so that vectors run along maps or channels
+// E1-E5. Every array of a task is [positions, maps] or [positions, channels]: vectors run along maps or channels,
 // whatever the layout of the inputs.
 #pragma once
 
@@ -67,8 +67,8 @@ void project(const Forward& q, const A* packed) {
       const auto multiply = [&](auto left, const auto* panels_of_w, int64_t steps, int64_t of_steps) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(panels_of_w)>>;
         for (int64_t k = 0; k < q.K; k += kPanel<A>)
-          product<T>(rows, std::min<int64_t>(kPanel<A>, q.K - k), steps, left, {panels_of_w + k * of_steps, kPanel<A>}, m + k,
-                     width, d > 0);
+          product<T>(rows, std::min<int64_t>(kPanel<A>, q.K - k), steps, left, {panels_of_w + k * of_steps, kPanel<A>},
+                     m + k, width, d > 0);
       };
       if constexpr (kPairs<A>)
         if (paired(q.pixels.dtype, q.D)) {
@@ -81,7 +81,10 @@ void project(const Forward& q, const A* packed) {
     if (q.bias.data) {
       read_block(bias, width, q.bias, 1, q.K, width);
       for (int64_t p = 0; p < rows; ++p)
-        for (int64_t k = 0; k < width; k += kLanes<A>) store(m + p * width + k, load(m + p * width + k) + load(bias + k));
+        for (int64_t k = 0; k < width; k += kLanes<A>) {
+          A* at = m + p * width + k;
+          store(at, load(at) + load(bias + k));
+        }
     }
     const Matrix heat = q.heat.by_position(n).at(p0, 0);
     write_block(heat, m, width, rows, q.K);

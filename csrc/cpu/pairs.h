@@ -1,26 +1,26 @@
-// Products of bf16 by the processor's own dot products of pairs, twice as fast as widening to fp32. Products of two bf16
-// are exact in fp32 and sums are fp32, as everywhere; denormal operands count as 0.
+// Products of bf16 by the dot products of pairs that some processors have, twice as fast as widening to fp32. The product
+// of two bf16 is exact in fp32 and sums are fp32, as everywhere; denormal operands count as 0.
 #pragma once
 
 #include "tile.h"
 
 namespace lewel::cpu {
 
-// Whether products of storage of this type, of this depth, go by pairs.
 template <class A>
 constexpr bool kPairs = kHasPairs && std::is_same_v<A, float>;
+// Whether products of storage of this type, of this depth, go by pairs.
 inline bool paired(DType t, int64_t depth) { return kHasPairs && t == DType::bf16 && depth % 2 == 0; }
 
-// fp32 to the nearest bf16, still as fp32.
+// fp32 to the nearest bf16, still as fp32; a NaN stays one without its low half.
 LEWEL_INLINE Vec<float> rounded_to_bf16(Vec<float> v) {
   Words u;
   std::memcpy(&u, &v, sizeof u);
-  u = (v != v) ? u : (u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000;
+  u = (v != v) ? u | 0x00400000 : (u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000;
   std::memcpy(&v, &u, sizeof u);
   return v;
 }
 
-// dst[j] = (even[j], odd[j]) for j < count, a multiple of the vector; odd null stands for zeros. Unless told to round, the
+// dst[j] = (even[j], odd[j]) for j < count, a multiple of the vector; odd null stands for zeros. Without Round the
 // values must be bf16 already.
 template <bool Round>
 LEWEL_INLINE void pair_rows(Pair* dst, const float* even, const float* odd, int64_t count) {

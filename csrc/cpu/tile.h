@@ -30,7 +30,7 @@ LEWEL_INLINE void add_product(Vec<Sum<T>>& sum, Vec<T> left, Vec<T> right) {
   }
 }
 
-// Depth of one pass of the kernel; sums longer than this are sums of partial sums, which also halves their rounding error.
+// Depth of one pass of the kernel. Longer sums are sums of partial sums, which also lowers their rounding error.
 constexpr int64_t kDepth = 256;
 
 // Rows is broadcast element by element, so its strides are free; the columns are whole vectors.
@@ -82,8 +82,8 @@ void product(int64_t rows, int64_t columns, int64_t depth, Left<T> a, Right<T> b
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = rows * t / tiles, height = rows * (t + 1) / tiles - begin;  // heights differ by one at most
-    table[(height - 1) * kTileVectors + vectors - 1](depth, {a.data + begin * a.row, a.row, a.depth}, b, c + begin * c_row,
-                                                     c_row, accumulate);
+    const TileFunction<T> run = table[(height - 1) * kTileVectors + vectors - 1];
+    run(depth, {a.data + begin * a.row, a.row, a.depth}, b, c + begin * c_row, c_row, accumulate);
   }
 }
 
