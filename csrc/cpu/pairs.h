@@ -1,5 +1,5 @@
-// Products of bf16 by the dot products of pairs that some processors have, twice as fast as widening to fp32. The product
-// of two bf16 is exact in fp32 and sums are fp32, as everywhere; denormal operands count as 0.
+// Products of bf16 by the dot products of pairs that some processors have, twice as fast as widening to fp32.
+// The product of two bf16 is exact in fp32 and sums are fp32, as everywhere; denormal operands count as 0.
 #pragma once
 
 #include "tile.h"
