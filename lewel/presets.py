@@ -38,8 +38,8 @@ CIFAR10_BYOL = replace(
     data=replace(CIFAR10_MOCO.data, augmentation=BYOL_VIEWS),
     optim=replace(CIFAR10_MOCO.optim, lr=0.2),
 )
-# Instances are told apart by shape alone (gray views), so shape is learnt in hundreds of small steps.
-EMBEDDED_VIEWS = replace(MOCO_VIEWS, crop_scale=(0.6, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0), gray=1.0)
+# Hue says nothing and small steps are many: so shape is learnt in hundreds of steps.
+EMBEDDED_VIEWS = replace(MOCO_VIEWS, crop_scale=(0.6, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
 EMBEDDED_MOCO_V2 = replace(MOCO_V2, queue=1024, split_bn=2, temperature=0.1)
 EMBEDDED = replace(
     CIFAR10_MOCO,
