@@ -139,8 +139,8 @@ class Train:
     epochs: int = 20
     seed: int = 0
     """fixes initial weights, order, augmentation and the embedded images"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; norms, alignment maps and losses stay fp32 either way"""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: autocast, with norms, alignment maps and losses in fp32; auto: bf16 where the device has it"""
     backend: str | None = None
     """backend of the aligned pooling, one of lewel_kernels'; None chooses"""
     knn_every: int = 1

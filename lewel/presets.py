@@ -31,7 +31,7 @@ CIFAR10_MOCO = Train(
     heads=Heads(hidden=512, num_maps=64, num_groups=8),
     optim=Optim(lr=0.12, weight_decay=5e-4, warmup_epochs=0.5),
     epochs=4,
-    precision="bf16",
+    precision="auto",
 )
 CIFAR10_BYOL = replace(
     CIFAR10_MOCO,
@@ -45,8 +45,8 @@ EMBEDDED = replace(
     CIFAR10_MOCO,
     data=Data(name="embedded", image_size=64, batch_size=64, embedded_train=4096, augmentation=EMBEDDED_VIEWS),
     encoder=Encoder("tiny", stem="small2", last_stride=1),
-    heads=Heads(hidden=512, num_maps=64, num_groups=8, tau=0.3),
-    epochs=16,
+    heads=Heads(hidden=512, num_maps=64, num_groups=8, tau=0.1),
+    epochs=14,
     knn_every=2,
 )
 

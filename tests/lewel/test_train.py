@@ -134,6 +134,14 @@ def test_bf16_autocast_starts_alike_and_runs_to_the_end(tmp_path, finished):
     assert len(losses_of(session)) == 9
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_bf16_where_the_processor_has_it(native, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    session = prepare(replace(TINY, precision="auto"), tmp_path)
+    assert session.run.precision == session.method.precision == precision
+
+
 def test_run_folder_tells_the_whole_story(finished):
     assert recipe.load(finished.folder / "config.yaml") == TINY
     assert [path.name for path in checkpoint.found(finished.folder / "checkpoints")] == [
