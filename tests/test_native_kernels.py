@@ -102,14 +102,18 @@ def test_layouts_give_the_same_bits(feature_layout: str, pixel_layout: str, dtyp
             assert result.stride() == torch.empty_like(x if name == "d_features" else y).stride(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["pixels", "shared"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("n", "width", "k", "p"), [(48, 1024, 48, 49), (6, 512, 16, 784), (23, 1000, 100, 99)], ids=str
 )
-def test_large_outputs_are_those_of_small_ones(n: int, width: int, k: int, p: int, layout: str, shared: bool) -> None:
+def test_large_outputs_are_those_of_small_ones(
+    n: int, width: int, k: int, p: int, layout: str, shared: bool, dtype: torch.dtype
+) -> None:
     """Outputs above 8 MiB are written past the caches; an image alone is not."""
-    features, pixels, weight, _, grad = inputs(n, width, width, k, p, 2, torch.float32)
+    n *= 4 // dtype.itemsize
+    features, pixels, weight, _, grad = inputs(n, width, width, k, p, 2, dtype)
     assert features.nbytes > 8 << 20
     x, y = in_layout(features, layout), None if shared else in_layout(pixels, layout)
     together = run(x, y, weight, None, grad, num_groups=2)

@@ -128,6 +128,8 @@ template <class A>
 void input_gradients(const Backward& q, const Workspace<A>& w) {
   const int64_t blocks = row_blocks(q.P), K = q.K, L = q.L(), channels = q.group_channels();
   const bool together = q.project_features && q.d_features;
+  const bool large_pixels = is_large(q.d_pixels, q.N * q.D * q.P);
+  const bool large_features = is_large(q.d_features, q.N * q.C * q.P);
   for_each_task(q.N * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, b = task % blocks;
     const int64_t p0 = block_begin(q.P, b), rows = block_begin(q.P, b + 1) - p0, first = (n * q.P + p0) * K;
@@ -153,7 +155,7 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
     if (q.d_pixels)
       for (int64_t d = 0; d < q.D; d += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, q.D - d);
-        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, is_large<A>(q.N * q.D * q.P), out);
+        const Target<A> target(q.d_pixels.by_position(n).at(p0, d), columns, large_pixels, out);
         project_back(target, d / kPanel<A>, columns, false);
         target.finish(rows, columns);
       }
@@ -161,7 +163,7 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
     for (int64_t g = 0; g < q.G; ++g)
       for (int64_t c = 0; c < channels; c += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c), channel = g * channels + c;
-        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, is_large<A>(q.N * q.C * q.P), out);
+        const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, large_features, out);
         const Right<A> dr = right_side(q.grad_pooled.by_row(n).at(0, channel), L, columns, packed);
         product<A>(rows, columns, L, {w.maps + first + g * L, K, 1}, dr, target.data, target.row, false);  // E6
         if (together) project_back(target, g * panels<A>(channels) + c / kPanel<A>, columns, true);

@@ -148,22 +148,20 @@ Right<A> right_side(const Matrix& src, int64_t depth, int64_t columns, A* scratc
 // block is scratch of rows * columns.
 template <class A>
 bool stream_block(const Matrix& dst, const A* src, int64_t src_row, int64_t rows, int64_t columns, A* block) {
-  const auto whole = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(A)) % 64 == 0; };
-  if (dst.dtype != kDType<A> || reinterpret_cast<uintptr_t>(dst.data) % 64) return false;
-  int64_t runs = rows, length = columns, step = dst.row;
-  if (dst.column != 1) {
-    if (dst.row != 1) return false;
-    runs = columns, length = rows, step = dst.column;
-    if (step == length) length *= runs, runs = 1;
-  }
-  if (!whole(length) || (runs > 1 && !whole(step))) return false;
-  if (dst.column != 1) {
-    write_block(Matrix{reinterpret_cast<char*>(block), dst.dtype, 1, rows}, src, src_row, rows, columns);
-    src = block, src_row = length;
-  }
-  A* out = dst.template as<A>();
-  for (int64_t i = 0; i < runs; ++i)
-    for (int64_t j = 0; j < length; j += kLanes<A>) stream(out + i * step + j, load(src + i * src_row + j));
+  const int64_t size = size_of(dst.dtype);
+  const bool by_rows = dst.column == 1;
+  if ((!by_rows && dst.row != 1) || size > static_cast<int64_t>(sizeof(A))) return false;
+  if (reinterpret_cast<uintptr_t>(dst.data) % 64) return false;
+  // Runs of contiguous bytes in the destination.
+  int64_t runs = by_rows ? rows : columns, length = (by_rows ? columns : rows) * size;
+  const int64_t step = (by_rows ? dst.row : dst.column) * size;
+  if (step == length) length *= runs, runs = 1;
+  if (length % 64 || (runs > 1 && step % 64)) return false;
+  char* from = reinterpret_cast<char*>(block);
+  write_block(Matrix{from, dst.dtype, by_rows ? columns : 1, by_rows ? 1 : rows}, src, src_row, rows, columns);
+  for (int64_t i = 0; i < runs; ++i, from += length)
+    for (int64_t byte = 0; byte < length; byte += kVectorBytes)
+      stream(reinterpret_cast<A*>(dst.data + i * step + byte), load(reinterpret_cast<const A*>(from + byte)));
   stream_fence();
   return true;
 }

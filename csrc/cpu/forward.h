@@ -18,10 +18,7 @@ inline int64_t block_begin(int64_t positions, int64_t block) {
 // Outputs above this size are written past the caches.
 constexpr int64_t kLarge = int64_t{8} << 20;
 
-template <class A>
-bool is_large(int64_t elements) {
-  return elements * static_cast<int64_t>(sizeof(A)) > kLarge;
-}
+inline bool is_large(const Tensor3& t, int64_t elements) { return elements * size_of(t.dtype) > kLarge; }
 
 template <class A>
 int64_t panels(int64_t columns) {
@@ -106,7 +103,7 @@ void pool(const Forward& q) {
     auto [maps, packed, sums] = scratch<A>(P * width, kDepth * kPanel<A>, 2 * L * kPanel<A>);
     group_maps(q, q.heat, static_cast<const A*>(q.norm), n, g, MapBlock<A>{maps, width});
     if (q.maps) write_block(q.maps.by_position(n).at(0, g * L), maps, width, P, L);
-    const bool large = is_large<A>(q.N * L * q.C);
+    const bool large = is_large(q.pooled, q.N * L * q.C);
     for (int64_t c = 0; c < channels; c += kPanel<A>) {
       const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c);
       const Target<A> target(q.pooled.by_row(n).at(0, g * channels + c), columns, large, sums);
