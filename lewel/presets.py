@@ -46,7 +46,7 @@ EMBEDDED = replace(
     data=Data(name="embedded", image_size=64, batch_size=64, embedded_train=4096, augmentation=EMBEDDED_VIEWS),
     encoder=Encoder("tiny", stem="small2", last_stride=1),
     heads=Heads(hidden=512, num_maps=64, num_groups=8, tau=0.1),
-    epochs=14,
+    epochs=12,
     knn_every=2,
 )
 
