@@ -41,6 +41,7 @@ CIFAR10_BYOL = replace(
 # Hue says nothing and small steps are many: so shape is learnt in hundreds of steps.
 EMBEDDED_VIEWS = replace(MOCO_VIEWS, crop_scale=(0.6, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
 EMBEDDED_MOCO_V2 = replace(MOCO_V2, queue=1024, split_bn=2, temperature=0.1)
+# tau = 0.1: with 1 the maps stay within a third of uniform, and there is less to see and to learn from.
 EMBEDDED = replace(
     CIFAR10_MOCO,
     data=Data(name="embedded", image_size=64, batch_size=64, embedded_train=4096, augmentation=EMBEDDED_VIEWS),

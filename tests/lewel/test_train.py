@@ -292,6 +292,9 @@ def test_a_picture_that_is_none_is_a_sentence(tmp_path, finished):
         report.draw_maps(finished.folder, [tmp_path / "text.png"], tmp_path / "maps.png")
 
 
+SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method.queue", "256"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -300,7 +303,7 @@ def test_a_picture_that_is_none_is_a_sentence(tmp_path, finished):
         pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
         pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
         pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),
-        pytest.param(["train", "--backend", "gpu"], "gpu", id="backend"),
+        pytest.param(["train", "--backend", "gpu", *SMALL], "gpu", id="backend"),
     ],
 )
 def test_command_line_errors_are_sentences_with_status_2(arguments, sentence, monkeypatch, capsys, tmp_path):
