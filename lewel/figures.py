@@ -128,7 +128,7 @@ def training_curves(path: Path, records: Sequence[dict[str, Any]]) -> None:
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
         handles = [axis.get_legend_handles_labels() for axis in (rates, right)]
-        rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1])
+        rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="lower center")
         for axis in (loss, knn, health):
             axis.legend()
         for axis in (health, rates):
