@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, SHARP, SMALL, OpCase, make, run_eager, run_op
+from op_cases import BY_NAME, CASES, SHARP, SMALL, OpCase, make, run_eager, run_op
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -87,10 +87,11 @@ def test_sizes_beside_those_of_vectors_and_tiles(
             )
 
 
+@pytest.mark.parametrize("case", [BY_NAME["usual_7x7"], BY_NAME["odd_widths"]], ids=str)
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_out_dtype_rounds_once(out_dtype: torch.dtype, backend: str, device: torch.device) -> None:
+def test_out_dtype_rounds_once(out_dtype: torch.dtype, case: OpCase, backend: str, device: torch.device) -> None:
     """A wider output of 16-bit inputs carries the float32 sums, not 16-bit values in a wider type."""
-    inputs = make(CASES[0], dtype=torch.bfloat16, device=device)
+    inputs = make(case, dtype=torch.bfloat16, device=device)
     truth = run_eager(inputs.to(torch.float64))
     wide = run_op(inputs, backend, out_dtype=torch.float64)
     narrow = run_op(inputs, backend, out_dtype=out_dtype)

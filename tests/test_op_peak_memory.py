@@ -64,11 +64,17 @@ def measured() -> dict[str, list[int]]:
     if sentence := dispatch.refusal("cpu", dispatch.Request(torch.device("cpu"), torch.float32)):
         pytest.skip(f"cpu: {sentence}")
     # Blocks above 64 KiB come from the system and go back to it, so that the peak shows every one of them.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 << 10), "MALLOC_TRIM_THRESHOLD_": "0"}
+    root = str(Path(__file__).parents[1])  # this tree, not one that is installed
+    environment = {
+        **os.environ,
+        "PYTHONPATH": root,
+        "MALLOC_MMAP_THRESHOLD_": str(64 << 10),
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }
     done = subprocess.run(
         [sys.executable, __file__],
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,
