@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from lewel_kernels import checks, dispatch, ops, reference  # noqa: F401  (ops registers the op)
+from lewel_kernels import checks, dispatch, ops, reference
 
 
 @overload
@@ -73,7 +73,7 @@ def fused_align_aggregate(
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
     checks.check_dtypes(features, pixels, weight, bias)
     name = dispatch.choose(features.device, features.dtype, backend)
-    pooled, maps, *_ = torch.ops.lewel_kernels.align_aggregate_fwd(
+    pooled, maps, *_ = ops.align_aggregate(
         features.flatten(2),
         None if pixels is None else pixels.flatten(2),
         weight.flatten(1),

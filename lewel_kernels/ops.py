@@ -36,6 +36,35 @@ _library.define(
 )
 
 
+def align_aggregate(*args: Any) -> tuple[Tensor, ...]:
+    """The forward op on its schema's arguments, without the dispatcher where that would only pass the call on."""
+    tensors = args[:4]
+    if not _plain(tensors):
+        return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _Forward.apply(*args)
+    return _forward(*args)
+
+
+def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nothing but autograd looks at calls on these tensors: no compiler, no mode, no transform, no subclass.
+
+    The dispatcher and its way back into Python cost 40 us in each direction, more than the arithmetic of a small image.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._get_tracing_state()
+        and all(x is None or (type(x) in _PLAIN_TYPES and not _is_batched(x)) for x in tensors)
+    )
+
+
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of torch.autograd.grad(is_grads_batched=True)
+
+
 def _forward(
     features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
     num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype, return_maps: bool, backend: str,
@@ -84,16 +113,6 @@ def _backward_fake(
     )
 
 
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, pixels, weight, bias, num_groups, temperature, eps, _, return_maps, backend = inputs
-    _, maps, heat, norm = output
-    ctx.mark_non_differentiable(heat, norm, *(() if return_maps else (maps,)))
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(features, pixels, weight, bias, heat, norm)
-    ctx.constants = num_groups, temperature, eps, backend
-    ctx.pooled_like = output[0].shape, output[0].dtype
-
-
 def _forward_backward(ctx: Any, grad_pooled: Tensor | None, grad_maps: Tensor | None, *_: None) -> tuple[Any, ...]:
     features, pixels, weight, bias, heat, norm = ctx.saved_tensors
     num_groups, temperature, eps, backend = ctx.constants
@@ -103,18 +122,11 @@ def _forward_backward(ctx: Any, grad_pooled: Tensor | None, grad_maps: Tensor | 
         shape, dtype = ctx.pooled_like
         grad_pooled = features.new_zeros(shape, dtype=dtype)
     needs = list(ctx.needs_input_grad[:4])
-    gradients = torch.ops.lewel_kernels.align_aggregate_bwd(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
-        num_groups, temperature, eps, needs, backend,
-    )  # fmt: skip
+    tensors = grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm
+    direct = not torch.is_grad_enabled() and _plain(tensors)
+    run = _backward if direct else torch.ops.lewel_kernels.align_aggregate_bwd
+    gradients = run(*tensors, num_groups, temperature, eps, needs, backend)
     return tuple(g if need else None for g, need in zip(gradients, needs, strict=True)) + (None,) * 6
-
-
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # The statistics heat and norm are functions of the inputs; their part of the second derivative is taken there.
-    ctx.save_for_backward(*inputs[:6])
-    ctx.constants = inputs[8:12]
-    ctx.set_materialize_grads(False)
 
 
 def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -141,29 +153,50 @@ def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor
     return tuple(results)
 
 
+# forward(ctx, ...) and not setup_context: torch binds the signature of the latter's forward in every call, 25 us.
 class _Forward(torch.autograd.Function):
-    setup_context = staticmethod(_forward_setup)
     backward = staticmethod(_forward_backward)
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        outputs = _forward_below_autograd(*args)
+        features, pixels, weight, bias, num_groups, temperature, eps, _, return_maps, backend = args
+        pooled, maps, heat, norm = outputs
+        ctx.mark_non_differentiable(heat, norm, *(() if return_maps else (maps,)))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(features, pixels, weight, bias, heat, norm)
+        ctx.constants = num_groups, temperature, eps, backend
+        ctx.pooled_like = pooled.shape, pooled.dtype
+        return outputs
 
 
 class _Backward(torch.autograd.Function):
-    setup_context = staticmethod(_backward_setup)
     backward = staticmethod(_backward_backward)
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.lewel_kernels.align_aggregate_bwd(*args)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        # The statistics heat and norm are functions of the inputs; their part of the second derivative is taken there.
+        ctx.save_for_backward(*args[:6])
+        ctx.constants = args[8:12]
+        ctx.set_materialize_grads(False)
+        return _backward_below_autograd(*args)
+
+
+def _forward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
+    if _plain(args[:4]):
+        return _forward(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
+
+
+def _backward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.lewel_kernels.align_aggregate_bwd(*args)
 
 
 def _forward_autograd(*args: Any) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled():
-        return _Forward.forward(*args)
+        return _forward_below_autograd(*args)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "fused_align_aggregate cannot be differentiated by torch.func transforms (grad, vjp, jacrev); use "
@@ -173,7 +206,7 @@ def _forward_autograd(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_autograd(*args: Any) -> tuple[Tensor, ...]:
-    return _Backward.apply(*args) if torch.is_grad_enabled() else _Backward.forward(*args)
+    return (_Backward.apply if torch.is_grad_enabled() else _backward_below_autograd)(*args)
 
 
 def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
