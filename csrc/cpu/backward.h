@@ -164,7 +164,9 @@ void input_gradients(const Backward& q, const Workspace<A>& w) {
       for (int64_t c = 0; c < channels; c += kPanel<A>) {
         const int64_t columns = std::min<int64_t>(kPanel<A>, channels - c), channel = g * channels + c;
         const Target<A> target(q.d_features.by_position(n).at(p0, channel), columns, large_features, out);
-        const Right<A> dr = right_side(q.grad_pooled.by_row(n).at(0, channel), L, columns, packed);
+        const Matrix dr_block = q.grad_pooled.by_row(n).at(0, channel);
+        const Right<A> dr = right_side(dr_block, L, columns, packed);
+        prefetch_block(dr_block.at(0, columns), L, std::min<int64_t>(kPanel<A>, channels - c - columns));
         product<A>(rows, columns, L, {w.maps + first + g * L, K, 1}, dr, target.data, target.row, false);  // E6
         if (together) project_back(target, g * panels<A>(channels) + c / kPanel<A>, columns, true);
         target.finish(rows, columns);

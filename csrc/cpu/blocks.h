@@ -77,6 +77,16 @@ void read_block(A* dst, int64_t dst_row, const Matrix& src, int64_t rows, int64_
     for (int64_t i = 0; i < rows; ++i) std::fill(dst + i * dst_row + columns, dst + i * dst_row + width, A(0));
 }
 
+// Asks for the lines of a block that is read soon, into the second cache: the first is full of what is read now.
+inline void prefetch_block(const Matrix& src, int64_t rows, int64_t columns) {
+  const bool by_rows = src.column == 1;
+  const int64_t runs = by_rows ? rows : columns, bytes = (by_rows ? columns : rows) * size_of(src.dtype);
+  const int64_t step = (by_rows ? src.row : src.column) * size_of(src.dtype);
+  asm volatile("");  // GCC takes a function of nothing but prefetches for one without effects and drops its calls
+  for (int64_t i = 0; i < runs; ++i)
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(src.data + i * step + byte, 0, 2);
+}
+
 // dst(i, j) = src[i * src_row + j] for i < rows, j < columns.
 template <class A>
 void write_block(const Matrix& dst, const A* src, int64_t src_row, int64_t rows, int64_t columns) {
@@ -145,7 +155,7 @@ Right<A> right_side(const Matrix& src, int64_t depth, int64_t columns, A* scratc
 }
 
 // Writes whole cache lines past the caches if the block consists of them; says whether it did.
-// block is scratch of rows * columns.
+// block is scratch of rows * columns. The end of the task orders the writes.
 template <class A>
 bool stream_block(const Matrix& dst, const A* src, int64_t src_row, int64_t rows, int64_t columns, A* block) {
   const int64_t size = size_of(dst.dtype);
@@ -155,14 +165,19 @@ bool stream_block(const Matrix& dst, const A* src, int64_t src_row, int64_t rows
   // Runs of contiguous bytes in the destination.
   int64_t runs = by_rows ? rows : columns, length = (by_rows ? columns : rows) * size;
   const int64_t step = (by_rows ? dst.row : dst.column) * size;
-  if (step == length) length *= runs, runs = 1;
+  if (!by_rows && step == length) length *= runs, runs = 1;
   if (length % 64 || (runs > 1 && step % 64)) return false;
-  char* from = reinterpret_cast<char*>(block);
-  write_block(Matrix{from, dst.dtype, by_rows ? columns : 1, by_rows ? 1 : rows}, src, src_row, rows, columns);
-  for (int64_t i = 0; i < runs; ++i, from += length)
+  const char* from = reinterpret_cast<const char*>(src);
+  int64_t from_step = src_row * size;
+  if (!by_rows || dst.dtype != kDType<A>) {  // to be transposed or converted first
+    write_block(Matrix{reinterpret_cast<char*>(block), dst.dtype, by_rows ? columns : 1, by_rows ? 1 : rows}, src,
+                src_row, rows, columns);
+    from = reinterpret_cast<const char*>(block);
+    from_step = length;
+  }
+  for (int64_t i = 0; i < runs; ++i, from += from_step)
     for (int64_t byte = 0; byte < length; byte += kVectorBytes)
       stream(reinterpret_cast<A*>(dst.data + i * step + byte), load(reinterpret_cast<const A*>(from + byte)));
-  stream_fence();
   return true;
 }
 

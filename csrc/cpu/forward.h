@@ -109,7 +109,9 @@ void pool(const Forward& q) {
       const Target<A> target(q.pooled.by_row(n).at(0, g * channels + c), columns, large, sums);
       for (int64_t p = 0; p < P; p += kDepth) {  // E5
         const int64_t depth = std::min(kDepth, P - p);
-        const Right<A> f = right_side(q.features.by_position(n).at(p, g * channels + c), depth, columns, packed);
+        const Matrix f_block = q.features.by_position(n).at(p, g * channels + c);
+        const Right<A> f = right_side(f_block, depth, columns, packed);
+        prefetch_block(f_block.at(0, columns), depth, std::min<int64_t>(kPanel<A>, channels - c - columns));
         product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0);
       }
       target.finish(L, columns);

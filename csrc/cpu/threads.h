@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
+
+#include "vector.h"
 
 namespace lewel::cpu {
 
@@ -16,7 +19,11 @@ void run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context);
 // No result may depend on which thread ran a task: a task writes its own part of the output, and its sums are its own.
 template <class F>
 void for_each_task(int64_t tasks, F&& f) {
-  run_tasks(tasks, [](void* context, int64_t i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); }, &f);
+  const auto work = [](void* context, int64_t i) {
+    (*static_cast<std::remove_reference_t<F>*>(context))(i);
+    stream_fence();
+  };
+  run_tasks(tasks, work, &f);
 }
 
 // Kept between calls, because fresh pages cost more than the arithmetic of a small problem. Above the bound it is

@@ -5,6 +5,16 @@
 
 namespace lewel::cpu {
 
+// Calls f(i - begin, image, row in the image, rows) for each run of rows [begin, end) that lies in one image.
+template <class F>
+LEWEL_INLINE void for_each_image(int64_t per_image, int64_t begin, int64_t end, F&& f) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t rows = std::min(per_image - i % per_image, end - i);
+    f(i - begin, i / per_image, i % per_image, rows);
+    i += rows;
+  }
+}
+
 // The rest of E10. Task s * panels + j sums split s of the N*P rows of dM^T X into panel j; the last task sums db.
 template <class A>
 void weight_gradients(const Backward& q, const Workspace<A>& w) {
@@ -26,28 +36,33 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
     auto [x, x_pairs, sums] = scratch<A>(kDepth * kPanel<A>, by_pairs ? kDepth * kPanel<A> / 2 : 0, K * kPanel<A>);
     if (all == 0) std::fill(sums, sums + K * kPanel<A>, A(0));
     const int64_t begin = steps * s / splits, end = steps * (s + 1) / splits;
+    // Positions [p, p + rows) of an image, as panels of the product's right side.
+    const auto block = [&](int64_t n, int64_t p) { return q.pixels.by_position(n).at(p, d); };
     if constexpr (kPairs<A>)
       for (int64_t r = begin; by_pairs && r < end; r += kDepth / 2) {
-        const int64_t depth = std::min(kDepth / 2, end - r);
-        for (int64_t i = r; i < r + depth;) {
-          const int64_t n = i / per_image, p = 2 * (i % per_image);
-          const int64_t pairs = std::min(per_image - p / 2, r + depth - i), rows = std::min(2 * pairs, q.P - p);
-          read_block(x, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns, padded<A>(columns));
-          pair_panel<false>(reinterpret_cast<Pair*>(x_pairs) + (i - r) * kPanel<A>, x, rows, padded<A>(columns));
-          i += pairs;
-        }
+        const int64_t next = std::min(r + kDepth / 2, end);
+        const auto rows_of = [&](int64_t pair, int64_t pairs) { return std::min(2 * pairs, q.P - 2 * pair); };
+        for_each_image(per_image, r, next, [&](int64_t at, int64_t n, int64_t pair, int64_t pairs) {
+          const int64_t rows = rows_of(pair, pairs);
+          read_block(x, kPanel<A>, block(n, 2 * pair), rows, columns, padded<A>(columns));
+          pair_panel<false>(reinterpret_cast<Pair*>(x_pairs) + at * kPanel<A>, x, rows, padded<A>(columns));
+        });
+        for_each_image(per_image, next, std::min(next + kDepth / 2, end),
+                       [&](int64_t, int64_t n, int64_t pair, int64_t pairs) {
+                         prefetch_block(block(n, 2 * pair), rows_of(pair, pairs), columns);
+                       });
         const Right<Pair> right{reinterpret_cast<const Pair*>(x_pairs), kPanel<A>};
-        product<Pair>(K, columns, depth, {w.pairs() + r * K, 1, K}, right, sums, kPanel<A>, r > begin);
+        product<Pair>(K, columns, next - r, {w.pairs() + r * K, 1, K}, right, sums, kPanel<A>, r > begin);
       }
     for (int64_t r = begin; !by_pairs && r < end; r += kDepth) {
-      const int64_t depth = std::min(kDepth, end - r);
-      for (int64_t i = r; i < r + depth;) {  // the rows lie in several images
-        const int64_t n = i / q.P, p = i % q.P, rows = std::min(q.P - p, r + depth - i);
-        read_block(x + (i - r) * kPanel<A>, kPanel<A>, q.pixels.by_position(n).at(p, d), rows, columns,
-                   padded<A>(columns));
-        i += rows;
-      }
-      product<A>(K, columns, depth, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);
+      const int64_t next = std::min(r + kDepth, end);
+      for_each_image(per_image, r, next, [&](int64_t at, int64_t n, int64_t p, int64_t rows) {
+        read_block(x + at * kPanel<A>, kPanel<A>, block(n, p), rows, columns, padded<A>(columns));
+      });
+      for_each_image(per_image, next, std::min(next + kDepth, end), [&](int64_t, int64_t n, int64_t p, int64_t rows) {
+        prefetch_block(block(n, p), rows, columns);
+      });
+      product<A>(K, columns, next - r, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);
     }
     const Matrix out = splits == 1 ? q.d_weight.at(0, d)
                                    : Matrix{reinterpret_cast<char*>(w.partial + s * K * D + d), kDType<A>, D, 1};
