@@ -30,13 +30,28 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
 
     for (int64_t c = 0; c < channels; c += kDepth) {  // E7
       const int64_t depth = std::min(kDepth, channels - c), channel = g * channels + c;
-      read_block(dr, width, q.grad_pooled.by_row(n).at(0, channel).transposed(), depth, L, width);
+      const Matrix dr_block = q.grad_pooled.by_row(n).at(0, channel);
+      bool by_pairs = false;
+      if constexpr (kPairs<A>) by_pairs = adjacent_pairs(dr_block) && paired(q.features.dtype, depth);
+      if (by_pairs)
+        read_block(dr, width, as_pairs(dr_block).transposed(), depth / 2, L, width);
+      else
+        read_block(dr, width, dr_block.transposed(), depth, L, width);
       for (int64_t b = 0; b < row_blocks(P); ++b) {
         const int64_t p0 = block_begin(P, b), rows = block_begin(P, b + 1) - p0;
-        const Left<A> f = left_side(q.features.by_position(n).at(p0, channel), rows, depth, block);
-        for (int64_t l = 0; l < L; l += kPanel<A>)
-          product<A>(rows, std::min<int64_t>(kPanel<A>, L - l), depth, f, {dr + l, width}, dmaps.at(p0, l), dmaps.row,
-                     c > 0);
+        const Matrix f_block = q.features.by_position(n).at(p0, channel);
+        const auto multiply = [&](auto left, const auto* right, int64_t steps) {
+          using T = std::remove_const_t<std::remove_pointer_t<decltype(right)>>;
+          for (int64_t l = 0; l < L; l += kPanel<A>)
+            product<T>(rows, std::min<int64_t>(kPanel<A>, L - l), steps, left, {right + l, width}, dmaps.at(p0, l),
+                       dmaps.row, c > 0);
+        };
+        if constexpr (kPairs<A>)
+          if (by_pairs) {
+            multiply(left_pairs(f_block, rows, depth, block), reinterpret_cast<const Pair*>(dr), depth / 2);
+            continue;
+          }
+        multiply(left_side(f_block, rows, depth, block), dr, depth);
       }
     }
     if (q.grad_maps)

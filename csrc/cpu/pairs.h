@@ -45,18 +45,39 @@ void pair_panel(Pair* dst, const float* src, int64_t rows, int64_t width) {
     pair_rows<Round>(dst + i / 2 * n, src + i * n, i + 1 < rows ? src + (i + 1) * n : nullptr, width);
 }
 
-// rows x depth bf16 as a left side of depth / 2 pairs: in place where pairs are adjacent, else in scratch (depth rows
-// of padded rows fp32).
+// dst[j] = (even[j], odd[j]) for j < count.
+inline void pair_rows(Pair* dst, const bf16* even, const bf16* odd, int64_t count) {
+  constexpr int n = kLanes<Pair>;
+  const auto pair = [&](int64_t j) {
+    Halves a, b;
+    std::memcpy(&a, even + j, sizeof a);
+    std::memcpy(&b, odd + j, sizeof b);
+    const Words pairs = __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
+    std::memcpy(dst + j, &pairs, sizeof pairs);
+  };
+  int64_t j = 0;
+  for (; j + n <= count; j += n) pair(j);
+  if (j < count && count >= n)
+    pair(count - n);
+  else
+    for (; j < count; ++j) dst[j] = static_cast<Pair>(even[j].bits | uint32_t{odd[j].bits} << 16);
+}
+
+// Whether rows of bf16 can be read as rows of pairs, and the matrix of these pairs: 32 bits each, as if of fp32.
+inline bool adjacent_pairs(const Matrix& m) {
+  return m.dtype == DType::bf16 && m.column == 1 && m.row % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(m.data) % sizeof(Pair) == 0;
+}
+inline Matrix as_pairs(const Matrix& m) { return {m.data, DType::f32, m.row / 2, 1}; }
+
+// rows x depth bf16 as a left side of depth / 2 pairs: in place where pairs are adjacent, else in scratch (rows * depth).
 inline Left<Pair> left_pairs(const Matrix& src, int64_t rows, int64_t depth, float* scratch) {
-  if (src.column == 1 && src.row % 2 == 0 && reinterpret_cast<uintptr_t>(src.data) % sizeof(Pair) == 0)
-    return {src.as<Pair>(), src.row / 2, 1};
+  if (adjacent_pairs(src)) return {src.as<Pair>(), src.row / 2, 1};
   Pair* pairs = reinterpret_cast<Pair*>(scratch);  // written behind what is read
   if (src.row == 1) {
-    const int64_t width = padded<float>(rows);
-    read_block(scratch, width, src.transposed(), depth, rows, width);
     for (int64_t k = 0; k < depth; k += 2)
-      pair_rows<false>(pairs + k / 2 * width, scratch + k * width, scratch + (k + 1) * width, width);
-    return {pairs, 1, width};
+      pair_rows(pairs + k / 2 * rows, src.at(0, k).as<bf16>(), src.at(0, k + 1).as<bf16>(), rows);
+    return {pairs, 1, rows};
   }
   read_block(scratch, depth, src, rows, depth, 0);
   write_run(reinterpret_cast<bf16*>(pairs), scratch, rows * depth);
