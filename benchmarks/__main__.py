@@ -8,7 +8,7 @@ import torch
 
 from . import results
 from .cases import DTYPES, LAYOUTS, SHAPES, SUITES, Case
-from .measure import Row, busy_cores, measure
+from .measure import Row, busy_cores, keep_heap, measure
 from .providers import PROVIDERS
 
 
@@ -32,6 +32,7 @@ def main() -> None:
     busy = busy_cores()
     if busy is not None and busy > 0.5:
         print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
+    heap = keep_heap()
     providers = list(dict.fromkeys(["eager", *options.provider]))
     rows: list[Row] = []
     for dtype in options.dtype:
@@ -43,7 +44,7 @@ def main() -> None:
                 results.print_case(new)
     results.print_means(rows)
     if not options.no_record:
-        print(f"\nAppended to {results.append(rows, options.suite, options.device, busy)}")
+        print(f"\nAppended to {results.append(rows, options.suite, options.device, busy, heap)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import statistics
 import time
@@ -56,6 +57,19 @@ def busy_cores(seconds: float = 0.5) -> float | None:
     start = ticks()
     time.sleep(seconds)
     return (ticks() - start) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def keep_heap() -> bool:
+    """Have the C library keep what calls free, as the heap of a long training run does; whether it could be told.
+
+    Otherwise the history of the process decides which provider pays for fresh pages: up to half of a large backward.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
 
 
 def _synchronise(case: Case) -> None:

@@ -34,8 +34,9 @@ def device_name(device: str) -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def provenance(device: str, busy: float | None) -> dict[str, object]:
-    """What a reader needs to judge or repeat a row; ``busy`` is the number of cores others used when the run began."""
+def provenance(device: str, busy: float | None, heap_kept: bool) -> dict[str, object]:
+    """What a reader needs to judge or repeat a row; ``busy`` is the number of cores others used when the run began,
+    ``heap_kept`` is what `keep_heap` returned."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -48,6 +49,7 @@ def provenance(device: str, busy: float | None) -> dict[str, object]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device == "cpu" else None,
         "threads": torch.get_num_threads(),
         "busy_cores": busy,
+        "heap_kept": heap_kept,
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
@@ -55,12 +57,12 @@ def provenance(device: str, busy: float | None) -> dict[str, object]:
     }
 
 
-def append(rows: list[Row], suite: str, device: str, busy: float | None) -> Path:
+def append(rows: list[Row], suite: str, device: str, busy: float | None, heap_kept: bool) -> Path:
     """Append one line per row to ``results/<device>/<suite>.jsonl`` and return that path."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     path = ROOT / "results" / slug / f"{suite}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    context = provenance(device, busy)
+    context = provenance(device, busy, heap_kept)
     with path.open("a") as file:
         for row in rows:
             file.write(json.dumps({"suite": suite, **context, **asdict(row)}) + "\n")

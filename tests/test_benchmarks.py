@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks.cases import DTYPES, Case, Shape, make_inputs
 from benchmarks.measure import MODES, measure
 from benchmarks.parity import compare
 
+ROOT = Path(__file__).parents[1]
 TINY = Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5)
 
 
@@ -80,6 +82,7 @@ def test_rows_are_recorded_with_their_provenance(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(results, "ROOT", tmp_path)
     arguments = ["run", "--provider", "reference", "--shape", "small", "--layout", "nchw", "--dtype", "fp32"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--seconds", "0.01"])
+    monkeypatch.setattr(__main__, "keep_heap", lambda: True)  # not in the process of the other tests
     for _ in range(2):  # appends
         __main__.main()
     (path,) = tmp_path.glob("results/*/quick.jsonl")
@@ -95,7 +98,23 @@ def test_rows_are_recorded_with_their_provenance(tmp_path: Path, monkeypatch: py
             "dirty",
             "date",
             "busy_cores",
+            "heap_kept",
             "p50",
             "vs_eager",
             "problem",
         } <= row.keys()
+
+
+def test_the_heap_keeps_what_is_freed() -> None:
+    """A second tensor of 64 MB costs no page faults (in a process of its own, because the setting stays)."""
+    code = (
+        "import resource, torch\n"
+        "from benchmarks.measure import keep_heap\n"
+        "assert keep_heap()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(2):\n"
+        "    before = faults(); torch.ones(16 << 20); print(faults() - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    first, second = map(int, run.stdout.split())
+    assert first > 1000 > 100 > second
