@@ -8,10 +8,12 @@ registered directly rather than by torch.library.register_autograd, which reads 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lewel_kernels import dispatch, reference
 
@@ -41,6 +43,7 @@ def align_aggregate(*args: Any) -> tuple[Tensor, ...]:
     tensors = args[:4]
     if not _plain(tensors):
         return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
+    _refuse_tangents(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return _Forward.apply(*args)
     return _forward(*args)
@@ -65,14 +68,25 @@ _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of torch.autograd.grad(is_grads_batched=True)
 
 
+def _profiled(op: str, backend: str) -> contextlib.AbstractContextManager[object]:
+    """The op and its backend by name in a profile, also of calls that skip the dispatcher."""
+    if torch.autograd._profiler_enabled():
+        return torch.profiler.record_function(f"{op}[{backend}]")
+    return _NOT_PROFILED
+
+
+_NOT_PROFILED = contextlib.nullcontext()
+
+
 def _forward(
     features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
     num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype, return_maps: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return dispatch.load(backend).forward(
-        features, pixels, weight, bias,
-        num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=out_dtype, return_maps=return_maps,
-    )  # fmt: skip
+    with _profiled(FWD, backend):
+        return dispatch.load(backend).forward(
+            features, pixels, weight, bias,
+            num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=out_dtype, return_maps=return_maps,
+        )  # fmt: skip
 
 
 def _forward_fake(
@@ -94,10 +108,11 @@ def _backward(
     bias: Tensor | None, heat: Tensor, norm: Tensor, num_groups: int, temperature: float, eps: float,
     needs: list[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    gradients = dispatch.load(backend).backward(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
-        num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs),
-    )  # fmt: skip
+    with _profiled(BWD, backend):
+        gradients = dispatch.load(backend).backward(
+            grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
+            num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs),
+        )  # fmt: skip
     return tuple(weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -194,7 +209,19 @@ def _backward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
         return torch.ops.lewel_kernels.align_aggregate_bwd(*args)
 
 
+def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
+    """Kernels without a rule drop tangents: forward-mode derivatives would be missing, or zero, without an error."""
+    if forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            "fused_align_aggregate has no forward-mode derivative (forward_ad, torch.func.jvp); use "
+            "torch.autograd.grad, or backward(), which go to any order"
+        )
+
+
 def _forward_autograd(*args: Any) -> tuple[Tensor, ...]:
+    _refuse_tangents(args[:4])
     if not torch.is_grad_enabled():
         return _forward_below_autograd(*args)
     if torch._C._are_functorch_transforms_active():
@@ -225,11 +252,9 @@ def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
     outputs = torch.ops.lewel_kernels.align_aggregate_fwd(
         fold(features, in_dims[0]), fold(pixels, in_dims[1]), weight, bias, *constants
     )
-    pooled, maps, *saved = outputs
-    return_maps = constants[4]
-    unfolded = [x.unflatten(0, (size, x.shape[0] // size)) for x in (pooled, *saved)]
-    maps = maps.unflatten(0, (size, maps.shape[0] // size)) if return_maps else maps.expand(size, 0)
-    return (unfolded[0], maps, *unfolded[1:]), (0,) * 4
+    images = features.shape[0] if in_dims[0] is None else features.movedim(in_dims[0], 0).shape[1]
+    pooled, maps, heat, norm = (x.unflatten(0, (size, images)) if x.dim() > 1 else x.expand(size, 0) for x in outputs)
+    return (pooled, maps, heat, norm), (0,) * 4
 
 
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -238,11 +263,16 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tup
 
 
 def _one_call_each(op: Any, info: Any, in_dims: Any, args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    rows = [
-        op(*(x.select(d, i) if isinstance(d, int) else x for x, d in zip(args, in_dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    outputs = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    size = info.batch_size
+
+    def sample(x: Any, dim: Any, i: int) -> Any:
+        if not isinstance(dim, int):
+            return x
+        return x.select(dim, i) if size else x.new_zeros(x.movedim(dim, 0).shape[1:])
+
+    # An empty batch runs a sample of zeros, for the shapes of the results.
+    rows = [op(*(sample(x, d, i) for x, d in zip(args, in_dims, strict=True))) for i in range(max(size, 1))]
+    outputs = tuple(torch.stack(column)[:size] for column in zip(*rows, strict=True))
     return outputs, (0,) * len(outputs)
 
 

@@ -58,8 +58,10 @@ def forward(
         unit = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1)  # E2
         maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
         pooled = align_aggregate(features.to(acc), maps, num_groups)  # E5
+    # Contiguous, and no views: a view that leaves an autograd.Function cannot be changed in place.
+    pooled = torch.empty_like(pooled, dtype=out_dtype, memory_format=torch.contiguous_format).copy_(pooled)
     returned = maps.to(out_dtype) if return_maps else maps.new_empty(0, dtype=out_dtype)
-    return pooled.to(out_dtype), returned, heat, norm
+    return pooled, returned, heat, norm
 
 
 def project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +36,14 @@ def images(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n)
     features = torch.randn(n, 16, 5, 3, generator=generator).to(device).requires_grad_()
     return features, torch.randn(n, 12, 5, 3, generator=generator).to(device).requires_grad_()
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 4], ids="groups_{}".format)
+def test_inductor_on_few_channels(num_groups: int, backend: str, device: torch.device) -> None:
+    """One channel a group, one vector, one group: inductor compares the strides of results with the fake kernels'."""
+    x = torch.randn(3, 4, 9, device=device)
+    module = AlignAggregate(4, 4, num_groups=num_groups, backend=backend, device=device)
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(x).relu(), module(x).relu())
 
 
 def calls(counter: CompileCounterWithBackend) -> list[torch.fx.Node]:
@@ -87,3 +99,18 @@ def test_export_with_a_dynamic_batch(backend: str, device: torch.device) -> None
     assert any(backend in node.args for node in program.graph.nodes if node.target is OPS.align_aggregate_fwd.default)
     x = images(6, device)
     torch.testing.assert_close(program.module()(*x), module(*x))
+
+
+def test_an_exported_program_runs_in_a_fresh_process(backend: str, tmp_path: Path) -> None:
+    """The backend was chosen when it was exported; nothing but the op is called where it runs."""
+    module, (x, _) = AlignAggregate(16, 8, backend=backend), images(2, torch.device("cpu"))
+    torch.export.save(torch.export.export(module, (x.detach(),)), tmp_path / "program.pt2")
+    torch.save((x.detach(), module(x).detach()), tmp_path / "expected.pt")
+    code = (
+        "import torch, lewel_kernels\n"
+        "x, expected = torch.load('expected.pt')\n"
+        "torch.testing.assert_close(torch.export.load('program.pt2').module()(x).detach(), expected)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

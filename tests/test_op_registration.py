@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
-from op_cases import SMALL, OpCase, OpInputs, make, run_eager, run_op
+from op_cases import CASES, SMALL, OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
-from torch.autograd import gradgradcheck
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad, gradgradcheck
 
 from lewel_kernels import fused_align_aggregate
 
@@ -33,17 +36,31 @@ def test_opcheck_of_the_forward(case: OpCase, return_maps: bool, backend: str, d
     torch.library.opcheck(OPS.align_aggregate_fwd.default, arguments, rtol=1e-4, atol=1e-4)
 
 
+def layout(outputs: Iterable[Tensor]) -> list[tuple[object, ...]]:
+    return [(x.shape, x.stride(), x.dtype) for x in outputs]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_fake_kernels_tell_the_truth_in_every_dtype(dtype: torch.dtype, backend: str, device: torch.device) -> None:
-    """Shapes, strides and dtypes of results and statistics, here with an output dtype of its own."""
-    inputs = make(CASE, dtype=dtype, device=device)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_fake_kernels_tell_the_truth(case: OpCase, dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    """Shapes, strides and dtypes of results and statistics; opcheck does not compare strides."""
+    inputs = make(case, dtype=dtype, device=device)
     tensors = tuple(None if x is None else x.detach() for x in flat(inputs))
-    arguments = (*tensors, CASE.G, 0.3, 1e-12, torch.float32, True, backend)
-    torch.library.opcheck(OPS.align_aggregate_fwd.default, arguments, test_utils="test_faketensor")
-    _, _, *saved = OPS.align_aggregate_fwd(*arguments)
-    gradients = (inputs.grad_pooled.float(), inputs.grad_maps.float())
-    arguments = (*gradients, *tensors, *saved, CASE.G, 0.3, 1e-12, [True] * 4, backend)
-    torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, test_utils="test_faketensor")
+    mode = FakeTensorMode()
+
+    def fakes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments)
+
+    for out_dtype, return_maps in ((torch.float32, True), (dtype, False)):
+        arguments = (*tensors, case.G, 0.3, 1e-12, out_dtype, return_maps, backend)
+        outputs = OPS.align_aggregate_fwd(*arguments)
+        with mode:
+            assert layout(OPS.align_aggregate_fwd(*fakes(arguments))) == layout(outputs)
+        gradients = (inputs.grad_pooled.to(out_dtype), inputs.grad_maps.to(out_dtype) if return_maps else None)
+        arguments = (*gradients, *tensors, *outputs[2:], case.G, 0.3, 1e-12, [True, False, True, True], backend)
+        outputs = OPS.align_aggregate_bwd(*arguments)
+        with mode:
+            assert layout(OPS.align_aggregate_bwd(*fakes(arguments))) == layout(outputs)
 
 
 @pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
@@ -189,3 +206,63 @@ def test_torch_func_is_refused_in_words(backend: str, device: torch.device) -> N
     weight = torch.randn(4, 8, device=device)
     with pytest.raises(RuntimeError, match=r"torch\.func.*torch\.autograd\.grad"):
         torch.func.grad(lambda w: fused_align_aggregate(x, w, backend=backend).sum())(weight)
+
+
+@pytest.mark.parametrize("grad_mode", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("way", ["forward_ad", "jvp"])
+def test_forward_mode_is_refused_in_words(way: str, grad_mode: bool, backend: str, device: torch.device) -> None:
+    """Kernels without a rule drop tangents: the derivative would be missing or zero."""
+    x = torch.randn(2, 8, 9, device=device)
+    weight = torch.randn(4, 8, device=device)
+
+    def op(w: Tensor) -> Tensor:
+        return fused_align_aggregate(x, w, backend=backend)
+
+    def differentiate() -> None:
+        if way == "jvp":
+            torch.func.jvp(op, (weight,), (weight,))
+        else:
+            with forward_ad.dual_level():
+                op(forward_ad.make_dual(weight, weight))
+
+    with (
+        torch.set_grad_enabled(grad_mode),
+        pytest.raises(RuntimeError, match=r"no forward-mode derivative.*torch\.autograd\.grad"),
+    ):
+        differentiate()
+
+
+@pytest.mark.parametrize("mapped", ["images", "weights"])
+@pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
+def test_vmap_over_an_empty_batch(mapped: str, return_maps: bool, backend: str, device: torch.device) -> None:
+    x, weight = torch.randn(3, 2, 8, 9, device=device), torch.randn(3, 4, 8, device=device)
+
+    def op(x: Tensor, w: Tensor) -> Any:
+        return fused_align_aggregate(x, w, return_maps=return_maps, backend=backend)
+
+    dims = (0, None) if mapped == "images" else (None, 0)
+    full, empty = ((a, weight[0]) if mapped == "images" else (x[0], w) for a, w in ((x, weight), (x[:0], weight[:0])))
+    expected, found = torch.vmap(op, dims)(*full), torch.vmap(op, dims)(*empty)
+    for a, b in zip(expected, found, strict=True) if return_maps else [(expected, found)]:
+        assert b.shape == (0, *a.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("C", "K", "G"),
+    [(4, 4, 1), (4, 4, 4), (4, 8, 4), (6, 2, 2)],
+    ids=["one_group", "one_vector_of_one_channel", "one_channel_groups", "one_vector"],
+)
+def test_the_result_may_be_changed_in_place(C: int, K: int, G: int, backend: str, device: torch.device) -> None:
+    x = torch.randn(3, C, 9, device=device, requires_grad=True)
+    pooled = fused_align_aggregate(x, torch.randn(K, C, device=device), num_groups=G, backend=backend)
+    assert pooled.is_contiguous()
+    expected = torch.autograd.grad(pooled.relu().sum(), x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(pooled.relu_().sum(), x), expected)
+
+
+def test_a_profile_names_the_op_and_its_backend(backend: str, device: torch.device) -> None:
+    x = torch.randn(2, 8, 9, device=device, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fused_align_aggregate(x, torch.randn(4, 8, device=device), backend=backend).sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {f"lewel_kernels::align_aggregate_{way}[{backend}]" for way in ("fwd", "bwd")} <= names

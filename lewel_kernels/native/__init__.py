@@ -31,14 +31,19 @@ def unavailable() -> str | None:
         return _reason
 
 
+def require() -> None:
+    """Raise what `unavailable` says: for an op that was chosen elsewhere, in an exported program for one."""
+    if reason := unavailable():
+        raise RuntimeError(reason)
+
+
 def build_info() -> dict[str, str | int]:
     """What the loaded extension was compiled with: isa, vector_bytes, compiler, flags, torch, torch_abi.
 
     Raises:
         RuntimeError: if the extension cannot be used; the message says why.
     """
-    if reason := unavailable():
-        raise RuntimeError(reason)
+    require()
     info: dict[str, str | int] = sys.modules[builder.MODULE].build_info()
     return info
 

@@ -42,6 +42,7 @@ def forward(
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E1-E5; see `lewel_kernels.reference.forward`."""
+    native.require()
     (n, c, p), k = features.shape, weight.shape[0]
     acc = reference.accumulator(features.dtype)
     pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype)
@@ -71,6 +72,7 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """E6-E10; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
+    native.require()
     d_features, d_pixels, d_weight, d_bias = (
         torch.empty_like(x) if need and x is not None else None
         for x, need in zip((features, pixels, weight, bias), needs, strict=True)
