@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -47,8 +48,23 @@ cpu::Matrix one_row(const MaybeTensor& t) {
 Problem problem(const Tensor& features, const MaybeTensor& pixels, const Tensor& weight, int64_t groups,
                 double temperature, double eps) {
   const Tensor& projected = pixels ? *pixels : features;
+  // lewel_kernels/checks.py says these better; here they keep a call of the op itself within bounds.
+  STD_TORCH_CHECK(features.dim() == 3 && projected.dim() == 3 && weight.dim() == 2,
+                  "features and pixels must be (N, channels, P) and the weight (K, D)");
+  STD_TORCH_CHECK(projected.size(0) == features.size(0) && projected.size(2) == features.size(2),
+                  "pixels must hold the images and positions of features");
+  STD_TORCH_CHECK(weight.size(1) == projected.size(1), "the weight must have a column for each channel of the pixels");
+  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0 && features.size(1) % groups == 0,
+                  "num_groups must divide the rows of the weight and the channels of features");
   return {features.size(0), features.size(1), projected.size(1), weight.size(0), features.size(2), groups, temperature,
           eps};
+}
+
+void expect_size(const MaybeTensor& t, std::initializer_list<int64_t> sizes, const char* name) {
+  if (!t) return;
+  bool same = t->dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == sizes.begin()[i];
+  STD_TORCH_CHECK(same, name, " must have the size that features, weight and num_groups imply");
 }
 
 // Faults of fresh pages cost up to half of a large backward: ask for huge ones while the memory is untouched.
@@ -77,6 +93,7 @@ void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& we
              const Tensor& heat, const Tensor& norm) {
   prefer_huge_pages(pooled);
   Forward q{problem(features, pixels, weight, groups, temperature, eps)};
+  expect_size(bias, {q.K}, "bias");
   q.features = view3(features);
   q.pixels = view3(pixels ? *pixels : features);
   q.weight = matrix(weight);
@@ -101,6 +118,10 @@ void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Ten
   prefer_huge_pages(d_features);
   prefer_huge_pages(d_pixels);
   Backward q{problem(features, pixels, weight, groups, temperature, eps)};
+  expect_size(grad_pooled, {q.N, q.L(), q.C}, "grad_pooled");
+  expect_size(grad_maps, {q.N, q.K, q.P}, "grad_maps");
+  expect_size(heat, {q.N, q.K, q.P}, "heat");
+  expect_size(norm, {q.N, q.P}, "norm");
   q.grad_pooled = view3(grad_pooled);
   q.grad_maps = view3(grad_maps);
   q.features = view3(features);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-OUT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = "float64, float32, bfloat16 or float16"
+_LARGEST = 3.4e38  # of float32, in which the constants are used
 
 
 def check_call(
@@ -39,51 +41,74 @@ def check_call(
         raise ValueError(f"weight must have at least one column; got {_shape(weight)}")
     d, owner = (c, "features (pixels is None)") if pixels is None else (pixels.shape[1], "pixels")
     if weight.shape[1] != d:
+        read_as = (features if pixels is None else pixels).dim()
+        hint = "; a 3-D tensor is (N, channels, P), so an image alone needs a leading 1" if read_as == 3 else ""
         raise ValueError(
-            f"weight must have D = {d} columns, the channels of {owner}; got {weight.shape[1]} ({_shape(weight)})"
+            f"weight must have D = {d} columns, the channels of {owner}; got {weight.shape[1]} ({_shape(weight)}){hint}"
         )
     k = weight.shape[0]
     if bias is not None:
         _check_tensor("bias", bias)
         if bias.shape != (k,):
             raise ValueError(f"bias must be ({k},), one value per map of weight; got {_shape(bias)}")
-    _check_groups(num_groups, k, "weight rows", c)
-    for name, value in (("temperature", temperature), ("eps", eps)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite; got {value}")
-    if out_dtype is not None and out_dtype not in OUT_DTYPES:
-        raise TypeError(f"out_dtype must be float64, float32, bfloat16, float16 or None; got {out_dtype}")
+    check_groups(num_groups, k, "weight rows")
+    _check_divides(num_groups, c, "the channels C of features")
+    check_constants(temperature, eps, out_dtype)
     for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
         if x is not None and x.device != features.device:
             raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
 
 
-def check_dtypes(features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
-    for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
+def check_constants(temperature: float, eps: float, out_dtype: torch.dtype | None) -> None:
+    for name, value in (("temperature", temperature), ("eps", eps)):
+        # float first: it is the usual one, and asking an abstract class costs a microsecond.
+        if not isinstance(value, (float, Real)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+        if not 0 < value < _LARGEST:
+            raise ValueError(f"{name} must be positive and finite in float32; got {value}")
+    if out_dtype is not None and out_dtype not in DTYPES:
+        raise TypeError(f"out_dtype must be {_DTYPES}, or None; got {out_dtype}")
+
+
+def check_groups(num_groups: int, num_maps: int, owner: str) -> None:
+    """``num_groups`` against the number of maps, which is that of ``owner``."""
+    if not isinstance(num_groups, (int, Integral)) or isinstance(num_groups, bool):
+        raise TypeError(f"num_groups must be an int; got {type(num_groups).__name__}")
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1; got {num_groups}")
+    _check_divides(num_groups, num_maps, f"the number of maps K ({owner})")
+
+
+def _check_divides(num_groups: int, size: int, what: str) -> None:
+    if size == 0 or size % num_groups:
+        raise ValueError(f"num_groups must divide {what}; got num_groups {num_groups} and {size}")
+
+
+def check_dtypes(features: Tensor, **others: Tensor | None) -> None:
+    for name, x in others.items():
         if x is not None and x.dtype != features.dtype:
             raise TypeError(f"{name} must be {features.dtype}, the dtype of features; got {x.dtype}")
 
 
 def check_pooling(features: Tensor, maps: Tensor, num_groups: int) -> None:
-    """Everything about the arguments of align_aggregate."""
+    """Everything about the arguments of align_aggregate except that dtypes agree."""
     _check_map("features", features, "C")
     _check_map("maps", maps, "K")
     if maps.shape[0] != features.shape[0] or maps.shape[2:].numel() != features.shape[2:].numel():
         raise ValueError(f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}")
-    _check_groups(num_groups, maps.shape[1], "channels of maps", features.shape[1])
+    check_groups(num_groups, maps.shape[1], "channels of maps")
+    _check_divides(num_groups, features.shape[1], "the channels C of features")
     if maps.device != features.device:
         raise ValueError(f"maps must be on {features.device}, the device of features; got {maps.device}")
-    if maps.dtype != features.dtype and not torch.is_autocast_enabled(features.device.type):
-        raise TypeError(f"maps must be {features.dtype}, the dtype of features; got {maps.dtype}")
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype; got {x.dtype}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {_DTYPES}; got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, of layout torch.strided; got {x.layout}")
 
 
 def _check_map(name: str, x: Tensor, channels: str) -> None:
@@ -92,16 +117,6 @@ def _check_map(name: str, x: Tensor, channels: str) -> None:
         raise ValueError(f"{name} must be (N, {channels}, H, W) or (N, {channels}, P); got {_shape(x)}")
     if x.shape[2:].numel() == 0:
         raise ValueError(f"{name} must have at least one position; got {_shape(x)}")
-
-
-def _check_groups(num_groups: int, num_maps: int, owner: str, channels: int) -> None:
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int):
-        raise TypeError(f"num_groups must be an int; got {type(num_groups).__name__}")
-    if num_groups < 1:
-        raise ValueError(f"num_groups must be at least 1; got {num_groups}")
-    for what, size in ((f"the number of maps K ({owner})", num_maps), ("the channels C of features", channels)):
-        if size == 0 or size % num_groups:
-            raise ValueError(f"num_groups must divide {what}; got num_groups {num_groups} and {size}")
 
 
 def _shape(x: Tensor) -> str:

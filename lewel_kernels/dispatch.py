@@ -100,12 +100,13 @@ _context: ContextVar[str | None] = ContextVar("lewel_backend", default=None)
 def use_backend(name: str) -> Iterator[None]:
     """Run every call inside the block on one backend. An explicit ``backend=`` argument still wins.
 
-    A function compiled by torch.compile keeps the backend that was in force when it was traced.
+    A function compiled by torch.compile keeps the backend that was in force when it was traced, and cannot enter the
+    block itself. Threads started inside the block do not inherit it.
 
     Raises:
         ValueError: if no backend has that name.
     """
-    token = _context.set(_known(name, "use_backend(name)"))
+    token = _context.set(check_name(name, "use_backend(name)"))
     try:
         yield
     finally:
@@ -125,9 +126,15 @@ def refusal(name: str, request: Request) -> str | None:
 
 
 def explain(request: Request, backend: str | None = None) -> Explanation:
-    """Decides, without raising, and reports every backend. May compile the native extension, once."""
+    """Decides and reports every backend. May compile the native extension, once.
+
+    Raises:
+        ValueError: if the demanded backend does not exist.
+    """
     demanded, source = _demand(backend)
-    refusals = {name: sentence for name in BACKENDS if (sentence := refusal(name, request))}
+    # Where one is demanded the others are not asked: to answer, they may have to be compiled.
+    asked = BACKENDS if demanded is None else (demanded,)
+    refusals = {name: sentence for name in asked if (sentence := refusal(name, request))}
     if demanded is None:
         accepted = next((name for name in BACKENDS if name not in refusals), None)
         if accepted is None:
@@ -136,11 +143,9 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
             if name != accepted and name not in refusals:
                 refusals[name] = f"it could run, but {accepted} comes first in the automatic order"
         return Explanation(accepted, "chosen automatically, the first that accepts these inputs", refusals)
+    refusals |= {name: f"{source} demands {demanded}" for name in BACKENDS if name != demanded}
     if demanded in refusals:
         return Explanation(None, f"{source} demands {demanded}, which refuses", refusals)
-    for name in BACKENDS:
-        if name != demanded:
-            refusals.setdefault(name, f"{source} demands {demanded}")
     return Explanation(demanded, f"demanded by {source}", refusals)
 
 
@@ -176,16 +181,17 @@ choose.__dict__["_dynamo_marked_constant"] = True
 def _demand(argument: str | None) -> tuple[str | None, str]:
     """The backend that is demanded, if any, and by what."""
     if argument is not None:
-        return _known(argument, "the backend argument"), "the backend argument"
+        return check_name(argument, "the backend argument"), "the backend argument"
     if (name := _context.get()) is not None:
         return name, "use_backend"
     if (name := env.BACKEND.get()) is not None:
-        return _known(name, env.BACKEND.name), env.BACKEND.name
+        return check_name(name, env.BACKEND.name), env.BACKEND.name
     return None, "nothing"
 
 
-def _known(name: str, source: str) -> str:
-    if name not in BACKENDS:
+def check_name(name: str, source: str) -> str:
+    """The name, if a backend has it; ``source`` says in the error who asked."""
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}")
     return name
 

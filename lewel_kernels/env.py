@@ -1,4 +1,4 @@
-"""Every environment variable the package reads; `make docs` writes docs/environment.md from this table."""
+"""The environment variables of the package; `make docs` writes docs/environment.md from this table."""
 
 from __future__ import annotations
 

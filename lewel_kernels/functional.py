@@ -65,20 +65,20 @@ def fused_align_aggregate(
         of which sums to 1 over the P positions. Norms, softmax and sums are in float32 (float64 for float64).
 
     Raises:
-        TypeError: an argument is no tensor, not floating, or dtypes disagree.
+        TypeError: an argument is no dense tensor of float64, float32, bfloat16 or float16, or dtypes disagree.
         ValueError: a shape, device, num_groups, temperature or eps does not fit, or the backend does not exist.
         BackendUnavailable: the demanded backend cannot run these inputs.
     """
     checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
-    checks.check_dtypes(features, pixels, weight, bias)
+    checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
     name = dispatch.choose(features.device, features.dtype, backend)
     pooled, maps, *_ = ops.align_aggregate(
         features.flatten(2),
         None if pixels is None else pixels.flatten(2),
         weight.flatten(1),
         bias,
-        num_groups,
+        int(num_groups),
         float(temperature),
         float(eps),
         features.dtype if out_dtype is None else out_dtype,
@@ -100,12 +100,14 @@ def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
         num_groups: G, a divisor of K and of C.
 
     Returns:
-        (N, K / num_groups, C) in the dtype of features.
+        (N, K / num_groups, C) in the dtype of features; under autocast, in the autocast dtype.
 
     Raises:
         TypeError, ValueError: as `fused_align_aggregate`.
     """
     checks.check_pooling(features, maps, num_groups)
+    features, _, maps, _ = _autocast(features, None, maps, None)
+    checks.check_dtypes(features, maps=maps)
     return reference.align_aggregate(features.flatten(2), maps.flatten(2), num_groups)
 
 
@@ -131,7 +133,7 @@ def explain(
     """
     checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
-    checks.check_dtypes(features, pixels, weight, bias)
+    checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
     return dispatch.explain(dispatch.Request(features.device, features.dtype), backend)
 
 

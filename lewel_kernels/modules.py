@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lewel_kernels import dispatch
+from lewel_kernels import checks, dispatch
 from lewel_kernels.functional import fused_align_aggregate
 
 
@@ -25,7 +25,7 @@ class AlignAggregate(nn.Module):
     The weight (K, D) is initialised Kaiming normal, fan_out, gain sqrt 2, as LEWEL's heads; the bias is zero.
 
     Raises:
-        ValueError: if num_groups does not divide num_maps or a size is not positive.
+        TypeError, ValueError: as `fused_align_aggregate`, for what is known before a call; a size is not positive.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class AlignAggregate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_dim", in_dim), ("num_maps", num_maps), ("num_groups", num_groups)):
+        for name, value in (("in_dim", in_dim), ("num_maps", num_maps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        if num_maps % num_groups:
-            raise ValueError(f"num_groups must divide num_maps; got num_groups {num_groups} and num_maps {num_maps}")
+        checks.check_groups(num_groups, num_maps, "num_maps")
+        checks.check_constants(temperature, eps, out_dtype)
+        if backend is not None:
+            dispatch.check_name(backend, "the backend argument")
         self.num_groups = num_groups
         self.temperature = temperature
         self.eps = eps
@@ -74,8 +76,12 @@ class AlignAggregate(nn.Module):
 
     def extra_repr(self) -> str:
         num_maps, in_dim = self.weight.shape
-        found = dispatch.explain(dispatch.Request(self.weight.device, self.weight.dtype), self.backend)
+        try:
+            found = dispatch.explain(dispatch.Request(self.weight.device, self.weight.dtype), self.backend)
+            backend = f"{found.backend or self.backend} ({found.reason})"
+        except ValueError as error:  # LEWEL_BACKEND names none; printing a model is no place to fail
+            backend = f"none ({error})"
         return (
             f"{in_dim}, {num_maps}, num_groups={self.num_groups}, temperature={self.temperature}, "
-            f"bias={self.bias is not None}, backend={found.backend or self.backend} ({found.reason})"
+            f"bias={self.bias is not None}, backend={backend}"
         )

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,56 @@ def test_no_such_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         builder.build()
 
 
+@pytest.mark.parametrize(("chosen", "words"), [(" ", "which is not there"), ("'g++", "cannot be split.*quotation")])
+def test_compiler_that_is_no_command(chosen: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", chosen)
+    with pytest.raises(builder.BuildError, match=f"variable CXX .*{words}.*correct or unset it"):
+        builder.build()
+
+
+@pytest.mark.parametrize("home", ["no home", "no such user"])
+def test_no_folder_for_the_cache(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(path: object = None) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("LEWEL_CACHE_DIR", "" if home == "no home" else "~no_such_user/x")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(builder.BuildError, match=r"no folder for the compiled kernels .*home.*set LEWEL_CACHE_DIR"):
+        builder.build()
+
+
+@needs_compiler
+def test_unreadable_cache(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(
+        builder.BuildError, match=r"cache folder .* cannot be read \(Permission denied\); set LEWEL_CACHE_DIR"
+    ):
+        builder.build()
+
+
+def test_what_a_killed_build_left_is_no_build(
+    sources: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = cache / f"{builder._name(None)}-0123456789ab.k1ll3d"
+    left.mkdir(parents=True)
+    (left / builder._LIBRARY).write_text("half of a library")
+    hide_programs(tmp_path, monkeypatch)
+    with pytest.raises(builder.BuildError, match="no C\\+\\+ compiler"):
+        builder.find()
+
+
+@needs_compiler
+def test_a_build_says_that_it_takes_a_while(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for expected in ("compiling the cpu backend", ""):
+        builder.build()
+        assert expected in (said := capsys.readouterr().err)
+    assert not said
+
+
 def test_compiler_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(builder.BuildError, match=r"compiler .*false does not run"):
@@ -148,7 +199,7 @@ def test_missing_package(package: str, sources: Path, monkeypatch: pytest.Monkey
 
 @needs_compiler
 def test_missing_python_headers(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(builder.BuildError, match=r"Python's headers are not in .* apt install python3-dev"):
         builder.build()
 
@@ -206,6 +257,16 @@ def test_status_builds_nothing(cache: Path) -> None:
     done = python("from lewel_kernels import native; print(native.status())")
     assert re.match(r"not built yet|cannot be built", done.stdout), done.stderr
     assert not cache.exists()
+
+
+@needs_compiler
+def test_status_of_a_build_tells_its_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LEWEL_CACHE_DIR")
+    done = python(
+        "from lewel_kernels.native import builder; builder.build()\n"
+        "from lewel_kernels import native; print(native.status())"
+    )
+    assert re.match(r"loaded, \S+ with vectors of \d+ bytes, by ", done.stdout), done.stderr
 
 
 @needs_compiler

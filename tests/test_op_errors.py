@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,18 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "features_integer": (
         {"features": torch.zeros(2, 8, 3, 4, dtype=torch.int32)}, TypeError, ("features", "float", "int32"),
     ),
+    "features_float8": (
+        {"features": torch.zeros(2, 8, 3, 4).to(torch.float8_e4m3fn)}, TypeError, ("features", "float32", "float8"),
+    ),
+    "features_sparse": (
+        {"features": torch.zeros(2, 8, 3, 4).to_sparse()}, TypeError, ("features", "dense", "torch.sparse_coo"),
+    ),
+    "weight_mkldnn": ({"weight": torch.zeros(4, 6).to_mkldnn()}, TypeError, ("weight", "dense", "torch._mkldnn")),
+    "an_image_alone": (
+        {"features": torch.zeros(6, 3, 4), "pixels": None}, ValueError, ("weight", "got 6", "leading 1"),
+    ),
+    "backend_list": ({"backend": ["cpu"]}, ValueError, ("backend", "cpu, reference", "['cpu']")),
+    "eps_beyond_float32": ({"eps": 1e300}, ValueError, ("eps", "finite in float32", "1e+300")),
     "features_complex": (
         {"features": torch.zeros(2, 8, 3, 4, dtype=torch.complex64)}, TypeError, ("features", "float", "complex64"),
     ),
@@ -139,13 +152,63 @@ def test_bad_arguments_of_the_pooling(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0, 4), ("in_dim", "at least 1", "got 0")),
-        ((6, 0), ("num_maps", "at least 1", "got 0")),
-        ((6, 6), ("num_groups", "divide num_maps", "num_groups 4 and num_maps 6")),
+        ({"in_dim": 0}, ("in_dim", "at least 1", "got 0")),
+        ({"num_maps": 0}, ("num_maps", "at least 1", "got 0")),
+        ({"num_maps": 6}, ("num_groups", "divide the number of maps K (num_maps)", "num_groups 4 and 6")),
+        ({"num_groups": 2.0}, ("num_groups", "int", "float")),
+        ({"temperature": 0}, ("temperature", "positive", "got 0")),
+        ({"out_dtype": torch.int8}, ("out_dtype", "float32", "int8")),
+        ({"backend": "nope"}, ("backend", "cpu, reference", "nope")),
     ],
-    ids=["in_dim", "num_maps", "num_groups"],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_bad_arguments_of_the_module(arguments: tuple[int, int], words: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
-        AlignAggregate(*arguments)
+def test_bad_arguments_of_the_module(arguments: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(words[0])) as caught:
+        AlignAggregate(**{"in_dim": 6, "num_maps": 4, **arguments})
     assert_sentence(caught.value, words)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    expected = fused_align_aggregate(**{**good(), "temperature": 0.5})
+    found = fused_align_aggregate(**{**good(), "temperature": np.float32(0.5), "num_groups": np.int64(2)})
+    assert torch.equal(found, expected)
+
+
+def test_dtypes_of_the_pooling_that_disagree_are_no_error_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert align_aggregate(torch.zeros(2, 8, 9), torch.zeros(2, 4, 9).half(), 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("weight", (4, 5)),
+        ("weight", (5, 8)),
+        ("pixels", (2, 8, 7)),
+        ("bias", (3,)),
+        ("pooled", (2, 1, 8)),
+        ("heat", (2, 4, 1)),
+    ],
+    ids=["columns", "rows", "positions", "bias", "grad_pooled", "heat"],
+)
+def test_the_op_itself_stays_within_bounds(name: str, shape: tuple[int, ...]) -> None:
+    """Called without the function that checks, with shapes that disagree."""
+    given = {
+        "features": (2, 8, 9),
+        "pixels": (2, 8, 9),
+        "weight": (4, 8),
+        "bias": (4,),
+        "pooled": (2, 2, 8),
+        "heat": (2, 4, 9),
+    }
+    features, pixels, weight, bias, pooled, heat = (torch.zeros(size) for size in (given | {name: shape}).values())
+
+    def run() -> None:
+        inputs, constants, ops = (features, pixels, weight, bias), (2, 1.0, 1e-12), torch.ops.lewel_kernels
+        ops.align_aggregate_fwd(*inputs, *constants, torch.float32, False, "cpu")
+        ops.align_aggregate_bwd(
+            pooled, None, *inputs, heat, torch.ones(2, 9), *constants, [True, True, True, True], "cpu"
+        )
+
+    with pytest.raises(RuntimeError, match=r"must (have|hold|divide)"):
+        run()

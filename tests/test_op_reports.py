@@ -8,10 +8,22 @@ import sys
 import pytest
 import torch
 
-from lewel_kernels import AlignAggregate, dispatch, info
+from lewel_kernels import AlignAggregate, dispatch, explain, info
 
 
 def test_the_repr_of_a_module_shows_the_backend() -> None:
+    assert "backend=reference" in repr(AlignAggregate(8, 4, backend="reference"))
+
+
+def test_the_repr_of_a_module_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEWEL_BACKEND", "nope")
+    assert "LEWEL_BACKEND must be one of cpu, reference; got 'nope'" in repr(AlignAggregate(8, 4))
+
+
+def test_no_other_backend_is_asked_when_one_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To answer, the cpu backend would have to be compiled."""
+    monkeypatch.setattr("lewel_kernels.native.unavailable", lambda: pytest.fail("the cpu backend was asked"))
+    explain(torch.zeros(2, 8, 9), torch.zeros(4, 8), backend="reference")
     assert "backend=reference" in repr(AlignAggregate(8, 4, backend="reference"))
 
 

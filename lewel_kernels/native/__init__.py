@@ -49,7 +49,7 @@ def build_info() -> dict[str, str | int]:
 
 
 def status() -> str:
-    """One line for a report, found without building or loading anything."""
+    """One line for a report, found without building anything."""
     if _tried:
         if _reason:
             return f"unavailable: {_reason}"
@@ -59,9 +59,10 @@ def status() -> str:
         built = builder.find()
     except builder.BuildError as error:
         return f"cannot be built: {error}"
-    return (
-        f"built: {built}" if built else "not built yet; `python -m lewel_kernels.build` does, and so does its first use"
-    )
+    if built is None:
+        return "not built yet; `python -m lewel_kernels.build` does, and so does its first use"
+    unavailable()  # loads it
+    return status()
 
 
 def _load(library: Path) -> ModuleType:

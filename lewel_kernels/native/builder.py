@@ -6,7 +6,6 @@ the compiler, and the instruction set. It appears in the cache by one rename, so
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import platform
@@ -14,27 +13,29 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from lewel_kernels import env
+from lewel_kernels.native.toolchain import (
+    COMMAND,
+    BuildError,
+    Compiler,
+    find_compiler,
+    find_ninja,
+    includes,
+    torch_folder,
+)
 
 MODULE = "_lewel_native"
-COMMAND = "python -m lewel_kernels.build"
 _LIBRARY = f"{MODULE}.so"
 _UNITS = ("registration", "cpu/kernels_float", "cpu/kernels_double", "build_info")
 _LOG = "build.log"
-
-
-class BuildError(RuntimeError):
-    """The extension cannot be built; the message is a sentence that names a remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,6 @@ class Build:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class _Compiler:
-    command: tuple[str, ...]
-    version: str
-
-
 def build() -> Build:
     """The extension for this machine, compiled unless the cache has it. Processes that ask at once compile it once.
 
@@ -59,13 +54,14 @@ def build() -> Build:
     """
     if found := find():
         return Build(found, None)
-    compiler = _compiler()
+    compiler = find_compiler()
     folder = cache() / _name(compiler)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if found := find():
                 return Build(found, None)
+            print("lewel_kernels: compiling the cpu backend, once; this takes some ten seconds", file=sys.stderr)
             start = time.perf_counter()
             _compile(compiler, folder)
             return Build(folder / _LIBRARY, time.perf_counter() - start)
@@ -80,22 +76,42 @@ def find() -> Path | None:
     """The library in the cache, or None. Without a compiler, one that any compiler built from these sources will do.
 
     Raises:
-        BuildError: if it is not in the cache and there is no compiler that could build it.
+        BuildError: if it is not in the cache and there is no compiler that could build it, or the cache cannot be read.
     """
+    folder = cache()
     try:
-        path = cache() / _name(_compiler()) / _LIBRARY
-        return path if path.is_file() else None
+        compiler = find_compiler()
     except BuildError:
-        for path in sorted(cache().glob(f"{_name(None)}-*/{_LIBRARY}")):
-            return path
+        # The temporary folder of a build that was killed has a dot in its name.
+        for path in sorted(folder.glob(f"{_name(None)}-*/{_LIBRARY}")):
+            if "." not in path.parent.name:
+                return path
         raise
+    path = folder / _name(compiler) / _LIBRARY
+    try:
+        return path if path.is_file() else None
+    except OSError as error:
+        raise BuildError(
+            f"the cache folder {folder} cannot be read ({error.strerror or error}); set {env.CACHE_DIR.name} to one "
+            f"that can be read and written, then run `{COMMAND}`"
+        ) from error
 
 
 def cache() -> Path:
-    """The folder that holds the builds of every version and machine."""
-    if chosen := env.CACHE_DIR.get():
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewel"
+    """The folder that holds the builds of every version and machine.
+
+    Raises:
+        BuildError: if it lies in a home folder that is not known.
+    """
+    try:
+        if chosen := env.CACHE_DIR.get():
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lewel"
+    except RuntimeError as error:  # of a user without a home
+        raise BuildError(
+            f"there is no folder for the compiled kernels ({error}); set {env.CACHE_DIR.name} to one that can be read "
+            f"and written, then run `{COMMAND}`"
+        ) from error
 
 
 def sources() -> Path:
@@ -127,7 +143,7 @@ def isa() -> str:
     return env.CPU_ISA.get() or "native"
 
 
-def _name(compiler: _Compiler | None) -> str:
+def _name(compiler: Compiler | None) -> str:
     """The folder of a build; without a compiler, the part of its name that does not depend on one."""
     inputs = [*flags(), torch.__version__, str(sys.implementation.cache_tag), platform.machine()]
     if isa() == "native":
@@ -154,71 +170,11 @@ def _processor() -> str:
     )
 
 
-def _compiler() -> _Compiler:
-    if chosen := os.environ.get("CXX"):
-        command = shlex.split(chosen)
-        if shutil.which(command[0]) is None:
-            raise BuildError(
-                f"the variable CXX names the C++ compiler {command[0]!r}, which is not there; correct or unset it, "
-                f"then run `{COMMAND}`"
-            )
-    else:
-        found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-        if found is None:
-            raise BuildError(
-                f"there is no C++ compiler on the PATH; install g++ (Debian and Ubuntu: apt install g++), then run "
-                f"`{COMMAND}`"
-            )
-        command = [found]
-    return _Compiler(tuple(command), _version(tuple(command), shutil.which(command[0]) or ""))
-
-
-@functools.cache
-def _version(command: tuple[str, ...], path: str) -> str:
-    try:
-        result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(
-            f"the C++ compiler {path} does not run ({error}); set CXX to one that does, then run `{COMMAND}`"
-        ) from error
-    return result.stdout.splitlines()[0] if result.stdout else "unknown"
-
-
-def _ninja() -> str:
-    try:
-        return str(Path(import_module("ninja").BIN_DIR) / "ninja")
-    except ImportError:
-        if found := shutil.which("ninja"):
-            return found
-    raise BuildError(f"ninja is not installed; run `python -m pip install ninja`, then `{COMMAND}`")
-
-
-def _includes() -> list[str]:
-    try:
-        pybind11 = import_module("pybind11").get_include()
-    except ImportError as error:
-        raise BuildError(
-            f"pybind11 is not installed; run `python -m pip install pybind11`, then `{COMMAND}`"
-        ) from error
-    python = sysconfig.get_path("include")
-    if not (Path(python) / "Python.h").is_file():
-        raise BuildError(
-            f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev), "
-            f"then run `{COMMAND}`"
-        )
-    # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
-    return [f"-isystem{path}" for path in (pybind11, _torch() / "include", python)]
-
-
-def _torch() -> Path:
-    return Path(torch.__file__).parent
-
-
-def _compile(compiler: _Compiler, folder: Path) -> None:
+def _compile(compiler: Compiler, folder: Path) -> None:
     """Compiles in a folder beside ``folder`` and renames it; after a failure the log stays as ``folder``.log."""
-    ninja, includes = _ninja(), _includes()
+    ninja, headers = find_ninja(), includes()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.", ignore_cleanup_errors=True) as work:
-        Path(work, "build.ninja").write_text(_rules(compiler, includes))
+        Path(work, "build.ninja").write_text(_rules(compiler, headers))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         result = subprocess.run([ninja, *jobs], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if result.returncode:
@@ -237,7 +193,7 @@ def _compile(compiler: _Compiler, folder: Path) -> None:
         finished.rename(folder)
 
 
-def _rules(compiler: _Compiler, includes: list[str]) -> str:
+def _rules(compiler: Compiler, headers: list[str]) -> str:
     """The text of build.ninja."""
 
     def quoted(arguments: list[str]) -> str:
@@ -246,13 +202,13 @@ def _rules(compiler: _Compiler, includes: list[str]) -> str:
     def path(file: Path) -> str:
         return str(file).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    library = _torch() / "lib"
+    library = torch_folder() / "lib"
     told = {"ISA": isa(), "FLAGS": " ".join(flags()), "TORCH": torch.__version__}
     defines = [f'-DLEWEL_{name}="{value}"' for name, value in told.items()]
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {quoted(list(compiler.command))}",
-        f"cflags = {quoted([*flags(), *includes])}",
+        f"cflags = {quoted([*flags(), *headers])}",
         f"ldflags = {quoted([f'-L{library}', '-ltorch_cpu', '-lc10'])}",
         "rule compile",
         "  command = $cxx $cflags $defines -c $in -o $out",

@@ -1,0 +1,93 @@
+"""What a build needs from the machine: a C++ compiler, ninja, and the headers of torch, pybind11 and Python."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+COMMAND = "python -m lewel_kernels.build"
+
+
+class BuildError(RuntimeError):
+    """The extension cannot be built; the message is a sentence that names a remedy."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler() -> Compiler:
+    if chosen := os.environ.get("CXX"):
+        try:
+            command = shlex.split(chosen)
+        except ValueError as error:
+            raise BuildError(
+                f"the variable CXX cannot be split into a command ({error}): {chosen!r}; correct or unset it, then run "
+                f"`{COMMAND}`"
+            ) from error
+        if not command or shutil.which(command[0]) is None:
+            raise BuildError(
+                f"the variable CXX names the C++ compiler {(command or [chosen])[0]!r}, which is not there; correct or "
+                f"unset it, then run `{COMMAND}`"
+            )
+    else:
+        found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+        if found is None:
+            raise BuildError(
+                f"there is no C++ compiler on the PATH; install g++ (Debian and Ubuntu: apt install g++), then run "
+                f"`{COMMAND}`"
+            )
+        command = [found]
+    return Compiler(tuple(command), _version(tuple(command), shutil.which(command[0]) or ""))
+
+
+@functools.cache
+def _version(command: tuple[str, ...], path: str) -> str:
+    try:
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(
+            f"the C++ compiler {path} does not run ({error}); set CXX to one that does, then run `{COMMAND}`"
+        ) from error
+    return result.stdout.splitlines()[0] if result.stdout else "unknown"
+
+
+def find_ninja() -> str:
+    try:
+        return str(Path(import_module("ninja").BIN_DIR) / "ninja")
+    except ImportError:
+        if found := shutil.which("ninja"):
+            return found
+    raise BuildError(f"ninja is not installed; run `python -m pip install ninja`, then `{COMMAND}`")
+
+
+def includes() -> list[str]:
+    try:
+        pybind11 = import_module("pybind11").get_include()
+    except ImportError as error:
+        raise BuildError(
+            f"pybind11 is not installed; run `python -m pip install pybind11`, then `{COMMAND}`"
+        ) from error
+    python = sysconfig.get_path("include")
+    if not (Path(python) / "Python.h").is_file():
+        raise BuildError(
+            f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev), "
+            f"then run `{COMMAND}`"
+        )
+    # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
+    return [f"-isystem{path}" for path in (pybind11, torch_folder() / "include", python)]
+
+
+def torch_folder() -> Path:
+    return Path(torch.__file__).parent
