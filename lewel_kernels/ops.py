@@ -54,18 +54,23 @@ def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
 
     The dispatcher and its way back into Python cost 40 us in each direction, more than the arithmetic of a small image.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._get_tracing_state()
-        and all(x is None or (type(x) in _PLAIN_TYPES and not _is_batched(x)) for x in tensors)
-    )
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        c = torch._C
+        is_batched = c._functorch.is_legacy_batchedtensor  # of torch.autograd.grad(is_grads_batched=True)
+        return (
+            not c._len_torch_dispatch_stack()
+            and not c._is_torch_function_mode_enabled()
+            and not c._are_functorch_transforms_active()
+            and not c._get_tracing_state()
+            and all(x is None or (type(x) in _PLAIN_TYPES and not is_batched(x)) for x in tensors)
+        )
+    except AttributeError:  # a version of torch that has renamed one of these: the dispatcher is slower, and right
+        return False
 
 
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of torch.autograd.grad(is_grads_batched=True)
 
 
 def _profiled(op: str, backend: str) -> contextlib.AbstractContextManager[object]:
@@ -211,7 +216,7 @@ def _backward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
 
 def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
     """Kernels without a rule drop tangents: forward-mode derivatives would be missing, or zero, without an error."""
-    if forward_ad._current_level < 0:
+    if getattr(forward_ad, "_current_level", 0) < 0:  # outside of every dual level, at no cost
         return
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise RuntimeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +51,22 @@ def test_importing_the_package_loads_no_compiler_and_no_gpu_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_holds_every_source() -> None:
+    """Kernels are compiled where they run: a source that is not packed is missed only there."""
+    tomllib = pytest.importorskip("tomllib", reason="reading pyproject.toml takes Python 3.11")
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"lewel_kernels.csrc": "csrc", "lewel_kernels.csrc.cpu": "csrc/cpu"}
+    packed = {
+        file
+        for package, patterns in project["package-data"].items()
+        for pattern in patterns
+        for file in (root / folders.get(package, package)).glob(pattern)
+    }
+    sources = {file for file in (root / "csrc").rglob("*") if file.suffix in (".h", ".cpp", ".cu", ".cuh")}
+    assert sources
+    assert sources <= packed
+    modules = {file.parent for name in ("lewel", "lewel_kernels") for file in (root / name).rglob("*.py")}
+    assert {".".join(folder.relative_to(root).parts) for folder in modules} <= set(project["packages"])
