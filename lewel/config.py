@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lewel.errors import LewelError
+from lewel_kernels.dispatch import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,35 @@ class Train:
 
 def check(config: Train) -> None:
     """Everything that can be refused before any data is read; each refusal is a sentence."""
-    heads, method, data = config.heads, config.method, config.data
+    heads, method, data, optim = config.heads, config.method, config.data, config.optim
+    for name, value in (
+        ("heads.hidden", heads.hidden),
+        ("heads.num_maps", heads.num_maps),
+        ("heads.num_groups", heads.num_groups),
+        ("heads.tau", heads.tau),
+        ("method.temperature", method.temperature),
+        ("method.queue", method.queue),
+        ("method.split_bn", method.split_bn),
+        ("data.image_size", data.image_size),
+        ("data.batch_size", data.batch_size),
+        ("optim.lr", optim.lr),
+        ("epochs", config.epochs),
+        ("knn_every", config.knn_every),
+        ("log_every", config.log_every),
+        ("keep", config.keep),
+    ):
+        if not 0 < value < math.inf:
+            raise LewelError(f"{name} must be positive, got {value}")
+    for name, value, low, high in (
+        ("method.w_aligned", method.w_aligned, 0, 1),
+        ("method.momentum", method.momentum, 0, 1),
+        ("optim.momentum", optim.momentum, 0, 1),
+        ("optim.weight_decay", optim.weight_decay, 0, 1),
+        ("optim.warmup_epochs", optim.warmup_epochs, 0, config.epochs),
+        ("data.workers", data.workers, 0, 1024),
+    ):
+        if not low <= value <= high:
+            raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
     if heads.num_maps % heads.num_groups:
         raise LewelError(
             "heads.num_maps must be divisible by heads.num_groups, "
@@ -173,23 +203,7 @@ def check(config: Train) -> None:
                 "data.batch_size must be divisible by method.split_bn, "
                 f"got {data.batch_size} images in {method.split_bn} groups"
             )
-    if config.optim.name == "lars" and config.optim.decay_all:
+    if optim.name == "lars" and optim.decay_all:
         raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")
-    for name, value, low, high in (
-        ("method.w_aligned", method.w_aligned, 0, 1),
-        ("method.momentum", method.momentum, 0, 1),
-        ("optim.momentum", config.optim.momentum, 0, 1),
-    ):
-        if not low <= value <= high:
-            raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
-    for name, value in (
-        ("heads.num_groups", heads.num_groups),
-        ("heads.tau", heads.tau),
-        ("method.temperature", method.temperature),
-        ("data.batch_size", data.batch_size),
-        ("optim.lr", config.optim.lr),
-        ("epochs", config.epochs),
-        ("keep", config.keep),
-    ):
-        if value <= 0:
-            raise LewelError(f"{name} must be positive, got {value}")
+    if config.backend is not None and config.backend not in BACKENDS:
+        raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {config.backend!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lewel import config, encoders, losses
+from lewel.errors import LewelError
 from lewel.heads import MLP, CoupledHead, MoCoHead
 from lewel.momentum import follow, split_bn
 from lewel.queue import KeyQueue
@@ -41,6 +42,10 @@ class Network(nn.Module):
         width = self.encoder.channels
         self.head: nn.Module
         if run.method.aligned:
+            if width % heads.num_groups:
+                raise LewelError(
+                    f"heads.num_groups must divide the {width} channels of {run.encoder.name}, got {heads.num_groups}"
+                )
             self.head = CoupledHead(
                 width,
                 heads.hidden,

@@ -10,6 +10,7 @@ import torch
 
 from lewel import losses, optim, watch
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
+from lewel.errors import LewelError
 from lewel.method import Method as Model
 from lewel.method import Step
 from lewel.momentum import split_bn
@@ -180,3 +181,9 @@ def test_map_statistics_of_uniform_maps(monkeypatch):
     pooled = features.mean((2, 3)).unsqueeze(1).expand(-1, 2, -1)
     monkeypatch.setattr(watch, "maps_of", lambda method, images: (uniform, pooled, features))
     assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    run = replace(recipe("lewel_m"), heads=Heads(num_maps=15, num_groups=5))
+    with pytest.raises(LewelError, match=r"heads\.num_groups must divide the 256 channels of tiny, got 5"):
+        Model(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(Train(method=Method(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"),
         pytest.param(Train(optim=Optim(name="lars")), "lars never decays biases", id="lars"),
         pytest.param(Train(epochs=0), "epochs must be positive, got 0", id="epochs"),
+        pytest.param(Train(heads=Heads(num_groups=0)), "heads.num_groups must be positive, got 0", id="no-groups"),
+        pytest.param(Train(method=Method(split_bn=0)), "method.split_bn must be positive, got 0", id="no-split"),
+        pytest.param(Train(method=Method(queue=0)), "method.queue must be positive, got 0", id="no-queue"),
+        pytest.param(Train(data=Data(batch_size=0)), "data.batch_size must be positive, got 0", id="no-batch"),
+        pytest.param(Train(log_every=0), "log_every must be positive, got 0", id="log-every"),
+        pytest.param(Train(optim=Optim(lr=math.nan)), "optim.lr must be positive, got nan", id="nan"),
+        pytest.param(Train(heads=Heads(tau=math.inf)), "heads.tau must be positive, got inf", id="inf"),
+        pytest.param(
+            Train(optim=Optim(warmup_epochs=21)), "optim.warmup_epochs must lie between 0 and 20, got 21", id="warm-up"
+        ),
+        pytest.param(Train(data=Data(workers=-1)), "data.workers must lie between 0", id="workers"),
+        pytest.param(Train(backend="gpu"), "backend must be one of cpu, reference, got 'gpu'", id="backend"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
