@@ -52,12 +52,12 @@ EMBEDDED = replace(
 )
 
 _PRESETS = {
-    "embedded/moco_v2": Preset(replace(EMBEDDED, method=EMBEDDED_MOCO_V2), "not tuned: std of z falls to 0"),
+    "embedded/moco_v2": Preset(replace(EMBEDDED, method=EMBEDDED_MOCO_V2), "collapses: std of z 0.01"),
     "embedded/lewel_m": Preset(
         replace(EMBEDDED, method=replace(EMBEDDED_MOCO_V2, w_aligned=0.5)), "kNN-200 45 (untrained 12)"
     ),
-    "embedded/byol": Preset(replace(EMBEDDED, method=BYOL), "not tuned"),
-    "embedded/lewel_b": Preset(replace(EMBEDDED, method=LEWEL_B), "not tuned"),
+    "embedded/byol": Preset(replace(EMBEDDED, method=BYOL), "not tuned: kNN-200 11 after 6 epochs"),
+    "embedded/lewel_b": Preset(replace(EMBEDDED, method=LEWEL_B), "not tuned: kNN-200 13 after 6 epochs"),
     "cifar10/moco_v2": Preset(replace(CIFAR10_MOCO, method=MOCO_V2), "kNN-200 49.1 (prototype, 50,000 images)"),
     "cifar10/lewel_m": Preset(replace(CIFAR10_MOCO, method=LEWEL_M), "kNN-200 49.7 (prototype, 50,000 images)"),
     "cifar10/byol": Preset(replace(CIFAR10_BYOL, method=BYOL), "kNN-200 41.2 (prototype, 50,000 images)"),
