@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lewel.errors import LewelError
-from lewel_kernels.dispatch import BACKENDS
+from lewel_kernels import BACKENDS
 
 
 @dataclass(frozen=True)
