@@ -1,50 +1,111 @@
-"""``python -m benchmarks run --suite quick [--provider cpu ...] [--dtype fp32 ...] [--threads 4]``"""
+"""``python -m benchmarks COMMAND --help`` explains each command."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 
 import torch
 
-from . import results
-from .cases import DTYPES, LAYOUTS, SHAPES, SUITES, Case
-from .measure import Row, busy_cores, keep_heap, measure
-from .providers import PROVIDERS
+from . import machine, report, results
+from .cases import DTYPES, LAYOUTS, SUITES, Case
+from .cost import Rates
+from .measure import Row, measure
+from .providers import PROVIDERS, prepare_compiler
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="time a suite, print the table and append it to benchmarks/results/<device>/")
+    run = _command(commands, "run", run_suite, "time a suite, print it and append it to benchmarks/results/<device>/")
     run.add_argument("--suite", choices=SUITES, default="quick")
     run.add_argument("--provider", choices=PROVIDERS, nargs="+", default=list(PROVIDERS), help="eager is always there")
-    run.add_argument("--dtype", choices=DTYPES, nargs="+", default=["fp32", "bf16"])
-    run.add_argument("--layout", choices=LAYOUTS, nargs="+", default=list(LAYOUTS))
-    run.add_argument("--shape", choices=SHAPES, nargs="+", help="only these shapes of the suite")
-    run.add_argument("--device", default="cpu")
-    run.add_argument("--threads", type=int, help="threads of PyTorch and of the cpu backend")
+    run.add_argument("--dtype", choices=DTYPES, nargs="+", help="only these dtypes of the suite")
+    run.add_argument("--layout", choices=LAYOUTS, nargs="+", help="only these layouts of the suite")
+    shapes = list(dict.fromkeys(case.shape.name for cases in SUITES.values() for case in cases))
+    run.add_argument("--shape", choices=shapes, nargs="+", metavar="NAME", help=f"of {', '.join(shapes)}")
     run.add_argument("--seconds", type=float, default=2.0, help="time spent on each case and mode")
-    run.add_argument("--no-record", action="store_true", help="print only")
-    options = parser.parse_args()
+    run.add_argument("--minutes", type=float, default=float("inf"), help="begin no case that would end later than this")
+    options = parser.parse_args(arguments)
+    _check_device(parser, options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    options.call(options)
 
-    busy = busy_cores()
+
+def _command(commands: argparse._SubParsersAction, name: str, call: object, about: str) -> argparse.ArgumentParser:
+    """A command with the options that all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    parser.set_defaults(call=call)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch and of the cpu backend")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    return parser
+
+
+def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        parser.error(f"--device must be cpu, cuda or cuda:N, got {device!r}")
+    if kind.type not in ("cpu", "cuda"):
+        parser.error(f"--device must be cpu, cuda or cuda:N, got {device!r}")
+    if kind.type == "cuda":
+        if (kind.index or 0) >= torch.cuda.device_count():
+            parser.error(f"--device {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+        torch.cuda.set_device(kind)
+
+
+def quiet_machine(device: str) -> dict[str, object]:
+    """Makes the process ready to be timed, warns where the machine is not, and says what both found."""
+    busy = machine.busy_cores()
     if busy is not None and busy > 0.5:
         print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
-    heap = keep_heap()
+    return machine.provenance(device, busy=busy, heap_kept=machine.keep_heap())
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    """The cases of a suite that the options leave."""
+    return [
+        replace(case, device=options.device)
+        for case in SUITES[options.suite]
+        if case.dtype in (options.dtype or DTYPES)
+        and case.layout in (options.layout or LAYOUTS)
+        and case.shape.name in (options.shape or [case.shape.name])
+    ]
+
+
+def run_suite(options: argparse.Namespace) -> None:
+    provenance = quiet_machine(options.device)
+    recorder = results.Recorder(options.suite, options.device, provenance)
     providers = list(dict.fromkeys(["eager", *options.provider]))
+    prepare_compiler(providers)
+    cases, rates = selected(options), dict[str, Rates]()
     rows: list[Row] = []
-    for dtype in options.dtype:
-        for name in SUITES[options.suite]:
-            for layout in options.layout:
-                if options.shape and name not in options.shape:
-                    continue
-                rows += (new := measure(Case(SHAPES[name], layout, dtype, options.device), providers, options.seconds))
-                results.print_case(new)
-    results.print_means(rows)
+    start = time.monotonic()
+    longest = 0.0
+    for done, case in enumerate(cases):
+        began = time.monotonic()
+        if began - start + longest > 60 * options.minutes:
+            left = "; ".join(map(str, cases[done:]))
+            print(f"\n{options.minutes:g} minutes are not enough for these {len(cases) - done} cases: {left}")
+            break
+        if case.dtype not in rates:
+            rates[case.dtype] = machine.measure_rates(case.device, case.dtype)
+        try:
+            new = measure(case, providers, options.seconds, rates[case.dtype])
+        except torch.OutOfMemoryError as error:
+            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+            continue
+        report.print_case(new)
+        if not options.no_record:
+            recorder.append(new)
+        rows += new
+        longest = max(longest, time.monotonic() - began)
+    report.print_means(rows)
     if not options.no_record:
-        print(f"\nAppended to {results.append(rows, options.suite, options.device, busy, heap)}")
+        print(f"\nAppended to {recorder.path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The shapes that are timed, and the tensors of each."""
+"""What is timed: shapes, suites of cases, and the tensors of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ class Shape:
     H: int
     W: int
 
+    @property
+    def P(self) -> int:
+        return self.H * self.W
+
+    @property
+    def L(self) -> int:
+        return self.K // NUM_GROUPS
+
     def __str__(self) -> str:
         return f"{self.name} (N={self.N} C={self.C} D={self.D} K={self.K} {self.H}x{self.W})"
 
@@ -38,6 +47,11 @@ class Case:
     layout: str
     dtype: str
     device: str = "cpu"
+    axis: str = ""  # suite sweep: the one of N, P, K, D that grows along its curve
+
+    @property
+    def device_type(self) -> str:
+        return torch.device(self.device).type
 
     def __str__(self) -> str:
         return f"{self.shape}, {self.layout}, {self.dtype}"
@@ -56,15 +70,47 @@ class Inputs:
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.features, self.pixels, self.weight
 
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (*self.leaves, self.grad))
 
-# Insertion order is the order of the table.
-SHAPES = {
-    "m7": Shape("m7", N=64, C=2048, D=2048, K=128, H=7, W=7),
-    "small": Shape("small", N=32, C=512, D=512, K=128, H=4, W=4),
-    "dense": Shape("dense", N=8, C=256, D=256, K=128, H=28, W=28),
+
+def _m(n: int) -> Shape:
+    return Shape(f"M{n}", N=n, C=2048, D=2048, K=128, H=7, W=7)
+
+
+def _b(n: int) -> Shape:
+    return Shape(f"B{n}", N=n, C=2048, D=4096, K=256, H=7, W=7)
+
+
+D14 = Shape("14x14", N=64, C=1024, D=1024, K=128, H=14, W=14)
+D56 = Shape("56x56", N=32, C=256, D=256, K=128, H=56, W=56)
+
+QUICK = (
+    Shape("m7", N=64, C=2048, D=2048, K=128, H=7, W=7),
+    Shape("small", N=32, C=512, D=512, K=128, H=4, W=4),
+    Shape("dense", N=8, C=256, D=256, K=128, H=28, W=28),
+)
+# LEWEL_M's and LEWEL_B's head on a ResNet-50 at 224 (paper Sec. 4), and dense maps. In order of importance: a run on
+# lent time may end before the list does.
+PAPER = (_m(128), _b(128), _m(256), _b(256), _m(64), _b(64), _m(32), D14, D56)
+_GROWN = Shape("dense", N=8, C=256, D=256, K=128, H=28, W=28)
+SWEEP = {
+    "N": [_m(n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)],
+    "P": [replace(_GROWN, name=f"{side}x{side}", H=side, W=side) for side in (1, 2, 4, 7, 14, 28, 56)],
+    "K": [replace(_m(32), name=f"K{k}", K=k) for k in (32, 64, 128, 256, 512)],
+    "D": [replace(_m(32), name=f"D{d}", D=d) for d in (512, 1024, 2048, 4096)],
 }
 
-SUITES = {"quick": ("m7", "small", "dense")}
+SUITES: dict[str, tuple[Case, ...]] = {
+    "quick": tuple(Case(s, layout, dtype) for dtype, s, layout in product(("fp32", "bf16"), QUICK, LAYOUTS)),
+    "paper": tuple(
+        Case(s, layout, dtype)
+        for dtype, layout in (("bf16", "channels_last"), ("bf16", "nchw"), ("fp16", "channels_last"), ("fp16", "nchw"))
+        for s in PAPER
+    ),
+    "sweep": tuple(Case(s, "channels_last", "bf16", axis=axis) for axis, shapes in SWEEP.items() for s in shapes),
+}
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
@@ -73,10 +119,10 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     The weight is a float32 parameter, in a 16-bit case too: that one runs under autocast.
     """
     s, dtype = case.shape, DTYPES[case.dtype]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(case.device).manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(case.device)
+        return torch.randn(size, generator=generator, device=case.device)
 
     def image(channels: int) -> Tensor:
         # Both maps come out of a ReLU in LEWEL.
@@ -85,4 +131,11 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
     features, pixels = image(s.C), image(s.D)
     weight = (normal(s.K, s.D) / s.D**0.5).requires_grad_()
-    return Inputs(features, pixels, weight, normal(s.N, s.K // NUM_GROUPS, s.C).to(dtype))
+    return Inputs(features, pixels, weight, normal(s.N, s.L, s.C).to(dtype))
+
+
+def input_sets(case: Case, cache_bytes: int) -> list[Inputs]:
+    """Inputs to take turns: together at least twice the last-level cache, so that no call finds its own still there."""
+    first = make_inputs(case)
+    count = max(2, -(-2 * cache_bytes // first.nbytes))
+    return [first, *(make_inputs(case, seed) for seed in range(1, count))]

@@ -1,90 +1,70 @@
-"""Timing: every provider of a case takes turns in one run, so that drift of the machine falls on all of them alike."""
+"""One case: every provider checked against float64, then timed in turns, with what it saves, needs and launches."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import statistics
+import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
-from . import parity
-from .cases import DTYPES, Case, Inputs, make_inputs
-from .providers import PROVIDERS, Op, eager_align_aggregate
+from . import footprint, machine, parity, timing
+from .cases import DTYPES, Case, Inputs, input_sets
+from .cost import MODES, Rates, floor_seconds, least
+from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, refusal
 
-MODES = ("forward", "forward+backward")
-SAMPLE_SECONDS = 0.005
 TENSORS = ("pooled", "d_features", "d_pixels", "d_weight")
+BASES = ("eager", "compile", "compile-max")
 
 
 @dataclass
 class Row:
-    """Milliseconds of one provider in one mode; with a problem no speed-up, and no time if it could not run."""
+    """One provider in one mode of a case. Milliseconds, bytes, flops, seconds; None is what could not be found out.
+
+    With a problem there is no speed-up, and where it could not run no time either. ``launch`` is "graph" for replays
+    of a CUDA graph.
+    """
 
     case: Case
     mode: str
     provider: str
+    launch: str = "plain"
     p20: float = 0.0
     p50: float = 0.0
     p80: float = 0.0
     samples: int = 0
-    vs_eager: float | None = None
-    vs_compile: float | None = None
+    speedups: dict[str, float] = field(default_factory=dict)  # against each of BASES in the same run
     problem: str | None = None
+    least_bytes: float = 0.0
+    least_flops: float = 0.0
+    floor: float = 0.0  # milliseconds
+    percent_of_floor: float | None = None
+    copy_rate: float = 0.0  # bytes/s
+    matmul_rate: float = 0.0  # flop/s
+    saved_bytes: int | None = None
+    peak_bytes: int | None = None
+    launches: int | None = None
+    compile_seconds: float | None = None
 
 
 def autocast(case: Case) -> contextlib.AbstractContextManager[None]:
     """Autocast to the case's dtype, or nothing where that is the dtype of the parameters."""
     sixteen_bit = DTYPES[case.dtype].itemsize == 2
-    return torch.autocast(case.device, DTYPES[case.dtype]) if sixteen_bit else contextlib.nullcontext()
+    return torch.autocast(case.device_type, DTYPES[case.dtype]) if sixteen_bit else contextlib.nullcontext()
 
 
-def busy_cores(seconds: float = 0.5) -> float | None:
-    """How many cores other processes keep busy while this one sleeps, or None where the system does not tell."""
+def call_of(case: Case, op: Op, inputs: Inputs, mode: str) -> Callable[[], object]:
+    """What is timed. The gradient from above is there before; those of the leaves are new tensors, as in training."""
 
-    def ticks() -> int:
-        # user nice system idle iowait irq softirq ...; guest time, further right, is already part of user time.
-        fields = [int(x) for x in stat.read_text().split("\n", 1)[0].split()[1:8]]
-        return sum(fields) - fields[3] - fields[4]
-
-    if not (stat := Path("/proc/stat")).exists():
-        return None
-    start = ticks()
-    time.sleep(seconds)
-    return (ticks() - start) / os.sysconf("SC_CLK_TCK") / seconds
-
-
-def keep_heap() -> bool:
-    """Have the C library keep what calls free, as the heap of a long training run does; whether it could be told.
-
-    Otherwise the history of the process decides which provider pays for fresh pages: up to half of a large backward.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
-
-
-def _synchronise(case: Case) -> None:
-    if case.device != "cpu":
-        torch.accelerator.synchronize()
-
-
-def _call(case: Case, op: Op, inputs: Inputs, mode: str) -> Callable[[], object]:
     def forward() -> object:
         with torch.no_grad(), autocast(case):
-            return op(*inputs.leaves[:2], inputs.weight)
+            return op(inputs.features, inputs.pixels, inputs.weight)
 
     def forward_backward() -> object:
         with autocast(case):
-            pooled = op(*inputs.leaves[:2], inputs.weight)
+            pooled = op(inputs.features, inputs.pixels, inputs.weight)
         return torch.autograd.grad(pooled, inputs.leaves, inputs.grad)
 
     return forward if mode == "forward" else forward_backward
@@ -95,79 +75,114 @@ class CannotRun(Exception):
 
 
 def find_problem(case: Case, op: Op, inputs: Inputs) -> str | None:
-    """A sentence when ``op`` leaves the error budget of parity.py on this case, else None.
-
-    Raises CannotRun when it does not run at all.
-    """
+    """A sentence when ``op`` leaves the error budget of parity.py on this case, else None."""
     double = tuple(x.detach().double().requires_grad_() for x in inputs.leaves)
     truth = parity.with_gradients(eager_align_aggregate, double, inputs.grad.double())
     with autocast(case):
         eager = parity.with_gradients(eager_align_aggregate, inputs.leaves, inputs.grad)
-        try:
-            ours = parity.with_gradients(op, inputs.leaves, inputs.grad)
-        except Exception as error:
-            raise CannotRun(f"cannot run: {type(error).__name__}: {error}") from error
+        ours = parity.with_gradients(op, inputs.leaves, inputs.grad)
     return parity.check(TENSORS, ours, eager, truth)
 
 
-def measure(case: Case, providers: list[str], seconds: float) -> list[Row]:
-    """Time ``providers`` on ``case``, ``seconds`` for each mode; one that breaks its error budget gets no speed-up."""
-    inputs = make_inputs(case)
-    ops: dict[str, Op] = {}
-    problems: dict[str, str | None] = {}
+@dataclass
+class _Candidate:
+    """A provider that ran: its calls by mode, one for each set of inputs, and how long the first of each took."""
+
+    calls: dict[str, list[Callable[[], object]]]
+    first_seconds: dict[str, float]
+    problem: str | None
+
+
+def _quiet(name: str) -> contextlib.AbstractContextManager[object]:
+    """Swallows what torch.compile prints while it compiles: pages on every product that it tunes."""
+    return contextlib.redirect_stderr(io.StringIO()) if name in COMPILED else contextlib.nullcontext()
+
+
+def _try(case: Case, name: str, sets: list[Inputs]) -> _Candidate:
+    if sentence := refusal(name, sets[0]):
+        raise CannotRun(f"cannot run: {sentence}")
+    try:
+        op, first = PROVIDERS[name](), {}
+        calls = {mode: [call_of(case, op, inputs, mode) for inputs in sets] for mode in MODES}
+        for mode in MODES:
+            start = time.perf_counter()
+            with _quiet(name):
+                calls[mode][0]()
+            machine.synchronise(case.device)
+            first[mode] = time.perf_counter() - start
+        return _Candidate(calls, first, find_problem(case, op, sets[0]))
+    except Exception as error:
+        raise CannotRun(f"cannot run: {type(error).__name__}: {error}".split("\n", 1)[0]) from error
+
+
+def measure(case: Case, providers: list[str], seconds: float, rates: Rates) -> list[Row]:
+    """Time ``providers`` on ``case``, ``seconds`` for each mode and way to launch."""
+    sets = input_sets(case, machine.cache_bytes(case.device))
+    candidates: dict[str, _Candidate] = {}
+    problems: dict[str, str] = {}
     for name in providers:
-        op = PROVIDERS[name]()
         try:
-            problems[name] = find_problem(case, op, inputs)
-            ops[name] = op
+            candidates[name] = _try(case, name, sets)
         except CannotRun as error:
             problems[name] = str(error)
     rows = []
     for mode in MODES:
-        calls = {name: _call(case, op, inputs, mode) for name, op in ops.items()}
-        times = _interleave(case, calls, seconds)
+        plain = {name: timing.taking_turns(c.calls[mode]) for name, c in candidates.items()}
+        times = timing.interleave(plain, case.device, seconds)
         for name in providers:
-            row = Row(case, mode, name, problem=problems[name])
-            if name in times:
-                row.samples = len(times[name])
-                row.p20, row.p50, row.p80 = (1e3 * q for q in _quantiles(times[name]))
-            if name in times and row.problem is None:
-                row.vs_eager = _ratio(times, "eager", name)
-                row.vs_compile = _ratio(times, "compile", name)
+            problem = problems.get(name) or candidates[name].problem
+            row = _row(case, mode, name, times, rates, problem)
+            if name in candidates:
+                _add_footprint(row, candidates[name], sets[0])
             rows.append(row)
+        if case.device_type == "cuda":
+            rows += _replayed(case, mode, candidates, seconds, rates)
     return rows
 
 
-def _interleave(case: Case, calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of one call, a sample of each provider in every round; a sample is at least SAMPLE_SECONDS long."""
-
-    def sample(call: Callable[[], object], repeats: int) -> float:
-        _synchronise(case)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        _synchronise(case)
-        return (time.perf_counter() - start) / repeats
-
-    repeats = {}
-    for name, call in calls.items():
-        sample(call, 3)
-        repeats[name] = max(1, round(SAMPLE_SECONDS / sample(call, 3)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while calls and (time.perf_counter() < end or len(next(iter(times.values()))) < 5):
-        for name, call in calls.items():
-            times[name].append(sample(call, repeats[name]))
-    return times
+def _replayed(case: Case, mode: str, candidates: dict[str, _Candidate], seconds: float, rates: Rates) -> list[Row]:
+    """The same calls as replays of a CUDA graph: what is left when the host costs nothing."""
+    replays: dict[str, Callable[[], object]] = {}
+    problems = {}
+    for name, candidate in candidates.items():
+        try:
+            replays[name] = timing.replay(candidate.calls[mode])
+            problems[name] = candidate.problem
+        except Exception as error:
+            problems[name] = f"cannot be captured: {type(error).__name__}: {error}".split("\n", 1)[0]
+    times = {
+        name: [t / len(candidates[name].calls[mode]) for t in ts]
+        for name, ts in timing.interleave(replays, case.device, seconds).items()
+    }
+    rows = [_row(case, mode, name, times, rates, problem) for name, problem in problems.items()]
+    for row in rows:
+        row.launch = "graph"
+    return rows
 
 
-def _quantiles(values: list[float]) -> tuple[float, float, float]:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return fifths[0], statistics.median(values), fifths[3]
+def _row(case: Case, mode: str, name: str, times: dict[str, list[float]], rates: Rates, problem: str | None) -> Row:
+    cost = least(case, mode)
+    row = Row(
+        case, mode, name, problem=problem,
+        least_bytes=cost.bytes, least_flops=cost.flops, floor=1e3 * floor_seconds(cost, rates),
+        copy_rate=rates.copy, matmul_rate=rates.matmul,
+    )  # fmt: skip
+    if name in times:
+        row.samples = len(times[name])
+        row.p20, row.p50, row.p80 = (1e3 * q for q in timing.quantiles(times[name]))
+        if problem is None:
+            row.percent_of_floor = 100 * row.floor / row.p50
+            row.speedups = {base: timing.ratio(times[base], times[name]) for base in BASES if base in times}
+    return row
 
 
-def _ratio(times: dict[str, list[float]], base: str, name: str) -> float | None:
-    """How many times faster ``name`` is than ``base``: the median over rounds, each against its own neighbour."""
-    if base not in times:
-        return None
-    return statistics.median(b / t for b, t in zip(times[base], times[name], strict=True))
+def _add_footprint(row: Row, candidate: _Candidate, inputs: Inputs) -> None:
+    case, call = row.case, candidate.calls[row.mode][0]
+    compiled = row.provider in COMPILED
+    if compiled:
+        row.compile_seconds = max(0.0, candidate.first_seconds[row.mode] - row.p50 / 1e3)
+    if not compiled or case.device_type == "cuda":  # on the CPU nothing sees into compiled code
+        row.launches = footprint.launches(call, case.device)
+    row.peak_bytes = footprint.peak_bytes(call, case.device)
+    if row.mode == "forward+backward":
+        row.saved_bytes = footprint.saved_bytes(call, inputs.leaves)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import NUM_GROUPS, TEMPERATURE
+from lewel_kernels import BACKENDS, explain, fused_align_aggregate
+
+from .cases import NUM_GROUPS, TEMPERATURE, Inputs
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -38,23 +41,44 @@ def eager_align_aggregate(features: Tensor, pixels: Tensor, weight: Tensor) -> T
     return eager_pool(features, eager_maps(pixels, weight))
 
 
-def _compiled() -> Op:
+def _compiled(mode: str | None = None) -> Op:
     # Without a reset, shapes of earlier cases count towards the recompile limit, after which "compiled" means eager.
     torch.compiler.reset()
-    return torch.compile(eager_align_aggregate, dynamic=False)
+    return torch.compile(eager_align_aggregate, dynamic=False, mode=mode)
+
+
+def prepare_compiler(names: Iterable[str]) -> None:
+    """Makes the seconds of each compilation those of a first one: the compiler loaded, nothing remembered on disk."""
+    if COMPILED.keys().isdisjoint(names):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compiler.config.force_disable_caches = True
+        torch.compile(lambda x: x + 1)(torch.ones(2))
 
 
 def _fused(features: Tensor, pixels: Tensor, weight: Tensor, *, backend: str) -> Tensor:
-    from lewel_kernels import fused_align_aggregate
-
     return fused_align_aggregate(
         features, weight, pixels=pixels, num_groups=NUM_GROUPS, temperature=TEMPERATURE, backend=backend
     )
 
 
+# Without CUDA graphs: torch.compile would copy every input into the graph's own buffers on each call. Graph replays
+# are timed for all providers alike, in rows of their own.
+COMPILED: dict[str, Callable[[], Op]] = {
+    "compile": _compiled,
+    "compile-max": functools.partial(_compiled, "max-autotune-no-cudagraphs"),
+}
 PROVIDERS: dict[str, Callable[[], Op]] = {
     "eager": lambda: eager_align_aggregate,
-    "compile": _compiled,
-    "cpu": lambda: functools.partial(_fused, backend="cpu"),
-    "reference": lambda: functools.partial(_fused, backend="reference"),
+    **COMPILED,
+    **{name: functools.partial(functools.partial, _fused, backend=name) for name in BACKENDS},
 }
+
+
+def refusal(name: str, inputs: Inputs) -> str | None:
+    """Why a backend cannot run these inputs, as a sentence; None for whatever may be tried."""
+    if name not in BACKENDS:
+        return None
+    explanation = explain(inputs.features, inputs.weight.to(inputs.features.dtype), pixels=inputs.pixels, backend=name)
+    return None if explanation.backend else explanation.refusals[name]

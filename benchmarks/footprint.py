@@ -1,0 +1,112 @@
+"""What a call leaves behind and sets off: bytes saved for the backward, peak memory, operators or kernels launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import machine
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
+    """Bytes of the storages that the result of ``call`` keeps for its backward, those of ``own`` apart."""
+    storages: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = call()
+    inputs = {x.untyped_storage().data_ptr() for x in own}
+    del result
+    return sum(size for pointer, size in storages.items() if pointer not in inputs)
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int | None:
+    """The most memory that ``call`` needs at once beyond what was there before, its results included.
+
+    On the CPU from the kernel's page counts: good to about a MiB, and freed blocks that do not fit what is asked for
+    next count on, as they do in a training run. None where the system does not tell.
+    """
+    if torch.device(device).type == "cuda":
+        call()  # workspaces that stay
+        machine.synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        machine.synchronise(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if not _CLEAR_REFS.exists():
+        return None
+    call()
+    if not machine.trim_heap():
+        return None
+    before = _reset_peak()
+    call()
+    return max(0, _peak() - before)
+
+
+def launches(call: Callable[[], object], device: str) -> int:
+    """On a GPU the kernels that ``call`` launches; on the CPU the operators that compute or move data, not views."""
+    call()
+    if torch.device(device).type != "cuda":
+        with Operators() as seen:
+            call()
+        return len(seen.operators)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        machine.synchronise(device)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+class Operators(TorchDispatchMode):
+    """Records every operator that computes or moves data, with the bytes that it reads and writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read, written = _tensors((args, kwargs)), _tensors(out)
+        in_place = func._schema.is_mutable
+        moves = written and (in_place or not any(w.untyped_storage()._cdata == r.untyped_storage()._cdata
+                                                 for w in written for r in read))  # fmt: skip
+        if moves and func.namespace != "prim":
+            self.operators.append((func.name(), sum(map(_distinct_bytes, read + written))))
+        return out
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.operators)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _distinct_bytes(x: Tensor) -> int:
+    """Bytes of the elements, those that an expanded dimension repeats counted once."""
+    count = 1
+    for size, stride in zip(x.shape, x.stride(), strict=True):
+        count *= size if stride else min(size, 1)
+    return count * x.element_size()
+
+
+def _peak() -> int:
+    return int(_STATUS.read_text().split("VmHWM:")[1].split()[0]) << 10
+
+
+def _reset_peak() -> int:
+    _CLEAR_REFS.write_text("5")
+    return _peak()

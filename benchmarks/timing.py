@@ -1,0 +1,82 @@
+"""Seconds of a call: what is compared takes turns in one run, so that drift of the machine falls on all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import TypeVar
+
+import torch
+
+from .machine import synchronise
+
+Call = Callable[[], object]
+Key = TypeVar("Key")
+SAMPLE_SECONDS = 0.005
+LEAST_ROUNDS = 5
+
+
+def taking_turns(calls: Sequence[Call]) -> Call:
+    """One call that runs the next of ``calls`` each time, round and round."""
+    turns = cycle(calls)
+    return lambda: next(turns)()
+
+
+def replay(calls: Sequence[Call]) -> Call:
+    """One call that replays a CUDA graph of all ``calls`` in a row."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries allocate their workspaces at the first call, which no graph may hold
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def sample(call: Call, device: str, repeats: int) -> float:
+    """Mean seconds of ``repeats`` calls in a row: of the device on a GPU, which is the host's where that is slower."""
+    synchronise(device)
+    if torch.device(device).type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        synchronise(device)
+        return start.elapsed_time(end) / 1e3 / repeats
+    before = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - before) / repeats
+
+
+def interleave(calls: Mapping[Key, Call], device: str, seconds: float) -> dict[Key, list[float]]:
+    """Seconds of each call, one sample of every one in each round; a sample lasts SAMPLE_SECONDS or one call."""
+    repeats = {}
+    for name, call in calls.items():
+        sample(call, device, 3)
+        repeats[name] = max(1, round(SAMPLE_SECONDS / sample(call, device, 3)))
+    times: dict[Key, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while calls and (time.perf_counter() < end or len(next(iter(times.values()))) < LEAST_ROUNDS):
+        for name, call in calls.items():
+            times[name].append(sample(call, device, repeats[name]))
+    return times
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
+
+
+def ratio(base: Sequence[float], own: Sequence[float]) -> float:
+    """How many times faster than the base: the median over rounds, each against its own neighbour."""
+    return statistics.median(b / t for b, t in zip(base, own, strict=True))
