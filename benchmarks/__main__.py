@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 
 import torch
 
-from . import machine, report, results
+from . import aligned_loss, machine, overhead, report, results
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure
@@ -27,11 +28,19 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--shape", choices=shapes, nargs="+", metavar="NAME", help=f"of {', '.join(shapes)}")
     run.add_argument("--seconds", type=float, default=2.0, help="time spent on each case and mode")
     run.add_argument("--minutes", type=float, default=float("inf"), help="begin no case that would end later than this")
+    calls = _command(commands, "overhead", run_overhead, "microseconds of a call on tiny tensors, eager's ops beside")
+    calls.add_argument("--seconds", type=float, default=4.0, help="time spent on each shape")
+    loss = _command(commands, "loss", run_loss, "the aligned InfoNCE as the batch grows: time and memory")
+    loss.add_argument("--seconds", type=float, default=1.0, help="time spent on each batch size")
+    plots = commands.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")
+    plots.add_argument("--check", action="store_true", help="write nothing; fail where a document disagrees with data")
+    plots.set_defaults(call=run_plot)
     options = parser.parse_args(arguments)
-    _check_device(parser, options.device)
-    if options.threads:
+    if "device" in options:
+        _check_device(parser, options.device)
+    if "threads" in options and options.threads:
         torch.set_num_threads(options.threads)
-    options.call(options)
+    sys.exit(options.call(options))
 
 
 def _command(commands: argparse._SubParsersAction, name: str, call: object, about: str) -> argparse.ArgumentParser:
@@ -106,6 +115,40 @@ def run_suite(options: argparse.Namespace) -> None:
     report.print_means(rows)
     if not options.no_record:
         print(f"\nAppended to {recorder.path}")
+
+
+def run_overhead(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("overhead", options.device, quiet_machine(options.device))
+    prepare_compiler(PROVIDERS)
+    for case in overhead.CASES:
+        rows = overhead.measure(replace(case, device=options.device), options.seconds)
+        overhead.print_rows(rows)
+        if not options.no_record:
+            recorder.append(rows)
+
+
+def run_loss(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("loss", options.device, quiet_machine(options.device))
+    for n in aligned_loss.BATCHES:
+        row = aligned_loss.measure(n, options.device, options.seconds)
+        aligned_loss.print_row(row)
+        if not options.no_record:
+            recorder.append([row])
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    from . import documents, plot  # only here are matplotlib and the trainer needed
+
+    if options.check:
+        stale = documents.stale() + [path for device in results.devices() for path in plot.stale(device)]
+        for path in stale:
+            print(f"{path} disagrees with benchmarks/results; run `make docs`", file=sys.stderr)
+        return 1 if stale else 0
+    for device in results.devices():
+        for path in plot.write(device):
+            print(path)
+    documents.write()
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from . import machine
+from .cost import Cost
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
     """Bytes of the storages that the result of ``call`` keeps for its backward, those of ``own`` apart."""
-    storages: dict[int, int] = {}
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no other takes the place of one that is freed
 
     def pack(x: Tensor) -> Tensor:
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storages[_identity(x)] = x.untyped_storage()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = call()
-    inputs = {x.untyped_storage().data_ptr() for x in own}
-    del result
-    return sum(size for pointer, size in storages.items() if pointer not in inputs)
+        call()
+    inputs = set(map(_identity, own))
+    return sum(storage.nbytes() for identity, storage in storages.items() if identity not in inputs)
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:
@@ -70,29 +71,34 @@ def launches(call: Callable[[], object], device: str) -> int:
 
 
 class Operators(TorchDispatchMode):
-    """Records every operator that computes or moves data, with the bytes that it reads and writes."""
+    """Records every operator that computes or moves data, with the bytes that it reads and writes and its flops.
+
+    Flops are those of matrix products and convolutions, as PyTorch's own counter has them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators: list[tuple[str, int]] = []
+        self.operators: list[tuple[str, Cost]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         read, written = _tensors((args, kwargs)), _tensors(out)
         in_place = func._schema.is_mutable
-        moves = written and (in_place or not any(w.untyped_storage()._cdata == r.untyped_storage()._cdata
-                                                 for w in written for r in read))  # fmt: skip
+        moves = written and (in_place or {*map(_identity, read)}.isdisjoint(map(_identity, written)))
         if moves and func.namespace != "prim":
-            self.operators.append((func.name(), sum(map(_distinct_bytes, read + written))))
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            self.operators.append((func.name(), Cost(sum(map(_distinct_bytes, read + written)), flops)))
         return out
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.operators)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _identity(x: Tensor) -> int:
+    """The same for tensors that share memory; an address will not do, for a tensor without contents has none."""
+    return x.untyped_storage()._cdata
 
 
 def _distinct_bytes(x: Tensor) -> int:

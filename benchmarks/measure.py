@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from . import footprint, machine, parity, timing
 from .cases import DTYPES, Case, Inputs, input_sets
 from .cost import MODES, Rates, floor_seconds, least
-from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, refusal
+from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 
 TENSORS = ("pooled", "d_features", "d_pixels", "d_weight")
 BASES = ("eager", "compile", "compile-max")
@@ -93,11 +92,6 @@ class _Candidate:
     problem: str | None
 
 
-def _quiet(name: str) -> contextlib.AbstractContextManager[object]:
-    """Swallows what torch.compile prints while it compiles: pages on every product that it tunes."""
-    return contextlib.redirect_stderr(io.StringIO()) if name in COMPILED else contextlib.nullcontext()
-
-
 def _try(case: Case, name: str, sets: list[Inputs]) -> _Candidate:
     if sentence := refusal(name, sets[0]):
         raise CannotRun(f"cannot run: {sentence}")
@@ -106,7 +100,7 @@ def _try(case: Case, name: str, sets: list[Inputs]) -> _Candidate:
         calls = {mode: [call_of(case, op, inputs, mode) for inputs in sets] for mode in MODES}
         for mode in MODES:
             start = time.perf_counter()
-            with _quiet(name):
+            with quiet(name):
                 calls[mode][0]()
             machine.synchronise(case.device)
             first[mode] = time.perf_counter() - start

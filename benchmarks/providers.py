@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import warnings
+import io
 from collections.abc import Callable, Iterable
 
 import torch
@@ -51,10 +52,14 @@ def prepare_compiler(names: Iterable[str]) -> None:
     """Makes the seconds of each compilation those of a first one: the compiler loaded, nothing remembered on disk."""
     if COMPILED.keys().isdisjoint(names):
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.compiler.config.force_disable_caches = True
+    torch.compiler.config.force_disable_caches = True
+    with quiet("compile"):
         torch.compile(lambda x: x + 1)(torch.ones(2))
+
+
+def quiet(name: str) -> contextlib.AbstractContextManager[object]:
+    """Swallows what torch.compile prints while it compiles: pages on every product that it tunes."""
+    return contextlib.redirect_stderr(io.StringIO()) if name in COMPILED else contextlib.nullcontext()
 
 
 def _fused(features: Tensor, pixels: Tensor, weight: Tensor, *, backend: str) -> Tensor:

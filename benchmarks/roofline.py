@@ -1,0 +1,121 @@
+"""What GPUs allow on paper: the passes of each design over memory, and the time that each implies.
+
+A prediction is a sum over passes of the scarcer of bytes and flops. Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from . import footprint
+from .cases import DTYPES, LAYOUTS, Case, Inputs
+from .cost import MODES, Cost, Rates, floor_seconds
+from .measure import autocast
+from .providers import eager_align_aggregate
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A GPU by its data sheet, and what is expected of it: 90 % of the bandwidth, a library's rate of products."""
+
+    name: str
+    folder: str  # how the name of its folder in results/ must read
+    bandwidth: float  # bytes/s, nominal
+    matmul: float  # flop/s in 16 bits with float32 sums, as large products of cuBLAS reach it
+    memory: float  # bytes
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(0.9 * self.bandwidth, self.matmul)
+
+
+GPUS = (
+    GPU("V100", "v100", 0.90e12, 90e12, 16e9),
+    GPU("A100-80", "a100", 2.04e12, 250e12, 80e9),
+    GPU("H100", "h100", 3.35e12, 650e12, 80e9),
+)
+
+
+def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
+    """The design that is planned for 7x7 and 14x14: E1 by a GEMM, then one kernel each way over the features.
+
+    Forward: E1 with the row norms in its epilogue; E2-E5. Backward: E6-E8 with the partial sums of E9; E9; two GEMMs
+    for E10.
+    """
+    s, size = case.shape, DTYPES[case.dtype].itemsize
+    features, pixels, heat = (s.N * s.P * width * size for width in (s.C, s.D, s.K))
+    pooled, norms, weight = s.N * s.L * s.C * size, 4 * s.N * s.P, s.K * s.D * size
+    projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
+    return {
+        "forward": [
+            ("E1, norms", Cost(pixels + weight + heat + norms, projection)),
+            ("E2-E5", Cost(heat + norms + features + pooled, pooling)),
+        ],
+        "backward": [
+            ("E6-E8", Cost(heat + norms + features + pooled + features + heat, 2 * pooling)),
+            ("E9", Cost(3 * heat + norms, 0)),
+            ("E10, pixels", Cost(heat + weight + pixels, projection)),
+            ("E10, weight", Cost(heat + pixels + 2 * weight, projection)),
+        ],
+    }
+
+
+def predicted_seconds(case: Case, gpu: GPU) -> dict[str, float]:
+    """Seconds of the planned design by mode."""
+    sums = {way: sum(floor_seconds(cost, gpu.rates) for _, cost in ps) for way, ps in passes(case).items()}
+    return {"forward": sums["forward"], "forward+backward": sums["forward"] + sums["backward"]}
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Plain PyTorch under bfloat16 autocast, its operators counted on tensors that have shapes and no contents."""
+
+    operators: dict[str, list[tuple[str, Cost]]]  # by mode
+    saved_bytes: int
+
+    def seconds(self, mode: str, rates: Rates) -> float:
+        return sum(floor_seconds(cost, rates) for _, cost in self.operators[mode])
+
+    def total(self, mode: str) -> Cost:
+        return sum((cost for _, cost in self.operators[mode]), Cost(0, 0))
+
+
+@cache
+def eager(case: Case) -> Eager:
+    """Counts what eager reads, writes and saves at full size; under the autocast rules of the CPU.
+
+    CUDA's rules run norm and softmax in float32, so a GPU moves somewhat more.
+    """
+    s, dtype = case.shape, DTYPES[case.dtype]
+    with FakeTensorMode():
+        image = partial(_image, dtype=dtype, layout=LAYOUTS[case.layout])
+        weight = torch.empty(s.K, s.D).requires_grad_()
+        inputs = Inputs(image(s.N, s.C, s.H, s.W), image(s.N, s.D, s.H, s.W), weight,
+                        torch.empty(s.N, s.L, s.C, dtype=dtype))  # fmt: skip
+
+        def run(mode: str) -> None:
+            with autocast(case):
+                pooled = eager_align_aggregate(*inputs.leaves)
+            if mode != "forward":
+                torch.autograd.grad(pooled, inputs.leaves, inputs.grad)
+
+        return Eager({mode: _count(partial(run, mode)) for mode in MODES}, _saved(partial(run, MODES[1]), inputs))
+
+
+def _image(*shape: int, dtype: torch.dtype, layout: torch.memory_format) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+
+
+def _count(call: Callable[[], object]) -> list[tuple[str, Cost]]:
+    with footprint.Operators() as seen:
+        call()
+    return seen.operators
+
+
+def _saved(call: Callable[[], object], inputs: Inputs) -> int:
+    return footprint.saved_bytes(call, inputs.leaves)

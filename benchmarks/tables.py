@@ -1,0 +1,132 @@
+"""Tables of measurements, in Markdown, from the last full run of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from lewel_kernels import BACKENDS
+
+from . import results
+from .measure import BASES, Row
+from .overhead import SINGLE_OPS
+from .report import MIB, mean_speedup
+from .results import Record
+
+STAR = "\\*"
+KERNELS = [name for name in BACKENDS if name != "reference"]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """Machine, versions and date of a run, as the beginning of a sentence."""
+    r = records[0]
+    machine = r["device"] if r["instructions"] is None else f"{r['threads']} threads of an {r['device']}"
+    machine += f" with {r['instructions']}" if r["instructions"] else f", driver {r['driver']}"
+    state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
+    return f"{machine}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+
+
+def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
+    """The records and rows of the last full run, without CUDA-graph replays.
+
+    Raises:
+        ValueError: nothing was recorded.
+    """
+    records = results.latest(device, suite)
+    if not records:
+        raise ValueError(f"there are no results of suite {suite} on {device}; known devices: {results.devices()}")
+    return records, [row for row in results.rows(records) if row.launch == "plain"]
+
+
+def speed(device: str, suite: str, mode: str) -> str:
+    """Milliseconds of every provider, and what our kernels gain; means, and the rows that lose."""
+    records, all_rows = of_suite(device, suite)
+    rows = [row for row in all_rows if row.mode == mode]
+    present = list(dict.fromkeys(row.provider for row in rows))
+    bases = [name for name in BASES if name in present]
+    ours = [name for name in KERNELS if any(row.samples for row in rows if row.provider == name)]
+    header = ["shape", "layout", "dtype", *(f"{name} ms" for name in (*bases, *ours)), "floor ms"]
+    header += [f"{name}{' of floor' if base is None else f' x {base}'}" for name in ours for base in (*bases, None)]
+    lines = []
+    for case, group in groupby(rows, key=lambda row: row.case):
+        by_name = {row.provider: row for row in group}
+        s = case.shape
+        line = [f"N={s.N} C={s.C} D={s.D} K={s.K} {s.H}x{s.W}", case.layout, case.dtype]
+        line += [_time(by_name[name]) for name in (*bases, *ours)] + [f"{by_name['eager'].floor:.2f}"]
+        for row in (by_name[name] for name in ours):
+            line += [_ratio(row.speedups.get(base)) for base in bases]
+            line.append("" if row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %")
+        lines.append(line)
+    for dtype in dict.fromkeys(row.case.dtype for row in rows):
+        line = ["**geometric mean**", "", dtype, *([""] * (len(bases) + len(ours) + 1))]
+        for name in ours:
+            mine = [row for row in rows if (row.provider, row.case.dtype) == (name, dtype)]
+            line += [f"**{_ratio(mean_speedup(mine, base))}**" for base in bases] + [""]
+        lines.append(line)
+    note = f"{mode}: {circumstances(records)}; medians of interleaved samples.\n\n" + markdown(header, lines) + "\n"
+    if any(row.problem and row.samples for row in rows):
+        note += (
+            "\\* outside the error budget ([docs/backends.md](docs/backends.md)), so without a speed-up of its own. "
+        )
+    return note + _losses([row for row in rows if row.provider in ours]) + "\n"
+
+
+def _losses(rows: Sequence[Row]) -> str:
+    lost = [
+        f"{row.provider} at {row.case.shape.name} {row.case.layout} {row.case.dtype}, {ratio:.2f} x {base}"
+        for row in rows
+        for base, ratio in row.speedups.items()
+        if ratio < 1
+    ]
+    return f"Rows that lose: {'; '.join(lost)}." if lost else "No row loses."
+
+
+def _time(row: Row) -> str:
+    return f"{row.p50:.2f}{f' {STAR}' if row.problem else ''}" if row.samples else "cannot run"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def memory(device: str, suite: str) -> str:
+    """What forward + backward keeps in between, and the most it needs at once, in MiB."""
+    records, all_rows = of_suite(device, suite)
+    rows = [row for row in all_rows if row.mode == "forward+backward" and row.samples]
+    names = [name for name in ("eager", "compile", *KERNELS) if any(row.provider == name for row in rows)]
+    lines = []
+    for case, group in groupby(rows, key=lambda row: row.case):
+        by_name = {row.provider: row for row in group}
+        line = [str(case.shape), case.layout, case.dtype]
+        for kind in ("saved_bytes", "peak_bytes"):
+            values = [getattr(by_name[name], kind) if name in by_name else None for name in names]
+            line += ["" if value is None else f"{value / MIB:.1f}" for value in values]
+        lines.append(line)
+    header = ["shape", "layout", "dtype", *(f"saved, {n}" for n in names), *(f"peak, {n}" for n in names)]
+    return f"MiB; {circumstances(records)}.\n\n" + markdown(header, lines)
+
+
+def overhead(device: str) -> str:
+    """Microseconds of a call where the arithmetic is next to nothing, and at one image of LEWEL_M's width."""
+    records = results.latest(device, "overhead")
+    if not records:
+        raise ValueError(f"there are no results of overhead on {device}")
+    shapes = list(dict.fromkeys(r["case"]["shape"]["name"] for r in records))
+    found = {(r["case"]["shape"]["name"], r["call"], r["mode"]): r["p50"] for r in records}
+    modes = ("forward", "forward+backward")
+    header = ["us a call", *(f"{shape}, {mode}" for shape in shapes for mode in modes)]
+    whole = dict.fromkeys(r["call"] for r in records if r["mode"] != SINGLE_OPS)
+    single = list(dict.fromkeys(r["call"] for r in records if r["mode"] == SINGLE_OPS))
+    lines = [[name, *(f"{found[shape, name, mode]:.0f}" for shape in shapes for mode in modes)] for name in whole]
+    for name in single:
+        lines.append([f"eager's {name}", *(x for s in shapes for x in (f"{found[s, name, SINGLE_OPS]:.0f}", ""))])
+    total = {shape: sum(found[shape, name, SINGLE_OPS] for name in single) for shape in shapes}
+    lines.append(["sum of eager's operators", *(x for shape in shapes for x in (f"{total[shape]:.0f}", ""))])
+    sizes = {r["case"]["shape"]["name"]: r["case"]["shape"] for r in records}
+    about = "; ".join(f"{n}: N={s['N']} C={s['C']} D={s['D']} K={s['K']} {s['H']}x{s['W']}" for n, s in sizes.items())
+    return f"{about}. {circumstances(records)}.\n\n" + markdown(header, lines)
