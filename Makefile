@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench docs clean
+.PHONY: help train test lint bench gpu-check gpu-report docs clean
+# The machine's own Python with what it has, for gpu-check and gpu-report: make gpu-check SYSTEM=1
+SYSTEM ?=
+GPU_PYTHON := $(if $(SYSTEM),$(PYTHON),$(BIN)/python)
+DEVICE ?= cuda
 
 help:
 	@echo "make train   train LEWEL on the embedded set (a few minutes, no GPU) and show what it learnt"
 	@echo "make test    prove the op and the trainer right"
 	@echo "make lint    ruff, mypy, generated documents up to date"
 	@echo "make bench   the op against eager PyTorch and torch.compile on this machine"
-	@echo "make docs    write the generated documents"
+	@echo "make docs    write the generated documents and pictures"
+	@echo "make gpu-check   on a GPU: the op's tests, and its speed (ten minutes; DEVICE=cpu rehearses, SYSTEM=1 installs nothing)"
+	@echo "make gpu-report  on a GPU: call overhead, growth, whole training steps (ten minutes)"
 
 # The stamp is rebuilt when what it installs changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,12 +36,20 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m benchmarks plot --check
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks run --suite quick
 
+gpu-check: $(if $(SYSTEM),,$(VENV)/.installed)
+	$(GPU_PYTHON) -m benchmarks check --device $(DEVICE)
+
+gpu-report: $(if $(SYSTEM),,$(VENV)/.installed)
+	$(GPU_PYTHON) -m benchmarks report --device $(DEVICE)
+
 docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m benchmarks plot
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

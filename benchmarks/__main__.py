@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from . import aligned_loss, machine, overhead, report, results
+from . import aligned_loss, machine, overhead, report, results, session
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure
@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     calls.add_argument("--seconds", type=float, default=4.0, help="time spent on each shape")
     loss = _command(commands, "loss", run_loss, "the aligned InfoNCE as the batch grows: time and memory")
     loss.add_argument("--seconds", type=float, default=1.0, help="time spent on each batch size")
+    for name, about in (("check", "the op's tests and speed on a device"), ("report", "overhead, growth, whole steps")):
+        parts = commands.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
+        parts.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to rehearse")
+        parts.set_defaults(call=run_session)
     plots = commands.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")
     plots.add_argument("--check", action="store_true", help="write nothing; fail where a document disagrees with data")
     plots.set_defaults(call=run_plot)
@@ -112,6 +116,8 @@ def run_suite(options: argparse.Namespace) -> None:
             recorder.append(new)
         rows += new
         longest = max(longest, time.monotonic() - began)
+    if not rows:
+        sys.exit("Nothing was measured.")
     report.print_means(rows)
     if not options.no_record:
         print(f"\nAppended to {recorder.path}")
@@ -149,6 +155,11 @@ def run_plot(options: argparse.Namespace) -> int:
             print(path)
     documents.write()
     return 0
+
+
+def run_session(options: argparse.Namespace) -> int:
+    parts = {"check": session.check, "report": session.report}[options.command](options.device)
+    return session.run(parts, options.device)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def circumstances(records: Sequence[Record]) -> str:
     """Machine, versions and date of a run, as the beginning of a sentence."""
     r = records[0]
-    machine = r["device"] if r["instructions"] is None else f"{r['threads']} threads of an {r['device']}"
-    machine += f" with {r['instructions']}" if r["instructions"] else f", driver {r['driver']}"
+    on_cpu = r["instructions"] is not None
+    details = f" with {r['instructions']}, {r['threads']} threads" if on_cpu else f", driver {r['driver']}"
     state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
-    return f"{machine}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+    return f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
 
 
 def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
@@ -70,9 +70,7 @@ def speed(device: str, suite: str, mode: str) -> str:
         lines.append(line)
     note = f"{mode}: {circumstances(records)}; medians of interleaved samples.\n\n" + markdown(header, lines) + "\n"
     if any(row.problem and row.samples for row in rows):
-        note += (
-            "\\* outside the error budget ([docs/backends.md](docs/backends.md)), so without a speed-up of its own. "
-        )
+        note += "\\* outside the error budget ([docs/backends.md](docs/backends.md)): no speed-up of its own. "
     return note + _losses([row for row in rows if row.provider in ours]) + "\n"
 
 

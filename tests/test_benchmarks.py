@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import __main__, providers, results
-from benchmarks.cases import DTYPES, Case, Shape, make_inputs
-from benchmarks.measure import MODES, measure
+from benchmarks import __main__, cases, footprint, machine, providers, report, results, timing
+from benchmarks.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
+from benchmarks.cost import MODES, Cost, Rates, floor_seconds, least
+from benchmarks.measure import BASES, measure
 from benchmarks.parity import compare
 
 ROOT = Path(__file__).parents[1]
 TINY = Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5)
+RATES = Rates(copy=1e9, matmul=1e9)
 
 
 def wrong(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
@@ -40,22 +42,110 @@ def _providers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_right_results_are_timed_and_wrong_ones_get_no_speed_up(
     layout: str, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = measure(Case(TINY, layout, dtype), ["eager", "reference", "wrong", "broken"], seconds=0.01)
+    rows = measure(Case(TINY, layout, dtype), ["eager", "reference", "wrong", "broken"], 0.01, RATES)
     assert [(row.mode, row.provider) for row in rows] == [
         (mode, name) for mode in MODES for name in ("eager", "reference", "wrong", "broken")
     ]
     for row in rows:
         fine = row.provider in ("eager", "reference")
         assert (row.problem is None) == fine
-        assert (row.vs_eager is None) == (row.problem is not None)
+        assert set(row.speedups) == ({"eager"} if fine else set())
+        assert (row.percent_of_floor is None) != fine
         assert (row.samples > 0) == (row.provider != "broken")
         assert row.p20 <= row.p50 <= row.p80
-    results.print_case(rows)
-    results.print_means(rows)
+    report.print_case(rows)
+    report.print_means(rows)
     printed = capsys.readouterr().out
     assert "broken: cannot run: RuntimeError: no such machine" in printed
     assert "wrong: pooled is too far from the float64 truth" in printed
     assert "none: 1 of 1 cases have no speed-up" in printed
+
+
+def test_speedups_are_against_each_base_in_the_same_rounds() -> None:
+    times = {"eager": [4.0, 6.0, 50.0], "cpu": [2.0, 2.0, 10.0]}  # medians 6 and 2, yet 3 in the middle round only
+    assert timing.ratio(times["eager"], times["cpu"]) == 3.0
+    assert timing.ratio(times["eager"], times["eager"]) == 1.0
+
+
+def test_quantiles() -> None:
+    assert timing.quantiles([float(x) for x in range(101)]) == (20.0, 50.0, 80.0)
+
+
+def test_samples_take_turns_and_inputs_too() -> None:
+    seen: list[str] = []
+    call = timing.taking_turns([lambda: seen.append("a1"), lambda: seen.append("a2")])
+    times = timing.interleave({"a": call, "b": lambda: seen.append("b")}, "cpu", 0.0)
+    assert {name: len(ts) for name, ts in times.items()} == {"a": timing.LEAST_ROUNDS, "b": timing.LEAST_ROUNDS}
+    mine = [name for name in seen if name != "b"]
+    assert mine == (["a1", "a2"] * len(mine))[: len(mine)]
+
+
+def test_sets_of_inputs_are_larger_than_the_cache_and_differ() -> None:
+    case = Case(TINY, "nchw", "fp32")
+    sets = input_sets(case, cache_bytes=3 * make_inputs(case).nbytes)
+    assert len(sets) == 6
+    assert len(input_sets(case, cache_bytes=1)) == 2
+    assert not torch.equal(sets[0].features, sets[1].features)
+
+
+def test_the_least_cost_of_a_case() -> None:
+    """Every number by hand: N=2 C=8 D=4 K=4 P=3, G=4 so L=1."""
+    case = Case(Shape("by hand", N=2, C=8, D=4, K=4, H=1, W=3), "nchw", "bf16")
+    features, pixels, weight, pooled = 2 * 8 * 3 * 2, 2 * 4 * 3 * 2, 4 * 4 * 4, 2 * 1 * 8 * 2
+    projection, pooling = 2 * 2 * 3 * 4 * 4, 2 * 2 * 3 * 8 * 1
+    assert least(case, "forward") == Cost(features + pixels + weight + pooled, projection + pooling)
+    assert least(case, "forward+backward") == Cost(
+        3 * features + 3 * pixels + 3 * weight + 2 * pooled, 3 * projection + 3 * pooling
+    )
+
+
+def test_the_floor_is_the_scarcer_of_bytes_and_flops() -> None:
+    assert floor_seconds(Cost(bytes=100, flops=10), Rates(copy=10, matmul=10)) == 10
+    assert floor_seconds(Cost(bytes=10, flops=100), Rates(copy=10, matmul=5)) == 20
+
+
+def test_rates_are_those_of_a_machine() -> None:
+    rates = machine.measure_rates("cpu", "fp32")
+    assert 1e8 < rates.copy < 1e13
+    assert 1e8 < rates.matmul < 1e15
+
+
+def test_operators_are_counted_without_views_and_with_their_bytes_and_flops() -> None:
+    x, w = torch.zeros(4, 8), torch.zeros(8, 16)
+    with footprint.Operators() as seen:
+        y = (x @ w).t().unsqueeze(0).expand(3, 16, 4)  # views after the product
+        y.contiguous()
+        x.add_(1)
+    assert seen.operators == [
+        ("aten::mm", Cost((4 * 8 + 8 * 16 + 4 * 16) * 4, 2 * 4 * 8 * 16)),
+        ("aten::clone", Cost((16 * 4 + 3 * 16 * 4) * 4, 0)),  # what is expanded is read once
+        ("aten::add_.Tensor", Cost(2 * 4 * 8 * 4, 0)),
+    ]
+    assert footprint.launches(lambda: (x @ w).t(), "cpu") == 1
+
+
+def test_saved_bytes_are_those_beyond_the_inputs() -> None:
+    x = torch.randn(100, requires_grad=True)
+    assert footprint.saved_bytes(lambda: x.exp(), [x]) == 400  # its result
+    assert footprint.saved_bytes(lambda: x.sin(), [x]) == 0  # its input
+    assert footprint.saved_bytes(lambda: x.exp().sin().exp(), [x]) == 800  # the first result once, though twice saved
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_peak_bytes() -> None:
+    """In a process of its own, whose heap is its own: two blocks of 64 MiB at once, then one kept and one after it."""
+    code = (
+        "import torch\n"
+        "from benchmarks.footprint import peak_bytes\n"
+        "from benchmarks.machine import keep_heap\n"
+        "keep_heap()\n"
+        "block = lambda: torch.ones(16 << 20)\n"
+        "print(peak_bytes(lambda: (block(), block()), 'cpu') >> 20, peak_bytes(lambda: block().sum(), 'cpu') >> 20)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    both, one = map(int, run.stdout.split())
+    assert 126 <= both <= 136
+    assert 62 <= one <= 72
 
 
 def test_inputs_have_the_layout_and_dtypes_of_the_case() -> None:
@@ -78,38 +168,110 @@ def test_the_error_budget() -> None:
     assert not compare(torch.full_like(eager, float("nan")), eager, truth).ok
 
 
-def test_rows_are_recorded_with_their_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    arguments = ["run", "--provider", "reference", "--shape", "small", "--layout", "nchw", "--dtype", "fp32"]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments, "--seconds", "0.01"])
-    monkeypatch.setattr(__main__, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(__main__.machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(__main__.machine, "measure_rates", lambda *_: RATES)
+    return tmp_path
+
+
+def run(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as done:
+        __main__.main(list(arguments))
+    assert done.value.code in (None, 0)
+
+
+SMALL = ("run", "--provider", "reference", "--layout", "nchw", "--dtype", "fp32", "--seconds", "0.01")
+
+
+def test_rows_are_recorded_with_their_provenance(recorded: Path) -> None:
     for _ in range(2):  # appends
-        __main__.main()
-    (path,) = tmp_path.glob("results/*/quick.jsonl")
+        run(*SMALL, "--shape", "small")
+    (path,) = recorded.glob("*/quick.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 2 * len(MODES) * 2
     for row in rows:
         assert row["case"]["shape"]["name"] == "small"
         assert row["versions"]["torch"].startswith(torch.__version__.split("+")[0])
         assert {
-            "device",
-            "threads",
-            "commit",
-            "dirty",
-            "date",
-            "busy_cores",
-            "heap_kept",
-            "p50",
-            "vs_eager",
-            "problem",
-        } <= row.keys()
+            "run", "device", "driver", "threads", "commit", "dirty", "date", "busy_cores", "heap_kept",
+            "p20", "p50", "p80", "speedups", "problem", "least_bytes", "least_flops", "percent_of_floor", "copy_rate",
+            "matmul_rate", "saved_bytes", "peak_bytes", "launches", "compile_seconds",
+        } <= row.keys()  # fmt: skip
+        assert row["launches"] > 0
+
+
+def test_a_row_survives_the_file(recorded: Path) -> None:
+    rows = measure(Case(TINY, "nchw", "bf16"), ["eager", "reference"], 0.01, RATES)
+    recorder = results.Recorder("quick", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
+    recorder.append(rows)
+    (device,) = results.devices()
+    assert results.rows(results.latest(device, "quick")) == rows
+
+
+def test_the_run_that_counts_is_the_last_full_one(recorded: Path) -> None:
+    folder = recorded / "gpu"
+    folder.mkdir()
+    lines = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1)]  # c was cut short
+    (folder / "quick.jsonl").write_text("".join(json.dumps({"run": r, "case": c}) + "\n" for r, c in lines))
+    assert {record["run"] for record in results.latest("gpu", "quick")} == {"b"}
+    assert results.latest("gpu", "paper") == []
+
+
+def test_a_run_stops_in_time_and_names_what_it_left_out(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(*SMALL, "--minutes", "0.001")
+    printed = capsys.readouterr().out
+    assert printed.count(" matmul ") == 1  # the first case is begun, for nobody knows yet how long one takes
+    assert "0.001 minutes are not enough for these 2 cases: small (" in printed
+    assert "dense (N=8" in printed
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [("cuda:99", "PyTorch sees"), ("gpu", "--device must be cpu, cuda or cuda:N, got 'gpu'"), ("meta", "got 'meta'")],
+)
+def test_a_device_that_is_not_there_is_a_sentence(
+    device: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        __main__.main(["run", "--device", device])
+    assert done.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_every_backend_is_a_provider() -> None:
+    """So that one that is added to the op is timed without a change here."""
+    assert set(providers.BACKENDS) < set(providers.PROVIDERS)
+    assert set(BASES) < set(providers.PROVIDERS)
+
+
+def test_a_backend_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "explain", lambda *_, **__: _Refused())
+    rows = measure(Case(TINY, "nchw", "fp32"), ["eager", "reference"], 0.01, RATES)
+    assert [row.problem for row in rows if row.provider == "reference"] == ["cannot run: it is Sunday"] * len(MODES)
+
+
+class _Refused:
+    backend = None
+    refusals = {"reference": "it is Sunday"}  # noqa: RUF012
+
+
+def test_suites_hold_what_they_promise() -> None:
+    paper = {(case.shape.name, case.layout, case.dtype) for case in SUITES["paper"]}
+    shapes = ("M32", "M64", "M128", "M256", "B64", "B128", "B256", "14x14", "56x56")
+    assert paper == {(s, lay, d) for s in shapes for lay in cases.LAYOUTS for d in ("bf16", "fp16")}
+    assert {case.axis for case in SUITES["sweep"]} == {"N", "P", "K", "D"}
+    for suite in SUITES.values():
+        assert len(set(suite)) == len(suite)
 
 
 def test_the_heap_keeps_what_is_freed() -> None:
     """After a few rounds a tensor of 64 MB costs no page faults (in a process of its own: the setting stays)."""
     code = (
         "import resource, torch\n"
-        "from benchmarks.measure import keep_heap\n"
+        "from benchmarks.machine import keep_heap\n"
         "assert keep_heap()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(16):\n"

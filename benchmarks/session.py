@@ -1,0 +1,106 @@
+"""A session on a GPU, scripted: ``check`` (right, then fast) and ``report`` (what else to know), ten minutes each.
+
+Every part is a command of its own with a limit, so that one that fails or hangs costs the others nothing. On the CPU
+the same parts run with the CPU's providers, smaller, so that no minute of a GPU is spent on finding a typing error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lewel_kernels import BACKENDS
+
+from . import machine, results
+
+ROOT = Path(__file__).parents[1]
+MINUTES = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command and how long it may take; with a reason in place of the command it is left out."""
+
+    name: str
+    minutes: float
+    command: tuple[str, ...] = ()
+    left_out: str = ""
+
+
+def check(device: str) -> list[Part]:
+    """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
+    gpu = torch.device(device).type == "cuda"
+    tests = ("-m", "pytest", "tests", "-k", "op", "--device", device, "-q", *(["--large"] if gpu else []))
+    return [
+        Part("tests", 3.5, tests),
+        *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
+        Part("speed", 4.9, ("-m", "benchmarks", "run", "--suite", "paper" if gpu else "quick",
+                            "--seconds", "0.5", "--minutes", "4.3", "--device", device)),
+    ]  # fmt: skip
+
+
+def report(device: str) -> list[Part]:
+    """How it grows, what a call costs, what a training step gains."""
+    kernels = [name for name in BACKENDS if name != "reference"]
+    return [
+        Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
+        Part("loss", 0.8, ("-m", "benchmarks", "loss", "--device", device)),
+        Part("step", 3.5, ("-m", "benchmarks", "step", "--device", device)),
+        Part("scaling", 4.0, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.3", "--minutes", "3.6",
+                              "--provider", "eager", "compile", *kernels, "--device", device)),
+    ]  # fmt: skip
+
+
+def _sanitized(tool: str, device: str, gpu: bool) -> Part:
+    """compute-sanitizer over the op's contract on one small shape."""
+    name = f"compute-sanitizer {tool}"
+    if not gpu:
+        return Part(name, 0, left_out="it watches kernels on a GPU")
+    if (sanitizer := shutil.which("compute-sanitizer")) is None:
+        return Part(name, 0, left_out="compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
+    tests = ("-m", "pytest", "tests/test_op_contract.py", "-k", "tall", "--device", device, "-q")
+    return Part(name, 0.8, (sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests))
+
+
+def run(parts: list[Part], device: str) -> int:
+    """Runs the parts in order, says how each went, and where the data are; 1 if any failed."""
+    start, verdicts = time.monotonic(), []
+    for part in parts:
+        if part.left_out:
+            verdicts.append((part.name, f"left out: {part.left_out}", 0.0))
+            continue
+        print(f"\n=== {part.name} (at most {part.minutes:g} min)", flush=True)
+        began = time.monotonic()
+        left = 60 * MINUTES - (began - start)
+        verdicts.append((part.name, _run(part, min(60 * part.minutes, left)), time.monotonic() - began))
+    print()
+    for name, verdict, seconds in verdicts:
+        print(f"{name:<28}{seconds:6.0f} s  {verdict}")
+    print(f"{'all':<28}{time.monotonic() - start:6.0f} s")
+    files = sorted((results.ROOT / machine.slug(machine.device_name(device))).glob("*.jsonl"))
+    print("Data: " + " ".join(os.path.relpath(path, ROOT) for path in files))
+    return int(any(not verdict.startswith(("ok", "left out")) for _, verdict, _ in verdicts))
+
+
+def _run(part: Part, seconds: float) -> str:
+    command = part.command if Path(part.command[0]).is_absolute() else (sys.executable, *part.command)
+    # A group of its own, so that a limit ends the compilers that it started too.
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        status = process.wait(max(seconds, 0.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"stopped after {seconds:.0f} s; what it had recorded is kept"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return "ok" if status == 0 else f"failed with exit status {status}"
