@@ -1,7 +1,12 @@
-"""Fixtures of the op's tests: every generic test runs once per backend that can run on this machine."""
+"""Fixtures of the op's tests: every generic test runs once per backend that can run on this machine.
+
+`pytest tests -k test_op_ --device cuda --large` is the whole proof on a GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,23 +15,76 @@ import torch
 from lewel_kernels import dispatch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "the device of the op's tests, such as cuda; backends that cannot run there are not tested (default: cpu)"
+    with contextlib.suppress(ValueError):  # benchmarks/ has the same option, where both folders are asked for
+        parser.addoption("--device", default="cpu", help=told)
+    parser.addoption("--large", action="store_true", help="also run the tests that need some ten GB of memory")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # cuBLAS reads this when it starts, and without it PyTorch refuses matrix products where `poisoned` is in force.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Convolutions take TF32 unless told otherwise, and the error of eager in float32, a yardstick, would be 1e-3.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    name = config.getoption("--device")
+    try:
+        torch.ones((), device=name).add(1).item()
+    except (AssertionError, RuntimeError) as error:  # PyTorch asserts that it was built for CUDA
+        reason = str(error).partition("\n")[0]
+        raise pytest.UsageError(
+            f"--device must name a device that PyTorch can compute on; got {name!r}: {reason}"
+        ) from error
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    device = asked_device(config)
+    model = f" ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})" if device.type == "cuda" else ""
+    lines = [f"op: device {device}{model}, torch {torch.__version__}, backends {', '.join(dispatch.BACKENDS)}"]
+    return lines + [f"op: tests of {name} are deselected: it does not run on {device}" for name in elsewhere(config)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselected rather than skipped: a line for each test would bury what was skipped for other reasons."""
+    names = elsewhere(config)
+
+    def left_out(item: pytest.Item) -> bool:
+        return hasattr(item, "callspec") and item.callspec.params.get("backend") in names
+
+    config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
+    items[:] = [item for item in items if not left_out(item)]
+
+
 @pytest.fixture(params=dispatch.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend; skips, with the backend's own sentence, where it cannot run."""
     name: str = request.param
-    if sentence := dispatch.refusal(name, dispatch.Request(device_of(name), torch.float32)):
+    if sentence := dispatch.refusal(name, dispatch.Request(device_of(name, request.config), torch.float32)):
         pytest.skip(f"{name}: {sentence}")
     return name
 
 
 @pytest.fixture
-def device(backend: str) -> torch.device:
+def device(backend: str, request: pytest.FixtureRequest) -> torch.device:
     """Where the tensors of a test for ``backend`` live."""
-    return device_of(backend)
+    return device_of(backend, request.config)
 
 
-def device_of(backend: str) -> torch.device:
-    return torch.device(dispatch.load(backend).device_type or "cpu")
+def device_of(backend: str, config: pytest.Config) -> torch.device:
+    """The backend's own type of device; the one that was asked for if that is of this type, or the backend has none."""
+    own, asked = dispatch.load(backend).device_type, asked_device(config)
+    return asked if own in (None, asked.type) else torch.device(own)
+
+
+def elsewhere(config: pytest.Config) -> list[str]:
+    """The backends of which --device wants no tests. A run on the CPU leaves out nothing that this machine can run."""
+    asked = asked_device(config).type
+    return [name for name in dispatch.BACKENDS if asked != "cpu" and device_of(name, config).type != asked]
+
+
+def asked_device(config: pytest.Config) -> torch.device:
+    return torch.device(config.getoption("--device"))
 
 
 @pytest.fixture

@@ -101,9 +101,9 @@ def test_export_with_a_dynamic_batch(backend: str, device: torch.device) -> None
     torch.testing.assert_close(program.module()(*x), module(*x))
 
 
-def test_an_exported_program_runs_in_a_fresh_process(backend: str, tmp_path: Path) -> None:
+def test_an_exported_program_runs_in_a_fresh_process(backend: str, device: torch.device, tmp_path: Path) -> None:
     """The backend was chosen when it was exported; nothing but the op is called where it runs."""
-    module, (x, _) = AlignAggregate(16, 8, backend=backend), images(2, torch.device("cpu"))
+    module, (x, _) = AlignAggregate(16, 8, backend=backend, device=device), images(2, device)
     torch.export.save(torch.export.export(module, (x.detach(),)), tmp_path / "program.pt2")
     torch.save((x.detach(), module(x).detach()), tmp_path / "expected.pt")
     code = (

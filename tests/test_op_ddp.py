@@ -48,7 +48,7 @@ def worker(rank: int, backend: str, folder: str) -> None:
 
 def test_two_ranks_are_one_process(backend: str, device: torch.device, tmp_path: Path) -> None:
     if device.type != "cpu":
-        pytest.skip(f"gloo ranks run on the CPU; {backend} does not")
+        pytest.skip(f"the two ranks are processes on the CPU; this is a test on {device}")
     module = layer(backend)
     loss(module, make(CASE), slice(None)).backward()
     expected = gradients(module)
