@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +71,7 @@ def _fail(error: LewelError) -> int:
 def _dispatch(arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
-        "presets": lambda _: print(presets.table()),
+        "presets": lambda rest: print(tyro.cli(presets.table, args=rest, prog="lewel presets")),
         "eval": _evaluate,
         "maps": _maps,
     }
@@ -85,6 +87,9 @@ def _train(arguments: list[str]) -> None:
     command = parse_train(arguments)
     config.check(command.run)
     folder, resume = _folder(command.run, command.resume)
+    _check_writable(folder)
+    if command.resume == "auto" and resume is None:
+        print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     run = replace(command.run, out=str(folder))
     session = prepare(run, folder)
     print(report.recipe_of(session), flush=True)
@@ -102,18 +107,19 @@ def parse_train(arguments: list[str]) -> TrainCommand:
 
 
 def _option(arguments: list[str], name: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(name + "="):
-            return argument.partition("=")[2]
-    return None
+    given = [value for argument, value in pairwise(arguments) if argument == name]
+    given += [argument.partition("=")[2] for argument in arguments if argument.startswith(name + "=")]
+    if len(given) > 1:
+        raise LewelError(f"{name} is given {len(given)} times ({', '.join(given)}); a run starts from one recipe")
+    if given == [""]:
+        raise LewelError(f"{name} is empty; name a recipe to start from, or leave it out")
+    return given[0] if given else None
 
 
 def _folder(run: config.Train, resume: str) -> tuple[Path, Path | None]:
     """The run folder and the checkpoint to continue from; a folder that holds a run is never written over."""
     if resume and resume != "auto":
-        return Path(run.out) if run.out else Path(resume).parent.parent, Path(resume)
+        return _continued(run.out, Path(resume).resolve())
     base = Path(run.out or Path("runs", run.preset.replace("/", "-")))
     taken = [base] if _holds_run(base) else []
     if not run.out:
@@ -130,6 +136,25 @@ def _folder(run: config.Train, resume: str) -> tuple[Path, Path | None]:
         raise LewelError(f"{base} holds a run already; continue it with --resume auto or choose another --out")
     number = int(taken[-1].name[len(base.name) + 1 :] or 1) + 1
     return base.with_name(f"{base.name}-{number}"), None
+
+
+def _continued(out: str, path: Path) -> tuple[Path, Path]:
+    if not path.is_file():
+        raise LewelError(f"there is no checkpoint {path} to resume from")
+    if not out and path.parent.name != "checkpoints":
+        raise LewelError(f"{path} lies in no run folder's checkpoints/, so --out must say where the run goes on")
+    folder = Path(out).resolve() if out else path.parent.parent
+    if folder != path.parent.parent and _holds_run(folder):
+        raise LewelError(f"{folder} holds another run already; choose another --out to continue {path} in")
+    return folder, path
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise LewelError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --out") from None
 
 
 def _holds_run(folder: Path) -> bool:

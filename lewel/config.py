@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lewel.errors import LewelError
-from lewel_kernels import BACKENDS
+from lewel.checks import check
+
+__all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train", "check"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Encoder:
     last_stride: Literal[1, 2] = 2
     """stride of the last stage; 1 doubles the side of the map"""
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image, a side, for one position of the map."""
+        return {"imagenet": 4, "small": 1, "small2": 2}[self.stem] * 4 * self.last_stride
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -92,7 +97,7 @@ class Method:
     momentum: float = 0.99
     """m of the momentum network at the start"""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: m rises to 1 at the last step"""
+    """cosine: m rises towards 1, which it would reach one step after the last"""
     temperature: float = 0.2
     """infonce: temperature of both losses"""
     queue: int = 4096
@@ -140,7 +145,7 @@ class Train:
     optim: Optim = field(default_factory=Optim)
     epochs: int = 20
     seed: int = 0
-    """fixes initial weights, order, augmentation and the embedded images"""
+    """fixes initial weights, order and augmentation; the embedded images are the same for every seed"""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """bf16: autocast, with norms, alignment maps and losses in fp32; auto: bf16 where the device has it"""
     backend: str | None = None
@@ -154,56 +159,12 @@ class Train:
     out: str = ""
     """run folder; empty means runs/<preset>, with a number if that is taken"""
 
+    @property
+    def map_side(self) -> int:
+        """Positions of the feature map, a side."""
+        return -(-self.data.image_size // self.encoder.stride)
 
-def check(config: Train) -> None:
-    """Everything that can be refused before any data is read; each refusal is a sentence."""
-    heads, method, data, optim = config.heads, config.method, config.data, config.optim
-    for name, value in (
-        ("heads.hidden", heads.hidden),
-        ("heads.num_maps", heads.num_maps),
-        ("heads.num_groups", heads.num_groups),
-        ("heads.tau", heads.tau),
-        ("method.temperature", method.temperature),
-        ("method.queue", method.queue),
-        ("method.split_bn", method.split_bn),
-        ("data.image_size", data.image_size),
-        ("data.batch_size", data.batch_size),
-        ("optim.lr", optim.lr),
-        ("epochs", config.epochs),
-        ("knn_every", config.knn_every),
-        ("log_every", config.log_every),
-        ("keep", config.keep),
-    ):
-        if not 0 < value < math.inf:
-            raise LewelError(f"{name} must be positive, got {value}")
-    for name, value, low, high in (
-        ("method.w_aligned", method.w_aligned, 0, 1),
-        ("method.momentum", method.momentum, 0, 1),
-        ("optim.momentum", optim.momentum, 0, 1),
-        ("optim.weight_decay", optim.weight_decay, 0, 1),
-        ("optim.warmup_epochs", optim.warmup_epochs, 0, config.epochs),
-        ("data.workers", data.workers, 0, 1024),
-    ):
-        if not low <= value <= high:
-            raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
-    if heads.num_maps % heads.num_groups:
-        raise LewelError(
-            "heads.num_maps must be divisible by heads.num_groups, "
-            f"got {heads.num_maps} maps and {heads.num_groups} groups"
-        )
-    if method.loss == "infonce":
-        keys = data.batch_size * (2 if method.symmetric else 1)
-        if method.queue % keys:
-            raise LewelError(
-                f"method.queue must be a multiple of the {keys} keys that a step adds, got {method.queue}; "
-                f"try {max(keys, method.queue // keys * keys)}"
-            )
-        if data.batch_size % method.split_bn:
-            raise LewelError(
-                "data.batch_size must be divisible by method.split_bn, "
-                f"got {data.batch_size} images in {method.split_bn} groups"
-            )
-    if optim.name == "lars" and optim.decay_all:
-        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")
-    if config.backend is not None and config.backend not in BACKENDS:
-        raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {config.backend!r}")
+    @property
+    def keys_per_step(self) -> int:
+        """infonce: keys that a step adds to the queue, those of both views where symmetric."""
+        return self.data.batch_size * (2 if self.method.symmetric else 1)

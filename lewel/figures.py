@@ -1,4 +1,4 @@
-"""Pictures of a run: alignment maps over images, training curves, pairs of views. Tensors and records in, a PNG out."""
+"""Pictures of a run: alignment maps over images, training curves. Tensors and records in, a PNG out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lewel.data.augment import MEAN, STD
+from lewel.errors import LewelError
 from lewel.watch import mass_in_boxes
 
 _TIGHT = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
@@ -103,11 +104,12 @@ def training_curves(path: Path, records: Sequence[dict[str, Any]]) -> None:
     (step, knn, map_entropy and map_spread where there are maps).
     """
     steps, epochs = ([r for r in records if r["kind"] == kind] for kind in ("step", "epoch"))
+    parts = [key for key in steps[0] if "loss_" in key] if steps else []
     baselines = next((r for r in records if r["kind"] == "baselines"), None)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         (loss, knn), (health, rates) = figure.subplots(2, 2, squeeze=False)
-        _lines(loss, steps, {"loss": "loss"} | {key: key.removeprefix("loss_") for key in steps[0] if "loss_" in key})
+        _lines(loss, steps, {"loss": "loss"} | {key: key.removeprefix("loss_") for key in parts})
         loss.set_title("loss and its parts", loc="left")
         _lines(knn, epochs, {"knn": "trained"}, marker="o", markersize=3.5)
         if baselines is not None:
@@ -124,30 +126,16 @@ def training_curves(path: Path, records: Sequence[dict[str, Any]]) -> None:
         rates.set_ylim(bottom=0)
         right = rates.twinx()
         right.plot(*_series(steps, "momentum"), color="tab:orange", label="momentum (right)")
-        right.set_ylim(min(0.9, *_series(steps, "momentum")[1]), 1.005)
+        right.set_ylim(min([0.9, *_series(steps, "momentum")[1]]), 1.005)
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
         handles = [axis.get_legend_handles_labels() for axis in (rates, right)]
         rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="lower center")
         for axis in (loss, knn, health):
-            axis.legend()
+            if axis.has_data():
+                axis.legend()
         for axis in (health, rates):
             axis.set_xlabel("step")
-        _save(figure, path)
-
-
-def view_pairs(path: Path, first: Tensor, second: Tensor, columns: int = 8) -> None:
-    """Pairs of views, one above the other: first and second (N, 3, S, S) float, normalised."""
-    count = len(first)
-    rows = -(-count // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 * columns, 2.4 * rows), layout=_TIGHT)
-        axes = figure.subplots(2 * rows, columns, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
-        for view, images in enumerate((first, second)):
-            for i, picture in enumerate(viewable(images)):
-                axes[2 * (i // columns) + view, i % columns].imshow(picture.permute(1, 2, 0).numpy())
         _save(figure, path)
 
 
@@ -176,5 +164,8 @@ def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], lis
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise LewelError(f"cannot write the picture {path}: {error}") from None

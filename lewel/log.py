@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from lewel.data import Views
+
 SECONDS_BETWEEN_LINES = 15
 
 
 class RunLog:
-    """Writes records to a file and tells a person the important part."""
+    """Writes records to a file, anew or after those up to first_step, and tells a person the important part."""
 
     def __init__(self, path: Path, *, total_steps: int, first_step: int) -> None:
-        _drop_after(path, first_step)
-        self.file = open(path, "a")  # noqa: SIM115
+        if first_step:
+            _drop_after(path, first_step)
+        self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
         self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
         self.spoke = time.monotonic()
 
@@ -67,6 +72,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def carry_over(old: Path, new: Path) -> None:
+    """Begins the log new with the records of old, where there are any, for a run that continues in another folder."""
+    if old.exists() and old.resolve() != new.resolve():
+        shutil.copyfile(old, new)
+
+
 def _drop_after(path: Path, step: int) -> None:
     """Removes what a killed run wrote after the checkpoint that it now continues from."""
     if not path.exists():
@@ -75,3 +86,31 @@ def _drop_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(temporary, path)
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, since the last lap."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._restart()
+
+    def waiting(self, batches: Iterator[Views]) -> Iterator[Views]:
+        """The same batches; the time that each takes to arrive is counted as waiting."""
+        while True:
+            before = time.monotonic()
+            views = next(batches, None)
+            if views is None:
+                return
+            self.waited += time.monotonic() - before
+            self.batches += 1
+            yield views
+
+    def lap(self) -> dict[str, float]:
+        elapsed = time.monotonic() - self.started
+        values = {"images_per_s": self.batches * self.batch_size / elapsed, "data_wait": self.waited / elapsed}
+        self._restart()
+        return values
+
+    def _restart(self) -> None:
+        self.started, self.waited, self.batches = time.monotonic(), 0.0, 0

@@ -30,6 +30,7 @@ class LARS(torch.optim.Optimizer):
     """SGD with a learning rate per tensor (You et al. 2017); groups with adapt=False take the plain one.
 
     local = eta |w| / (|g| + wd |w|);  d = (g + wd w) * local * lr;  v = momentum v + d;  w = w - v
+    A tensor of zeros, or without a gradient anywhere (|g| = 0), has local = 1.
     """
 
     def __init__(self, groups: list[dict], *, momentum: float, eta: float = 1e-3) -> None:

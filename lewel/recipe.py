@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -59,14 +60,16 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".", source)  # type: ignore[arg-type]
     if get_origin(kind) is Literal:
-        fits, expected = value in get_args(kind), "one of " + ", ".join(map(str, get_args(kind)))
+        choices = get_args(kind)
+        fits = any(value == choice and type(value) is type(choice) for choice in choices)  # 2.0 and true are no 1 or 2
+        expected = "one of " + ", ".join(map(str, choices))
     elif get_origin(kind) is tuple:
         items = get_args(kind)
         fits, expected = isinstance(value, (list, tuple)) and len(value) == len(items), f"{len(items)} numbers"
         if fits:
             return tuple(_value(item, v, key, source) for item, v in zip(items, value, strict=True))
     elif kind is float:
-        fits, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        fits, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number" + _as_number(value)
         value = float(value) if fits else value
     elif kind is int:
         fits, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
@@ -77,6 +80,14 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
     if not fits:
         raise LewelError(f"{source}: {key} must be {expected}, got {value!r}")
     return value
+
+
+def _as_number(value: Any) -> str:
+    """How to write a number like 1e-3, which YAML takes for text."""
+    if not isinstance(value, str) or not re.fullmatch(r"[-+]?[0-9.]+e[-+]?[0-9]+", value.lower()):
+        return ""
+    mantissa, exponent = value.lower().split("e")
+    return f" (write {mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}, which YAML reads as one)"
 
 
 def _listed(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -52,21 +53,22 @@ def _backend(session: Session) -> str:
 
 def load(folder: Path) -> Session:
     """A finished or interrupted run with its data, and the weights of its newest checkpoint."""
-    path, run = newest(folder)
+    path, state, run = newest(folder)
     session = prepare(run, folder)
-    state = checkpoint.restore(path, run=run, method=session.method, optimizer=session.optimizer)
+    checkpoint.load_weights(session.method, state, path)
     session.epochs_done, session.seconds = state["epoch"], state["seconds"]
     return session
 
 
-def newest(folder: Path) -> tuple[Path, Train]:
-    """The newest checkpoint of a run folder, and its recipe."""
+def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
+    """The newest checkpoint of a run folder, its content and its recipe."""
     if not (folder / "config.yaml").exists():
         raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
     found = checkpoint.found(folder / "checkpoints")
     if not found:
         raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
-    return found[-1], checkpoint.config_of(checkpoint.read(found[-1]), found[-1])
+    state = checkpoint.read(found[-1])
+    return found[-1], state, checkpoint.config_of(state, found[-1])
 
 
 def write(session: Session) -> None:
@@ -75,10 +77,11 @@ def write(session: Session) -> None:
     curves, maps = folder / "curves.png", folder / "maps.png"
     figures.training_curves(curves, log.read(folder / "log.jsonl"))
     if aligned:
-        images, _ = next(iter(data.eval_batches(session.sets.test, PICTURED)))
+        shown = data.spaced(session.sets.test, PICTURED)
+        images, _ = session.sets.test[shown]
         boxes = session.sets.test_boxes
         title = f"{session.run.method.name} after {session.epochs_done} epochs"
-        _draw(session.method, images, maps, None if boxes is None else boxes[:PICTURED], title)
+        _draw(session.method, images, maps, None if boxes is None else boxes[shown], title)
     text = summary(session)
     (folder / "report.txt").write_text(text + "\n")
     lines = [
@@ -95,18 +98,22 @@ def write(session: Session) -> None:
 
 def summary(session: Session) -> str:
     """kNN beside the untrained network and raw pixels, health of the embedding, speed, place of the maps."""
-    records = log.read(session.folder / "log.jsonl")
-    steps = [record for record in records if record["kind"] == "step"]
-    start = next(record for record in records if record["kind"] == "baselines")
-    end = next(record for record in reversed(records) if record["kind"] == "epoch")
+    last = {record["kind"]: record for record in log.read(session.folder / "log.jsonl")}  # of each kind
+    start, end = last.get("baselines", {}), last.get("epoch", {})
     images = session.total_steps * session.run.data.batch_size
     rows = [
-        ("kNN-200, raw pixels", f"{start['knn_pixels']:.1f} %"),
-        ("kNN-200, the network untrained", f"{start['knn_untrained']:.1f} %"),
-        (f"kNN-200, after {end['epoch']} epochs", f"{end['knn']:.1f} %"),
-        ("std of normalised z * sqrt(K)", f"{steps[-1]['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"),
-        ("speed", f"{images / session.seconds:.0f} images/s, {session.seconds:.0f} s"),
+        (f"kNN-200, {name}", f"{record[key]:.1f} %")
+        for name, record, key in (
+            ("raw pixels", start, "knn_pixels"),
+            ("the network untrained", start, "knn_untrained"),
+            (f"after {end.get('epoch')} epochs", end, "knn"),
+        )
+        if key in record
     ]
+    if "step" in last:
+        spread = f"{last['step']['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"
+        rows.append(("std of normalised z * sqrt(K)", spread))
+    rows.append(("speed", f"{images / session.seconds:.0f} images/s, {session.seconds:.0f} s"))
     if session.run.method.aligned and session.sets.test_boxes is not None:
         every, best, area = mass_in_boxes(session)
         rows += [
@@ -137,12 +144,13 @@ def mass_in_boxes(session: Session) -> tuple[float, float, float]:
 
 def draw_maps(folder: Path, paths: list[Path], out: Path) -> None:
     """Alignment maps of a run over image files; the run's data are not needed."""
-    path, run = newest(folder)
+    if not paths:
+        raise LewelError(f"no images were given; name some after the run: lewel maps {folder} IMAGES...")
+    path, state, run = newest(folder)
     if not run.method.aligned:
         raise LewelError(f"{folder} is a {run.method.name} run, which has no alignment maps")
     method = Method(run)
-    state = checkpoint.read(path)
-    method.load_state_dict(state["method"])
+    checkpoint.load_weights(method, state, path)
     images = torch.stack([_image(path, run.data.image_size) for path in paths])
     _draw(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
 

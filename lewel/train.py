@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,8 +15,10 @@ from torch import Tensor
 from lewel import checkpoint, data, knn, optim, recipe, schedules, watch
 from lewel.config import Train
 from lewel.errors import LewelError
-from lewel.log import RunLog
+from lewel.log import Clock, RunLog, carry_over
 from lewel.method import Method, Step
+
+CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 
 
 @dataclass
@@ -45,9 +47,14 @@ def prepare(run: Train, folder: Path) -> Session:
     check_size(run, len(sets.train))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
+    return Session(run, folder, sets, loader, *build(run, device), device)
+
+
+def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimizer]:
+    """The method with fresh weights, and its optimizer; precision is no longer "auto"."""
     torch.manual_seed(run.seed)
     method = Method(run).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Session(run, folder, sets, loader, method, optim.build(run.optim, method.parameters()), device)
+    return method, optim.build(run.optim, method.parameters())
 
 
 def precision_on(device: torch.device) -> Literal["fp32", "bf16"]:
@@ -60,34 +67,40 @@ def check_size(run: Train, images: int) -> None:
     """What can only be refused once the number of training images is known."""
     if images < run.data.batch_size:
         raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
-    if run.method.loss == "infonce" and run.method.queue > images:
-        most = images // run.data.batch_size * run.data.batch_size
+    keys = images // run.data.batch_size * run.keys_per_step
+    if run.method.loss == "infonce" and run.method.queue > keys:
         raise LewelError(
-            f"method.queue holds {run.method.queue} keys but there are only {images} training images, "
-            f"so an image would be its own negative; choose at most {most}"
+            f"method.queue holds {run.method.queue} keys but an epoch of {images} images makes only {keys}, so most "
+            f"images would meet an old key of their own among the negatives; choose at most {keys}"
         )
 
 
 def train(session: Session, resume: Path | None) -> None:
     """Trains from the start, or from the checkpoint resume, to the last epoch."""
     run, folder = session.run, session.folder
+    images = len(session.sets.train)
     if resume is not None:
-        state = checkpoint.restore(resume, run=run, method=session.method, optimizer=session.optimizer)
+        state = checkpoint.restore(resume, run=run, method=session.method, optimizer=session.optimizer, images=images)
         session.epochs_done, session.seconds = state["epoch"], state["seconds"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(recipe.to_yaml(run))
+    if resume is not None:
+        carry_over(resume.parent.parent / "log.jsonl", folder / "log.jsonl")
     first_step = session.epochs_done * len(session.loader)
     log = RunLog(folder / "log.jsonl", total_steps=session.total_steps, first_step=first_step)
     try:
         if resume is None:
             _log_baselines(session, log)
         else:
-            log.say(f"continuing after epoch {session.epochs_done} from {resume}")
+            later = checkpoint.remove_after(folder / "checkpoints", session.epochs_done)
+            removed = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
+            log.say(f"continuing after epoch {session.epochs_done} from {resume}{removed}")
         for epoch in range(session.epochs_done, run.epochs):
             started = time.monotonic()
             _train_epoch(session, epoch, log)
             session.epochs_done = epoch + 1
             session.seconds += time.monotonic() - started
+            _check_weights(session)
             if session.epochs_done % run.knn_every == 0 or session.epochs_done == run.epochs:
                 _log_epoch(session, log)
             checkpoint.save(
@@ -96,7 +109,7 @@ def train(session: Session, resume: Path | None) -> None:
                 run=run,
                 method=session.method,
                 optimizer=session.optimizer,
-                step=session.epochs_done * len(session.loader),
+                images=images,
                 seconds=session.seconds,
             )
     finally:
@@ -119,21 +132,36 @@ def knn_accuracy(session: Session) -> float:
 
 def _train_epoch(session: Session, epoch: int, log: RunLog) -> None:
     run, method, per_epoch = session.run, session.method, len(session.loader)
-    clock = Clock(run.data.batch_size)
+    clock, spread = Clock(run.data.batch_size), []
+    worst = torch.zeros((), device=session.device)  # loss of the epoch; looked at on logged steps only, see _numbers
     for batch, views in enumerate(clock.waiting(session.loader.epoch(epoch))):
         step = epoch * per_epoch + batch
         lr, momentum = rates(run, step, per_epoch)
         first, second = _on(session.device, views.first), _on(session.device, views.second)
-        outcome = method(first, second, momentum)
-        session.optimizer.zero_grad()
-        outcome.loss.backward()
-        for group in session.optimizer.param_groups:
-            group["lr"] = lr
-        session.optimizer.step()
-        method.finish(outcome, momentum)
+        outcome = take_step(method, session.optimizer, first, second, lr=lr, momentum=momentum)
+        worst = torch.maximum(worst, outcome.loss.detach())
         log.advance()
         if step == 0 or (step + 1) % run.log_every == 0 or batch == per_epoch - 1:
-            log.step({"step": step + 1, "lr": lr, "momentum": momentum, **_numbers(outcome), **clock.lap()})
+            numbers = _numbers(outcome, worst)
+            spread.append(numbers["z_std"])
+            log.step({"step": step + 1, "lr": lr, "momentum": momentum, **numbers, **clock.lap()})
+    if max(spread) < watch.COLLAPSED:
+        values = {"step": (epoch + 1) * per_epoch, "z_std": max(spread)}
+        log.record("warning", values, f"the embedding has collapsed: z_std stayed below {watch.COLLAPSED} for an epoch")
+
+
+def take_step(
+    method: Method, optimizer: torch.optim.Optimizer, first: Tensor, second: Tensor, *, lr: float, momentum: float
+) -> Step:
+    """One optimizer step on two views (N, 3, H, W) of the same images, and what follows it (keys, or the target)."""
+    outcome = method(first, second, momentum)
+    optimizer.zero_grad()
+    outcome.loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    method.finish(outcome, momentum)
+    return outcome
 
 
 def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
@@ -151,12 +179,19 @@ def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
     return lr, momentum
 
 
-def _numbers(outcome: Step) -> dict[str, float]:
+def _numbers(outcome: Step, worst: Tensor) -> dict[str, float]:
+    """The step's numbers, if the worst loss so far, nan where one was, is a number: a read waits for the device."""
     parts = {f"loss_{name}": float(part.detach()) for name, part in outcome.parts.items()}
-    loss = float(outcome.loss.detach())
-    if not math.isfinite(loss):
-        raise LewelError(f"the loss became {loss} ({parts}); try a lower --optim.lr or a longer --optim.warmup-epochs")
-    return {"loss": loss, **parts, "z_std": watch.spread_of(outcome.z)}
+    if not math.isfinite(worst):
+        raise LewelError(f"the loss became {float(worst)} ({parts}); {CALMER}")
+    return {"loss": float(outcome.loss.detach()), **parts, "z_std": watch.spread_of(outcome.z)}
+
+
+def _check_weights(session: Session) -> None:
+    """A last step may break weights whose loss was finite: they are never evaluated or saved."""
+    for name, value in session.method.state_dict().items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise LewelError(f"{name} is not finite after epoch {session.epochs_done}; {CALMER}")
 
 
 def _log_baselines(session: Session, log: RunLog) -> None:
@@ -178,7 +213,7 @@ def _log_epoch(session: Session, log: RunLog) -> None:
     }
     line = f"epoch {session.epochs_done}/{session.run.epochs}  kNN {values['knn']:.1f} %  {session.seconds:.0f} s"
     if session.run.method.aligned:
-        images, _ = next(iter(data.eval_batches(session.sets.test, 256)))
+        images, _ = session.sets.test[data.spaced(session.sets.test, 256)]
         values |= watch.map_statistics(session.method, _on(session.device, images))
         line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
     log.record("epoch", values, line)
@@ -194,31 +229,3 @@ def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:
 
 def _on(device: torch.device, images: Tensor) -> Tensor:
     return images.to(device=device, memory_format=torch.channels_last)
-
-
-class Clock:
-    """Images per second and the share of time spent waiting for data, since the last lap."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._restart()
-
-    def waiting(self, batches: Iterator[data.Views]) -> Iterator[data.Views]:
-        """The same batches; the time that each takes to arrive is counted as waiting."""
-        while True:
-            before = time.monotonic()
-            views = next(batches, None)
-            if views is None:
-                return
-            self.waited += time.monotonic() - before
-            self.batches += 1
-            yield views
-
-    def lap(self) -> dict[str, float]:
-        elapsed = time.monotonic() - self.started
-        values = {"images_per_s": self.batches * self.batch_size / elapsed, "data_wait": self.waited / elapsed}
-        self._restart()
-        return values
-
-    def _restart(self) -> None:
-        self.started, self.waited, self.batches = time.monotonic(), 0.0, 0

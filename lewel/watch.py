@@ -11,6 +11,8 @@ from lewel.heads import CoupledHead
 from lewel.losses import unit
 from lewel.method import Method
 
+COLLAPSED = 0.1  # a run whose spread_of stays below for a whole epoch is warned of
+
 
 def spread_of(z: Tensor) -> float:
     """Standard deviation over the batch of normalised z (N, K), times sqrt(K): 1 all over the sphere, 0 collapsed."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lewel.data.datasets import Datasets, build
-from lewel.data.loader import TrainLoader, Views, eval_batches
+from lewel.data.loader import TrainLoader, Views, eval_batches, spaced
 
-__all__ = ["Datasets", "TrainLoader", "Views", "build", "eval_batches"]
+__all__ = ["Datasets", "TrainLoader", "Views", "build", "eval_batches", "spaced"]

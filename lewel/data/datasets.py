@@ -19,11 +19,8 @@ class Datasets:
     train: TwoViews
     bank: Images  # the training split as it is evaluated
     test: Images
-    image_size: int
     num_classes: int
-    class_names: tuple[str, ...]
     test_boxes: torch.Tensor | None = None  # embedded: (N, 4) float32, x0 y0 x1 y1 in pixels, half open
-    test_masks: torch.Tensor | None = None  # embedded: (N, S, S) bool, the digit's own pixels
 
 
 def build(config: Data, seed: int) -> Datasets:
@@ -38,11 +35,8 @@ def build(config: Data, seed: int) -> Datasets:
             MemoryViews(train.images, config.augmentation, seed),
             MemoryImages(train.images, train.labels),
             MemoryImages(test.images, test.labels),
-            config.image_size,
-            len(embedded.CLASS_NAMES),
-            embedded.CLASS_NAMES,
+            embedded.CLASSES,
             test.boxes,
-            test.masks,
         )
     train_split, test_split, names = folder.find(config.root)
     if not config.in_memory:
@@ -50,18 +44,14 @@ def build(config: Data, seed: int) -> Datasets:
             FolderViews(train_split, config.augmentation, config.image_size, seed),
             FolderImages(train_split, config.image_size),
             FolderImages(test_split, config.image_size),
-            config.image_size,
             len(names),
-            names,
         )
     bank = _decoded(train_split, config.image_size)
     return Datasets(
         MemoryViews(bank.images, config.augmentation, seed),
         bank,
         _decoded(test_split, config.image_size),
-        config.image_size,
         len(names),
-        names,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-CLASS_NAMES = tuple(str(digit) for digit in range(10))
+CLASSES = 10
 GLYPH = 40  # side of a smoothed glyph in pixels: 8 handwriting pixels of 4, and a margin
 FRAGMENTS = 3
 _CHUNK = 250  # images composed at once: bounds the memory to about 25 MB at 64 pixels
@@ -38,9 +38,9 @@ def compose(split: str, count: int, size: int, seed: int) -> Canvases:
     glyphs, digits = handwriting(split)
     rng = np.random.default_rng([seed, ("train", "test").index(split)])
     # Every class as often as any other, and every glyph of a class about as often as its neighbours.
-    labels = rng.permutation(np.arange(count) % 10)
+    labels = rng.permutation(np.arange(count) % CLASSES)
     chosen = np.empty(count, dtype=np.int64)
-    for digit in range(10):
+    for digit in range(CLASSES):
         places = np.flatnonzero(labels == digit)
         chosen[places] = np.resize(rng.permutation(np.flatnonzero(digits == digit)), len(places))
     parts = [_compose(glyphs, chosen[i : i + _CHUNK], size, rng) for i in range(0, count, _CHUNK)]

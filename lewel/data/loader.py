@@ -101,5 +101,11 @@ def eval_batches(dataset: Images, batch_size: int, workers: int = 0) -> Iterator
     return iter(loader)
 
 
+def spaced(dataset: Images, count: int) -> np.ndarray:
+    """Indices of count images, or of all, at equal distances: a set in the order of its classes shows all of them."""
+    count = min(count, len(dataset))
+    return np.arange(count) * len(dataset) // count
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch

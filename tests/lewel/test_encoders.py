@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from lewel import encoders
-from lewel.config import Encoder
+from lewel.config import Data, Encoder, Train
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,9 @@ def test_maps_have_the_size_that_stem_and_stages_give(name, stem, last_stride, s
     with torch.no_grad():
         features = encoder(torch.randn(1, 3, size, size))
     assert features.shape[1:] == shape
+    for side in (size, size + 1):
+        run = Train(encoder=Encoder(name, stem, last_stride), data=Data(image_size=side))
+        assert run.map_side == encoder(torch.randn(1, 3, side, side)).shape[2] == -(-side // run.encoder.stride)
     assert encoder.channels == shape[0]
     assert features.min() >= 0
 

@@ -89,10 +89,6 @@ class TestPictures:
         figures.training_curves(tmp_path / "curves.png", records)
         assert not is_blank(tmp_path / "curves.png")
 
-    def test_pairs_of_views(self, tmp_path):
-        figures.view_pairs(tmp_path / "views.png", self.images, self.images, columns=2)
-        assert not is_blank(tmp_path / "views.png")
-
 
 def is_blank(path: Path) -> bool:
     picture = files.imread(path)

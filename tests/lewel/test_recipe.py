@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lewel import config, presets, recipe
 from lewel.cli import parse_train
-from lewel.config import Data, Heads, Method, Optim, Train
+from lewel.config import Augmentation, Data, Heads, Method, Optim, Train
 from lewel.errors import LewelError
 from lewel.train import check_size
+
+
+def augmented(**changes: Any) -> Train:
+    return Train(data=Data(augmentation=Augmentation(**changes)))
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -36,6 +41,10 @@ def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
         pytest.param("method: {loss: triplet}", "method.loss must be one of infonce, byol, got 'triplet'", id="choice"),
         pytest.param("data: {augmentation: {blur: [1]}}", "data.augmentation.blur must be 2 numbers", id="length"),
         pytest.param("optim: 3", "optim must be a table of keys, got 3", id="table"),
+        pytest.param("encoder: {last_stride: 2.0}", "last_stride must be one of 1, 2, got 2.0", id="choice-fraction"),
+        pytest.param("encoder: {last_stride: true}", "last_stride must be one of 1, 2, got True", id="choice-truth"),
+        pytest.param("optim: {lr: 1e-3}", "lr must be a number .write 1.0e-3, .* got '1e-3'", id="exponent"),
+        pytest.param("optim: {lr: 2.5E3}", "write 2.5e.3,", id="exponent-without-sign"),
         pytest.param("[1, 2", "cannot read the recipe", id="not-yaml"),
     ],
 )
@@ -69,6 +78,54 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
             Train(optim=Optim(warmup_epochs=21)), "optim.warmup_epochs must lie between 0 and 20, got 21", id="warm-up"
         ),
         pytest.param(Train(data=Data(workers=-1)), "data.workers must lie between 0", id="workers"),
+        pytest.param(augmented(crop_scale=(-1, 1)), "crop_scale must be .* got -1 and 1", id="crop-negative"),
+        pytest.param(augmented(crop_scale=(1, 0.2)), "crop_scale must be .* got 1 and 0.2", id="crop-order"),
+        pytest.param(augmented(crop_scale=(0.2, 3)), "crop_scale must be .* got 0.2 and 3", id="crop-large"),
+        pytest.param(augmented(crop_scale=(0, 1)), "crop_scale must be .* got 0 and 1", id="crop-zero"),
+        pytest.param(augmented(flip=7), "flip must lie between 0 and 1, got 7", id="flip"),
+        pytest.param(augmented(flip=math.nan), "flip must lie between 0 and 1, got nan", id="flip-nan"),
+        pytest.param(augmented(jitter_p=-1), "jitter_p must lie", id="jitter-p"),
+        pytest.param(augmented(gray=2), "gray must lie", id="gray"),
+        pytest.param(augmented(blur=(0.5, 3)), "blur must lie", id="blur"),
+        pytest.param(augmented(solarize=(-0.1, 0)), "solarize must lie", id="solarize"),
+        pytest.param(
+            augmented(jitter=(-0.4, 0, 0, 0)), "strength of brightness must be 0 or a positive", id="brightness"
+        ),
+        pytest.param(
+            augmented(jitter=(0, 0, math.inf, 0)), "strength of saturation must be .* got inf", id="saturation"
+        ),
+        pytest.param(augmented(jitter=(0, math.nan, 0, 0)), "strength of contrast must be .* got nan", id="contrast"),
+        pytest.param(augmented(jitter=(0, 0, 0, 0.6)), "strength of hue must be between 0 and 0.5, got 0.6", id="hue"),
+        pytest.param(Train(seed=-1), "seed must lie between 0 and", id="seed-negative"),
+        pytest.param(Train(seed=2**63), "seed must lie between 0 and", id="seed-large"),
+        pytest.param(Train(data=Data(embedded_train=0)), "embedded_train must be positive", id="no-train"),
+        pytest.param(Train(data=Data(embedded_test=1)), "embedded_test must be at least 2, got 1", id="no-test"),
+        pytest.param(
+            Train(data=Data(batch_size=1), method=Method(loss="byol")), "batch_size must be at least 2", id="one-image"
+        ),
+        pytest.param(
+            Train(data=Data(in_memory=True)), "data.in_memory says nothing about the embedded images", id="in-memory"
+        ),
+        pytest.param(
+            Train(method=Method(split_bn=256), heads=Heads(num_groups=64)),
+            "256 images in 256 groups; choose at most 128",
+            id="one-row",
+        ),
+        pytest.param(
+            Train(method=Method(split_bn=256, w_aligned=0), data=Data(image_size=8)),
+            "256 images in 256 groups",
+            id="one-pixel",
+        ),
+        pytest.param(
+            Train(data=Data(image_size=8)), "at data.image_size 8 .* one position.* at least 9", id="one-position"
+        ),
+        pytest.param(Train(heads=Heads(tau=1e-6)), "heads.tau must be at least 0.001, got 1e-06", id="tau"),
+        pytest.param(
+            Train(method=Method(temperature=1e-12)), "method.temperature must be at least 0.001", id="temperature"
+        ),
+        pytest.param(
+            Train(optim=Optim(momentum=1)), "optim.momentum must be at least 0 and below 1, got 1", id="momentum"
+        ),
         pytest.param(Train(backend="gpu"), "backend must be one of cpu, reference, got 'gpu'", id="backend"),
     ],
 )
@@ -80,13 +137,36 @@ def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
 @pytest.mark.parametrize(
     ("run", "images", "sentence"),
     [
-        pytest.param(Train(), 4000, "queue holds 4096 keys but there are only 4000 .* choose at most 3840", id="queue"),
+        pytest.param(Train(), 4000, "queue holds 4096 keys .* only 3840, .* choose at most 3840", id="queue"),
+        pytest.param(
+            Train(method=Method(symmetric=True)), 2047, "holds 4096 keys .* 2047 images makes only 3584", id="symmetric"
+        ),
         pytest.param(Train(), 100, "batch_size is 256 but there are only 100", id="batch"),
     ],
 )
 def test_a_data_set_that_is_too_small_is_refused_with_a_sentence(run, images, sentence):
     with pytest.raises(LewelError, match=sentence):
         check_size(run, images)
+
+
+def test_both_views_of_a_symmetric_step_fill_the_queue():
+    check_size(Train(method=Method(symmetric=True)), 2048)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(augmented(crop_scale=(1, 1), jitter=(2, 3, 4, 0.5), blur=(0, 1), solarize=(1, 0)), id="extremes"),
+        pytest.param(Train(seed=2**63 - 1), id="seed"),
+        pytest.param(Train(data=Data(image_size=9)), id="four-positions"),
+        pytest.param(Train(data=Data(image_size=8), method=Method(w_aligned=0)), id="no-maps"),
+        pytest.param(Train(method=Method(split_bn=256)), id="rows-are-aligned-vectors"),
+        pytest.param(Train(method=Method(split_bn=256, target="eman"), heads=Heads(num_groups=64)), id="eman"),
+        pytest.param(Train(heads=Heads(tau=1e-3), optim=Optim(momentum=0)), id="limits"),
+    ],
+)
+def test_what_can_run_is_accepted(run):
+    config.check(run)
 
 
 def test_command_line_changes_a_preset():

@@ -1,0 +1,147 @@
+"""What is refused before any data are read, each refusal a sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lewel.errors import LewelError
+from lewel_kernels import BACKENDS
+
+if TYPE_CHECKING:
+    from lewel.config import Data, Optim, Train
+
+SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
+
+
+def check(run: Train) -> None:
+    """All that the recipe alone tells; whether it fits the encoder and the data is found when those are made."""
+    _check_numbers(run)
+    _check_augmentation(run.data)
+    _check_data(run.data)
+    _check_heads(run)
+    if run.method.loss == "infonce":
+        _check_contrast(run)
+    _check_optim(run.optim)
+    if run.backend is not None and run.backend not in BACKENDS:
+        raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {run.backend!r}")
+
+
+def _check_numbers(run: Train) -> None:
+    heads, method, data, optim = run.heads, run.method, run.data, run.optim
+    for name, value in (
+        ("heads.hidden", heads.hidden),
+        ("heads.num_maps", heads.num_maps),
+        ("heads.num_groups", heads.num_groups),
+        ("heads.tau", heads.tau),
+        ("method.temperature", method.temperature),
+        ("method.queue", method.queue),
+        ("method.split_bn", method.split_bn),
+        ("data.image_size", data.image_size),
+        ("data.embedded_train", data.embedded_train),
+        ("data.batch_size", data.batch_size),
+        ("optim.lr", optim.lr),
+        ("epochs", run.epochs),
+        ("knn_every", run.knn_every),
+        ("log_every", run.log_every),
+        ("keep", run.keep),
+    ):
+        if not 0 < value < math.inf:
+            raise LewelError(f"{name} must be positive, got {value}")
+    for name, value, low, high in (
+        ("method.w_aligned", method.w_aligned, 0, 1),
+        ("method.momentum", method.momentum, 0, 1),
+        ("optim.weight_decay", optim.weight_decay, 0, 1),
+        ("optim.warmup_epochs", optim.warmup_epochs, 0, run.epochs),
+        ("data.workers", data.workers, 0, 1024),
+        ("seed", run.seed, 0, 2**63 - 1),
+    ):
+        _check_between(name, value, low, high)
+
+
+def _check_between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
+
+
+def _check_augmentation(data: Data) -> None:
+    views = data.augmentation
+    low, high = views.crop_scale
+    if not 0 < low <= high <= 1:
+        raise LewelError(
+            f"data.augmentation.crop_scale must be a lowest and a highest share, above 0 and up to 1, "
+            f"got {low} and {high}"
+        )
+    for name in ("flip", "jitter_p", "gray"):
+        _check_between(f"data.augmentation.{name}", getattr(views, name), 0, 1)
+    for pair in ("blur", "solarize"):
+        for probability in getattr(views, pair):
+            _check_between(f"data.augmentation.{pair}", probability, 0, 1)
+    for name, strength, highest in zip(
+        ("brightness", "contrast", "saturation", "hue"), views.jitter, (math.inf, math.inf, math.inf, 0.5), strict=True
+    ):
+        if not 0 <= strength <= highest or strength == math.inf:
+            most = f"between 0 and {highest}" if highest < math.inf else "0 or a positive number"
+            raise LewelError(f"data.augmentation.jitter: the strength of {name} must be {most}, got {strength}")
+
+
+def _check_data(data: Data) -> None:
+    if data.batch_size < 2:
+        raise LewelError("data.batch_size must be at least 2: one image has nothing to contrast with, nor statistics")
+    if data.name == "embedded":
+        if data.embedded_test < 2:
+            raise LewelError(
+                f"data.embedded_test must be at least 2, got {data.embedded_test}: "
+                "the best map is chosen on one half of the images and measured on the other"
+            )
+        if data.root or data.in_memory:
+            given = f"data.root {data.root}" if data.root else "data.in_memory"
+            raise LewelError(f"{given} says nothing about the embedded images; add --data.name folder or leave it out")
+
+
+def _check_heads(run: Train) -> None:
+    heads, method = run.heads, run.method
+    if heads.num_maps % heads.num_groups:
+        raise LewelError(
+            "heads.num_maps must be divisible by heads.num_groups, "
+            f"got {heads.num_maps} maps and {heads.num_groups} groups"
+        )
+    for name, temperature in (("heads.tau", heads.tau), ("method.temperature", method.temperature)):
+        if temperature < SHARPEST:
+            raise LewelError(
+                f"{name} must be at least {SHARPEST}, got {temperature}: "
+                "a sharper softmax only picks the largest value, which has no gradient"
+            )
+    if method.aligned and run.map_side < 2:
+        raise LewelError(
+            f"at data.image_size {run.data.image_size} the feature map is one position, over which alignment maps "
+            f"mean nothing; choose at least {run.encoder.stride + 1} with this encoder, or --method.w-aligned 0"
+        )
+
+
+def _check_contrast(run: Train) -> None:
+    method, images = run.method, run.data.batch_size
+    keys = run.keys_per_step
+    if method.queue % keys:
+        raise LewelError(
+            f"method.queue must be a multiple of the {keys} keys that a step adds, got {method.queue}; "
+            f"try {max(keys, method.queue // keys * keys)}"
+        )
+    if images % method.split_bn:
+        raise LewelError(
+            f"data.batch_size must be divisible by method.split_bn, got {images} images in {method.split_bn} groups"
+        )
+    # The narrowest batch norm of the keys: over the aligned vectors or, without them, over the positions of the map.
+    per_image = run.heads.num_maps // run.heads.num_groups if method.aligned else run.map_side**2
+    if method.target == "parameters" and images // method.split_bn * per_image < 2:
+        raise LewelError(
+            "method.split_bn must leave two rows a group for BN statistics, "
+            f"got {images} images in {method.split_bn} groups; choose at most {images // 2}"
+        )
+
+
+def _check_optim(optim: Optim) -> None:
+    if not 0 <= optim.momentum < 1:
+        raise LewelError(f"optim.momentum must be at least 0 and below 1, got {optim.momentum}")
+    if optim.name == "lars" and optim.decay_all:
+        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")

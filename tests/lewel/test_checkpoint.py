@@ -1,0 +1,226 @@
+"""Runs that are killed and resumed, and checkpoints that cannot be written or used."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
+
+import lewel
+from lewel import checkpoint, log, report
+from lewel.config import Train
+from lewel.train import Session, prepare, train
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path):
+    run = replace(TINY, method=METHODS[name])
+    whole = run_in(tmp_path / "whole", run)
+    generator = torch.get_rng_state()
+    run_in(tmp_path / "killed", run, epochs=2)
+    newest = checkpoint.found(tmp_path / "killed" / "checkpoints")[-1]
+    resumed = run_in(tmp_path / "killed", run, resume=newest)
+    assert_same(resumed, whole)
+    assert losses_of(resumed) == losses_of(whole)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for mine, theirs in zip(resumed.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+
+
+def test_what_was_logged_after_the_checkpoint_is_dropped_on_resume(tmp_path, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "checkpoints" / "epoch-0003.pt").unlink()  # killed in the third epoch, whose steps are in the log
+    resumed = run_in(folder, TINY, resume=folder / "checkpoints" / "epoch-0002.pt")
+    steps = [record["step"] for record in log.read(folder / "log.jsonl") if record["kind"] == "step"]
+    assert steps == list(range(1, 10))
+    assert losses_of(resumed) == losses_of(finished)
+
+
+def test_a_run_continues_in_another_folder_with_its_whole_log(tmp_path, finished):
+    resumed = run_in(tmp_path / "other", TINY, resume=finished.folder / "checkpoints" / "epoch-0002.pt")
+    assert losses_of(resumed) == losses_of(finished)
+    assert_same(resumed, finished)
+    report.write(resumed)
+    assert "untrained" in (tmp_path / "other" / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["epoch-0002.pt", "epoch-0003.pt"], ids=["unfinished", "finished"])
+def test_a_checkpoint_without_its_run_folder_continues_and_is_reported(name, tmp_path, finished):
+    """Nothing is known of the time before, and that is left out."""
+    (tmp_path / "alone").mkdir()
+    moved = shutil.copy(finished.folder / "checkpoints" / name, tmp_path / "alone" / "best.pt")
+    resumed = run_in(tmp_path / "run", TINY, resume=Path(moved))
+    report.write(resumed)
+    text = (tmp_path / "run" / "report.txt").read_text()
+    assert "raw pixels" not in text
+    assert ("after 3 epochs" in text) == (name == "epoch-0002.pt")
+
+
+def test_later_checkpoints_give_way_to_the_run_that_continues_from_an_earlier_one(tmp_path, finished, capsys):
+    folder = tmp_path / "run"
+    run_in(folder, replace(TINY, keep=3))
+    later = prepare(replace(TINY, keep=1), folder)
+    run_in(folder, later.run, epochs=1, resume=folder / "checkpoints" / "epoch-0001.pt")
+    assert [path.name for path in checkpoint.found(folder / "checkpoints")] == ["epoch-0002.pt"]
+    assert "epoch-0001.pt; removed epoch-0002.pt, epoch-0003.pt, which come later" in capsys.readouterr().out
+
+
+def test_a_run_that_starts_in_the_folder_of_another_starts_its_log(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "baselines", "step": 0, "knn_pixels": 0}) + "\n")
+    run_in(tmp_path, TINY, epochs=1)
+    assert [record["kind"] for record in log.read(tmp_path / "log.jsonl")].count("baselines") == 1
+
+
+class TestUnusableCheckpoint:
+    """A sentence, the previous checkpoint offered, and nothing overwritten."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, finished) -> Path:
+        shutil.copytree(finished.folder, tmp_path / "run")
+        return tmp_path / "run"
+
+    def refused(self, folder: Path, path: Path, run: Train = TINY) -> str:
+        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            train(prepare(run, folder), path)
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+        return str(error.value)
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.999], ids=["empty", "a-third", "almost-whole"])
+    def test_truncated(self, folder, share):
+        path = folder / "checkpoints" / "epoch-0003.pt"
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        message = self.refused(folder, path)
+        assert "epoch-0003.pt is truncated or no checkpoint at all" in message
+        assert f"--resume {folder / 'checkpoints' / 'epoch-0002.pt'}" in message
+
+    @pytest.mark.parametrize("content", ["text", "state_dict", "code"])
+    def test_foreign(self, folder, content):
+        path = folder / "checkpoints" / "epoch-0004.pt"
+        if content == "text":
+            path.write_text(json.dumps({"not": "a checkpoint"}))
+        else:
+            torch.save({"weight": torch.ones(2)} if content == "state_dict" else Path, path)
+        message = self.refused(folder, path)
+        assert "was not written by lewel train" in message or "no checkpoint at all" in message
+        assert "epoch-0003.pt" in message
+
+    def test_missing(self, folder):
+        assert "there is no checkpoint" in self.refused(folder, folder / "checkpoints" / "epoch-0007.pt")
+
+    def test_of_another_method(self, folder):
+        byol = replace(TINY, method=METHODS["lewel_b-eman"])
+        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", byol)
+        assert "holds lewel_m but this run is lewel_b" in message
+
+    def test_of_another_recipe(self, folder):
+        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", replace(TINY, epochs=5))
+        assert "epochs: 3 -> 5" in message
+
+    @pytest.mark.parametrize("seed_or_precision", [{"seed": 1}, {"precision": "bf16"}], ids=["seed", "precision"])
+    def test_of_another_seed_or_precision(self, folder, seed_or_precision):
+        run = replace(TINY, **seed_or_precision)
+        ((key, value),) = seed_or_precision.items()
+        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", run)
+        assert f"{key}: {getattr(TINY, key)} -> {value}" in message
+
+    def test_of_other_data(self, folder, monkeypatch):
+        """One image more is no step more, but another order."""
+        session, path = prepare(TINY, folder), folder / "checkpoints" / "epoch-0003.pt"
+        monkeypatch.setattr(type(session.sets.train), "__len__", lambda views: 49)
+        with pytest.raises(checkpoint.CheckpointError, match="was trained on 48 images but there are 49 now"):
+            train(session, path)
+
+    @pytest.mark.parametrize("key", checkpoint.KEYS)
+    def test_incomplete(self, folder, key):
+        path = folder / "checkpoints" / "epoch-0003.pt"
+        state = torch.load(path)
+        del state[key]
+        torch.save(state, path)
+        assert f"epoch-0003.pt is incomplete (it lacks {key})" in self.refused(folder, path)
+
+    def test_of_other_weights(self, folder):
+        path = folder / "checkpoints" / "epoch-0003.pt"
+        state = torch.load(path)
+        del state["method"]["online.encoder.bn1.weight"]
+        torch.save(state, path)
+        assert "the weights in" in self.refused(folder, path)
+
+
+class TestSave:
+    @pytest.fixture
+    def folder(self, tmp_path, finished) -> Path:
+        shutil.copytree(finished.folder / "checkpoints", tmp_path / "checkpoints")
+        return tmp_path / "checkpoints"
+
+    @staticmethod
+    def save(folder: Path, session: Session) -> Path:
+        parts = {"run": TINY, "method": session.method, "optimizer": session.optimizer}
+        return checkpoint.save(folder, 4, images=48, seconds=1.0, **parts)
+
+    def test_a_full_disk_is_a_sentence_and_leaves_the_last_good_file(self, folder):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        paths = os.pathsep.join((str(Path(__file__).parent), str(Path(lewel.__file__).parents[1])))
+        done = subprocess.run(
+            [sys.executable, "-c", "import test_checkpoint; test_checkpoint.save_where_files_cannot_grow()", folder],
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        sentences = done.stdout.splitlines()
+        assert len(sentences) == len(ROOM)
+        for sentence in sentences:
+            assert sentence.startswith(f"could not write {folder}/epoch-0004.pt: ")
+            assert f"--resume {folder}/epoch-0003.pt" in sentence
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+    def test_nothing_half_written_stays_or_has_the_name(self, folder, finished, error, monkeypatch):
+        def stop(state, file):
+            file.write(b"half")
+            raise error
+
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        monkeypatch.setattr(torch, "save", stop)
+        with pytest.raises(error):
+            self.save(folder, finished)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_what_a_killed_process_left_is_removed(self, folder, finished):
+        (folder / ".epoch-0004.pt.123").write_bytes(b"half")
+        self.save(folder, finished)
+        assert [path.name for path in sorted(folder.iterdir())] == ["epoch-0003.pt", "epoch-0004.pt"]
+
+    def test_a_file_has_its_name_only_when_it_is_whole(self, folder, finished, monkeypatch):
+        def look(state, file):
+            assert not (folder / "epoch-0004.pt").exists()
+            save(state, file)
+
+        save = torch.save
+        monkeypatch.setattr(torch, "save", look)
+        assert checkpoint.read(self.save(folder, finished))["epoch"] == 4
+
+
+ROOM = (0, 100, 200_000)  # bytes: nothing of a checkpoint fits, its beginning does, much of it does
+
+
+def save_where_files_cannot_grow() -> None:
+    """Run in a process of its own, for the limit holds for everything that a process writes."""
+    session = prepare(TINY, Path())
+    for room in ROOM:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            TestSave.save(Path(sys.argv[1]), session)
+        except checkpoint.CheckpointError as error:
+            print(error)

@@ -1,0 +1,139 @@
+"""The command line: which folder it writes to, and a sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_runs import TINY
+
+from lewel import cli, data, log, recipe
+from lewel.errors import LewelError
+
+
+class TestRunFolder:
+    """Which folder a command writes to, and what it continues from."""
+
+    run = replace(TINY, preset="embedded/lewel_m")
+
+    @pytest.fixture(autouse=True)
+    def _in_an_empty_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    @staticmethod
+    def hold_a_run(name: str, *checkpoints: str) -> Path:
+        folder = Path("runs", name)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        for checkpoint_name in checkpoints:
+            (folder / "checkpoints" / checkpoint_name).touch()
+        return folder
+
+    def test_named_after_the_preset(self):
+        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m"), None)
+        assert cli._folder(self.run, "auto") == (Path("runs/embedded-lewel_m"), None)
+
+    def test_numbered_where_taken(self):
+        self.hold_a_run("embedded-lewel_m")
+        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m-2"), None)
+        self.hold_a_run("embedded-lewel_m-2")
+        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m-3"), None)
+
+    def test_auto_takes_the_newest_checkpoint_of_the_newest_folder(self):
+        self.hold_a_run("embedded-lewel_m", "epoch-0009.pt")
+        folder = self.hold_a_run("embedded-lewel_m-2", "epoch-0001.pt", "epoch-0002.pt")
+        assert cli._folder(self.run, "auto") == (folder, folder / "checkpoints" / "epoch-0002.pt")
+
+    def test_a_chosen_folder_that_holds_a_run_is_refused(self):
+        folder = self.hold_a_run("mine")
+        with pytest.raises(LewelError, match="holds a run already; continue it with --resume auto"):
+            cli._folder(replace(self.run, out=str(folder)), "")
+
+    def test_a_checkpoint_continues_in_its_run_folder_whatever_the_working_folder(self, tmp_path, monkeypatch):
+        path = tmp_path / self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
+        for start, given in ((tmp_path, "runs/mine/checkpoints/epoch-0001.pt"), (path.parent, "epoch-0001.pt")):
+            monkeypatch.chdir(start)
+            assert cli._folder(self.run, given) == (tmp_path / "runs" / "mine", path)
+
+    def test_a_checkpoint_outside_a_run_needs_a_folder(self, tmp_path):
+        (tmp_path / "best.pt").touch()
+        with pytest.raises(LewelError, match=r"best\.pt lies in no run folder's checkpoints/, so --out must say"):
+            cli._folder(self.run, "best.pt")
+        out = str(tmp_path / "on")
+        assert cli._folder(replace(self.run, out=out), "best.pt") == (tmp_path / "on", tmp_path / "best.pt")
+
+    def test_another_run_is_not_continued_over(self):
+        path = self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
+        other = self.hold_a_run("other")
+        with pytest.raises(LewelError, match="other holds another run already"):
+            cli._folder(replace(self.run, out=str(other)), str(path))
+        assert cli._folder(replace(self.run, out="runs/mine"), str(path)) == (
+            Path("runs/mine").resolve(),
+            path.resolve(),
+        )
+
+
+SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method.queue", "256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param(["trian"], "there is no command 'trian'", id="command"),
+        pytest.param(["eval"], "needs one of knn and a run folder, got nothing", id="eval"),
+        pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
+        pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
+        pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),
+        pytest.param(["train", "--backend", "gpu", *SMALL], "gpu", id="backend"),
+        pytest.param(["train", "--preset", "embedded/byol", "--preset=x"], "--preset is given 2 times", id="presets"),
+        pytest.param(["train", "--config=a", "--config", "b"], "--config is given 2 times (b, a)", id="configs"),
+        pytest.param(["train", "--preset="], "--preset is empty; name a recipe", id="empty-preset"),
+        pytest.param(["train", "--config", ""], "--config is empty; name a recipe", id="empty-config"),
+        pytest.param(["train", "--resume", "none.pt"], "none.pt to resume from", id="resume"),
+        pytest.param(["train", "--out", "/proc/none/run"], "cannot write to the run folder /proc/none", id="out"),
+        pytest.param(["train", "--out", __file__], f"cannot write to the run folder {__file__}: Not a dir", id="file"),
+        pytest.param(["train", "--data.root", "x"], "data.root x says nothing about the embedded images", id="root"),
+        pytest.param(["presets", "--bogus"], "--bogus", id="option-of-presets"),
+        pytest.param(["maps", "."], "no images were given; name some after the run", id="no-images"),
+    ],
+)
+def test_command_line_errors_are_sentences_with_status_2(arguments, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lewel", *arguments])
+    monkeypatch.setattr(data, "build", None)  # nothing is read before the refusal
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml(replace(TINY, epochs=1)))
+    out = str(tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", str(tmp_path / "tiny.yaml"), "--out", out])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "learning rate 0.5 per 256 images is 0.03125 at 16" in printed
+    assert f"wrote {out}/curves.png and {out}/maps.png" in printed
+    monkeypatch.setattr("sys.argv", ["lewel", "eval", "knn", out])
+    cli.main()
+    assert f"{out}: kNN" in capsys.readouterr().out
+
+
+def test_nothing_to_continue_is_said_and_the_log_starts_anew(tmp_path, monkeypatch, capsys):
+    """As after a run that was killed in its first epoch."""
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml(replace(TINY, epochs=1)))
+    (tmp_path / "log.jsonl").write_text('{"kind": "baselines", "step": 0, "knn_pixels": 0, "knn_untrained": 0}\n')
+    config, out = str(tmp_path / "config.yaml"), str(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", config, "--out", out, "--resume", "auto"])
+    cli.main()
+    assert f"nothing to continue: there is no checkpoint in {out}" in capsys.readouterr().out
+    assert [record["kind"] for record in log.read(tmp_path / "log.jsonl")].count("baselines") == 1
+
+
+def test_presets_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lewel", "presets"])
+    cli.main()
+    assert "cifar10/lewel_b" in capsys.readouterr().out

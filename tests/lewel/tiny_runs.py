@@ -1,0 +1,63 @@
+"""Runs of a few steps on the embedded set, whole or killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lewel import checkpoint, log
+from lewel.config import Data, Encoder, Heads, Method, Optim, Train
+from lewel.train import Session, prepare, train
+
+TINY = Train(
+    data=Data(image_size=32, embedded_train=48, embedded_test=16, batch_size=16),
+    encoder=Encoder("tiny", stem="small2"),
+    heads=Heads(hidden=16, num_maps=8, num_groups=2),
+    method=Method(queue=32, split_bn=2),
+    optim=Optim(lr=0.5, warmup_epochs=1),
+    epochs=3,
+    log_every=1,
+    backend="reference",
+)
+METHODS = {
+    "lewel_m": TINY.method,
+    "lewel_b-eman": Method(loss="byol", target="eman", momentum_schedule="cosine"),
+}
+
+
+def run_in(folder: Path, run: Train, *, epochs: int | None = None, resume: Path | None = None) -> Session:
+    """Trains run in folder, killed after epochs where given."""
+    session = prepare(run, folder)
+    if epochs is None:
+        train(session, resume)
+        return session
+    save, done = checkpoint.save, []
+
+    def save_then_die(*arguments, **keywords):
+        path = save(*arguments, **keywords)
+        done.append(path)
+        if len(done) == epochs:
+            raise KeyboardInterrupt
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(session, resume)
+    return session
+
+
+def weights(session: Session) -> dict[str, torch.Tensor]:
+    return session.method.state_dict()
+
+
+def assert_same(first: Session, second: Session) -> None:
+    for key, value in weights(first).items():
+        other = weights(second)[key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+
+
+def losses_of(session: Session) -> list[float]:
+    return [record["loss"] for record in log.read(session.folder / "log.jsonl") if record["kind"] == "step"]
