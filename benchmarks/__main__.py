@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from . import aligned_loss, machine, overhead, report, results, session
+from . import aligned_loss, machine, overhead, report, results, session, step
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     plots = commands.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")
     plots.add_argument("--check", action="store_true", help="write nothing; fail where a document disagrees with data")
     plots.set_defaults(call=run_plot)
+    step.add_options(_command(commands, "step", run_steps, "whole training steps: the op, eager lines, no branch"))
     options = parser.parse_args(arguments)
     if "device" in options:
         _check_device(parser, options.device)
@@ -160,6 +161,22 @@ def run_plot(options: argparse.Namespace) -> int:
 def run_session(options: argparse.Namespace) -> int:
     parts = {"check": session.check, "report": session.report}[options.command](options.device)
     return session.run(parts, options.device)
+
+
+def run_steps(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("step", options.device, quiet_machine(options.device))
+    for case in step.cases(options):
+        try:
+            rows = step.measure(case, options.method, options.seconds)
+        except torch.OutOfMemoryError as error:
+            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+            continue
+        step.print_case(rows)
+        if not options.no_record:
+            recorder.append(rows)
+    print(step.PAPER)
+    if not options.no_record:
+        print(f"\nAppended to {recorder.path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""A whole training step: what the aligned branch costs a method, and what the fused op saves of it."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import footprint, timing
+from .report import MIB
+from .training import ENCODERS, METHODS, OPS, PRECISIONS, Candidate, Case, make_views
+
+BASELINES = {"lewel_m": "moco_v2", "lewel_b": "byol"}  # the same without the aligned branch
+PAPER = """
+The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
+  LEWEL_M 0.7 % over MoCo v2 (1222 s, 1213 s), LEWEL_B 4.4 % over BYOL (1191 s, 1141 s)"""
+
+
+@dataclass
+class Row:
+    """One method with one aligned op. Milliseconds, bytes, percent; None is what does not apply or was not found out.
+
+    With a problem there is neither speed-up nor overhead.
+    """
+
+    case: Case
+    method: str
+    variant: str  # a key of OPS, or "no branch"
+    backend: str | None  # of lewel_kernels, where the variant runs one
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+    images_per_second: float
+    peak_bytes: int | None
+    overhead: float | None = None  # of the aligned branch over the baseline without it
+    speedup: float | None = None  # of the whole step, against the variant eager
+    problem: str | None = None
+
+
+def find_problem(case: Case, ours: Candidate, base: Candidate, first: Tensor, second: Tensor) -> str | None:
+    """Takes the first step of both; a sentence where their losses or their gradients differ, else None.
+
+    The gradients are the sharper test: they see the maps' backward, and a loss behind BN hardly sees a wrong pooling
+    (plain GAP changes it by 1e-4). In fp32 a right op is up to 3e-4 away (one ReLU that flips), one whose maps get no
+    gradient 6e-3 at least. In 16 bits eager rounds what it pools, which alone makes 3e-2; GAP is at 1e-1.
+    """
+    loss_bound, gradient_bound = (1e-5, 2e-3) if case.precision == "fp32" else (2e-4, 6e-2)
+    loss, expected = ours.step(first, second).item(), base.step(first, second).item()
+    if not abs(loss - expected) <= loss_bound * abs(expected):  # so that a NaN fails
+        return f"the loss of its first step is {loss:.6f}, that of eager is {expected:.6f}"
+    truth = base.gradient()
+    distance = ((ours.gradient() - truth).norm() / truth.norm()).item()
+    if not distance <= gradient_bound:
+        return f"the gradient of its first step is {distance:.1e} away from that of eager (allowed {gradient_bound})"
+    return None
+
+
+def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
+    """A row for each method, two where it has the aligned branch; all of them interleaved for ``seconds``."""
+    views = make_views(case)
+    candidates = {
+        (method, variant): Candidate(case, method, variant)
+        for method in methods
+        for variant in (OPS if METHODS[method].aligned else ("no branch",))
+    }
+    problems = {
+        (method, "fused"): find_problem(case, candidates[method, "fused"], candidates[method, "eager"], *views[0])
+        for method in methods
+        if METHODS[method].aligned
+    }
+    calls = {
+        key: timing.taking_turns([functools.partial(candidate.step, *pair) for pair in views])
+        for key, candidate in candidates.items()
+    }
+    times = timing.interleave(calls, case.device, seconds)
+    rows = []
+    for (method, variant), candidate in candidates.items():
+        own, problem = times[method, variant], problems.get((method, variant))
+        p20, p50, p80 = (1e3 * q for q in timing.quantiles(own))
+        row = Row(
+            case, method, variant, candidate.backend(*views[0]), p20, p50, p80, len(own), 1e3 * case.batch / p50,
+            footprint.peak_bytes(calls[method, variant], case.device), problem=problem,
+        )  # fmt: skip
+        base = times.get((BASELINES.get(method, ""), "no branch"))
+        if base and problem is None:
+            row.overhead = 100 * (timing.ratio(own, base) - 1)
+        if variant == "fused" and problem is None:
+            row.speedup = timing.ratio(times[method, "eager"], own)
+        rows.append(row)
+    return rows
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--encoder", choices=ENCODERS, help="default: resnet50 on a GPU, tiny on the CPU")
+    command.add_argument("--image-size", type=_positive, help="default: 224, tiny 32; from 128 on with the 7x7 stem")
+    command.add_argument("--batch", type=_positive, help="images of a step; default: 128")
+    command.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: what the trainer calls auto")
+    command.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="default: all")
+    command.add_argument("--seconds", type=float, default=60.0, help="time spent on each precision")
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for, one for each precision."""
+    from lewel import train
+
+    device = torch.device(options.device)
+    encoder = options.encoder or ("tiny" if device.type == "cpu" else "resnet50")
+    size = options.image_size or (32 if encoder == "tiny" else 224)
+    precisions = options.precision or [train.precision_on(device)]
+    return [Case(encoder, size, options.batch or 128, precision, options.device) for precision in precisions]
+
+
+def print_case(rows: list[Row]) -> None:
+    """The case and a line for each row."""
+    print(
+        f"\n{rows[0].case}, {rows[0].samples} rounds\n"
+        f"  {'method':<9}{'aligned op':<12}{'backend':<11}{'ms p50':>9} [{'p20':>8} {'p80':>8}]  images/s  peak MiB"
+        "  aligned branch costs  step x eager"
+    )
+    for row in rows:
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / MIB:.0f}"
+        cost = "" if row.overhead is None else f"{row.overhead:+.1f} % of {BASELINES[row.method]}"
+        speedup = "no speed-up" if row.problem else "" if row.speedup is None else f"{row.speedup:.3f}"
+        print(
+            f"  {row.method:<9}{row.variant:<12}{row.backend or '':<11}{row.p50:9.2f} [{row.p20:8.2f} {row.p80:8.2f}]"
+            f"{row.images_per_second:>10.1f}{peak:>10}{cost:>22}{speedup:>14}".rstrip()
+        )
+    for row in rows:
+        if row.problem:
+            print(f"  {row.method}, {row.variant}: {row.problem}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)

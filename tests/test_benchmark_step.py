@@ -1,0 +1,159 @@
+"""Timed training steps: rows, the refusal of wrong ones, and that each variant runs the code it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import lewel_kernels
+from benchmarks import __main__, results, step, training
+from benchmarks.step import find_problem, measure
+from benchmarks.training import Candidate, Case, make_views
+from lewel import train
+
+CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
+PAIRS = [("lewel_m", "eager"), ("lewel_m", "fused"), ("lewel_b", "eager"), ("lewel_b", "fused")]
+
+
+def without_gradient_of_the_maps(features: Tensor, weight: Tensor, **options) -> Tensor:
+    """Right forward, wrong backward: the loss cannot tell."""
+    options["pixels"] = options["pixels"].detach()
+    return lewel_kernels.functional.fused_align_aggregate(features, weight.detach(), **options)
+
+
+def average(features: Tensor, weight: Tensor, *, num_groups: int, **options) -> Tensor:
+    """Global average pooling in place of the maps, as if they were flat."""
+    return features.float().mean((2, 3)).unsqueeze(1).repeat(1, len(weight) // num_groups, 1)
+
+
+def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], list[float]]) -> None:
+    """Steps take these seconds; nothing is run for the memory either."""
+    monkeypatch.setattr(step.timing, "interleave", lambda calls, *_: {key: times[key] for key in calls})
+    monkeypatch.setattr(step.footprint, "peak_bytes", lambda *_: 3 << 20)
+
+
+def test_every_method_and_variant_is_a_recorded_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(__main__.machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(["step", "--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"])
+    assert not exit.value.code
+    (device,) = results.devices()
+    rows = results.latest(device, "step")
+    assert [(row["method"], row["variant"]) for row in rows] == [
+        ("moco_v2", "no branch"), *PAIRS[:2], ("byol", "no branch"), *PAIRS[2:]
+    ]  # fmt: skip
+    for row in rows:
+        aligned, fused = row["variant"] != "no branch", row["variant"] == "fused"
+        assert row["problem"] is None
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
+        assert row["images_per_second"] == pytest.approx(8000 / row["p50"])
+        assert row["samples"] >= 5
+        assert (row["overhead"] is not None) == aligned
+        assert (row["speedup"] is not None) == fused
+        assert (row["backend"] in lewel_kernels.BACKENDS) == fused
+        assert row["case"] == {"encoder": "tiny", "image_size": 16, "batch": 8, "precision": "fp32", "device": "cpu"}
+    assert "LEWEL_B 4.4 % over BYOL" in capsys.readouterr().out
+
+
+def test_overhead_and_speed_up_are_medians_of_the_rounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_times(
+        monkeypatch,
+        {
+            ("moco_v2", "no branch"): [1.0, 2.0, 4.0],  # the machine slows down, all alike
+            ("lewel_m", "eager"): [1.5, 3.0, 6.0],
+            ("lewel_m", "fused"): [1.2, 2.4, 12.0],
+        },
+    )
+    base, eager, fused = measure(CASE, ["moco_v2", "lewel_m"], seconds=0)
+    assert (base.overhead, base.speedup) == (None, None)
+    assert eager.overhead == pytest.approx(50)
+    assert eager.speedup is None
+    assert fused.overhead == pytest.approx(20)
+    assert fused.speedup == pytest.approx(1.25)
+    assert fused.p50 == pytest.approx(2400)
+    assert fused.images_per_second == pytest.approx(8 / 2.4)
+    step.print_case([base, eager, fused])
+    assert "+20.0 % of moco_v2         1.250" in capsys.readouterr().out
+
+
+def test_without_its_baseline_a_method_has_no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_times(monkeypatch, {("lewel_m", name): [1.0, 1.0] for name in ("eager", "fused")})
+    assert [row.overhead for row in measure(CASE, ["lewel_m"], seconds=0)] == [None, None]
+
+
+@pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
+@pytest.mark.parametrize("wrong", [average, without_gradient_of_the_maps])
+def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
+    wrong, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(training.OPS, "fused", wrong)
+    baseline = step.BASELINES[method]
+    fake_times(
+        monkeypatch,
+        {(baseline, "no branch"): [1.0, 1.0], (method, "eager"): [2.0, 2.0], (method, "fused"): [1.5, 1.5]},
+    )
+    rows = measure(CASE, [baseline, method], seconds=0)
+    assert [row.problem is None for row in rows] == [True, True, False]
+    assert rows[1].overhead == pytest.approx(100)
+    assert (rows[2].overhead, rows[2].speedup) == (None, None)
+    step.print_case(rows)
+    printed = capsys.readouterr().out
+    assert "no speed-up" in printed
+    assert f"{method}, fused: the " in printed
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-3), ("bf16", 6e-2)])
+@pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
+def test_right_steps_stay_well_inside_the_bounds(method: str, precision: str, bound: float) -> None:
+    case = Case("tiny", image_size=32, batch=16, precision=precision)
+    fused, eager = Candidate(case, method, "fused"), Candidate(case, method, "eager")
+    assert find_problem(case, fused, eager, *make_views(case)[0]) is None
+    assert (fused.gradient() - eager.gradient()).norm() < 0.7 * bound * eager.gradient().norm()
+
+
+def test_each_variant_runs_its_own_code_and_leaves_the_op_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def counted(name: str):
+        own = training.OPS[name]
+
+        def op(*args, **options):
+            called.append(name)
+            return own(*args, **options)
+
+        return op
+
+    before = lewel_kernels.fused_align_aggregate
+    for name in training.OPS:
+        monkeypatch.setitem(training.OPS, name, counted(name))
+    views = make_views(CASE)[0]
+    for method, variant in PAIRS:
+        called.clear()
+        Candidate(CASE, method, variant).step(*views)
+        assert set(called) == {variant}
+        assert lewel_kernels.fused_align_aggregate is before
+    called.clear()
+    for method in ("moco_v2", "byol"):
+        Candidate(CASE, method, "no branch").step(*views)
+    assert not called
+
+
+def test_the_step_is_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[dict] = []
+    own = train.take_step
+    monkeypatch.setattr(train, "take_step", lambda *args, **options: taken.append(options) or own(*args, **options))
+    candidate = Candidate(CASE, "lewel_m", "fused")
+    before = [p.detach().clone() for p in candidate.method.parameters() if p.requires_grad]
+    candidate.step(*make_views(CASE)[0])
+    assert len(taken) == 1
+    after = [p for p in candidate.method.parameters() if p.requires_grad]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.ndim > 1)
+    assert candidate.method.queue.pointer == 8
