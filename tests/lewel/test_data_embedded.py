@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lewel.data import embedded
+from lewel.config import Data
+from lewel.data import build, embedded
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,27 @@ def test_no_handwriting_is_in_both_splits():
     assert len(train) + len(test) == 1797
     assert not {glyph.numpy().tobytes() for glyph in train} & {glyph.numpy().tobytes() for glyph in test}
     assert len(np.unique(train_digits)) == len(np.unique(test_digits)) == 10
+
+
+def test_every_split_is_made_of_its_own_handwriting(monkeypatch):
+    handwriting, asked = embedded.handwriting, []
+    monkeypatch.setattr(embedded, "handwriting", lambda split: asked.append(split) or handwriting(split))
+    sets = build(Data(embedded_train=20, embedded_test=10, image_size=32), seed=1)
+    assert asked == ["train", "test"]
+    for images, split, count in (
+        (sets.bank.images, "train", 20),
+        (sets.train.images, "train", 20),
+        (sets.test.images, "test", 10),
+    ):
+        assert torch.equal(images, embedded.compose(split, count, 32, seed=0).images)
+
+
+def test_labels_are_those_of_the_digits_drawn(monkeypatch):
+    """Digit d is a square whose side grows with d."""
+    glyphs = torch.zeros(10, embedded.GLYPH, embedded.GLYPH)
+    for digit in range(10):
+        glyphs[digit, 2 : 10 + 3 * digit, 2 : 10 + 3 * digit] = 1
+    monkeypatch.setattr(embedded, "handwriting", lambda split: (glyphs, np.arange(10)))
+    canvases = embedded.compose("train", 200, 64, seed=0)
+    side = canvases.masks.sum((1, 2)).double().sqrt()
+    assert np.corrcoef(side, canvases.labels)[0, 1] > 0.9

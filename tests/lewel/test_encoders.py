@@ -48,3 +48,12 @@ def test_gap_of_the_map_is_what_torchvision_classifies():
     encoder.load_state_dict({key: value for key, value in resnet.state_dict().items() if "fc." not in key})
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_convolutions_start_kaiming_normal_by_their_fan_out(name):
+    torch.manual_seed(0)
+    for module in encoders.build(Encoder(name)).modules():
+        if isinstance(module, torch.nn.Conv2d):
+            out, _, height, width = module.weight.shape
+            assert module.weight.std().item() == pytest.approx((2 / (out * height * width)) ** 0.5, rel=0.1)

@@ -55,6 +55,25 @@ def test_maps_and_pooling_come_from_the_pixel_rows():
     torch.testing.assert_close(got_pooled, pooled, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_are_those_of_the_formulas():
+    """Through the embedding and the pooling, to the features, both layers and the batch norm between them."""
+    head, features = coupled_head()
+    features.requires_grad_()
+    inputs = [features, *head.mlp.parameters()]
+    weigh = [torch.randn(N, K, dtype=torch.float64), torch.randn(N, K // G, C, dtype=torch.float64)]
+
+    rows = rows_by_hand(head, features)
+    maps = (torch.nn.functional.normalize(rows[:, 1:].transpose(1, 2), dim=1) / 0.3).softmax(-1)
+    groups = zip(maps.split(K // G, dim=1), features.flatten(2).split(C // G, dim=1), strict=True)
+    pooled = torch.cat([some @ channels.transpose(1, 2) for some, channels in groups], dim=2)
+
+    def gradients(z: Tensor, aligned: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((weigh[0] * z).sum() + (weigh[1] * aligned).sum(), inputs)
+
+    for ours, by_hand in zip(gradients(*head(features)), gradients(rows[:, 0], pooled), strict=True):
+        torch.testing.assert_close(ours, by_hand, rtol=1e-9, atol=1e-11)
+
+
 def test_running_statistics_count_every_row():
     head, features = coupled_head()
     head(features)

@@ -24,3 +24,11 @@ def test_accuracy_is_the_percentage_of_the_test_set():
     bank = torch.eye(3)
     test, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 1])
     assert knn.accuracy(bank, torch.arange(3), test, labels, 3) == pytest.approx(75.0)
+
+
+def test_two_hundred_neighbours_vote():
+    """30 of class 0 are nearest, 170 of class 1 come next, and a thousand of class 2 are just too far."""
+    counts, cosines = torch.tensor([30, 170, 1000]), torch.tensor([0.9, 0.89, 0.88])
+    cosine, labels = cosines.repeat_interleave(counts), torch.arange(3).repeat_interleave(counts)
+    bank = torch.stack([cosine, (1 - cosine**2).sqrt()], dim=1)
+    assert knn.accuracy(bank, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), 3) == 100.0

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_runs import assert_equal
 
 from lewel import losses, optim, watch
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
 from lewel.errors import LewelError
+from lewel.heads import MLP, CoupledHead, MoCoHead
 from lewel.method import Method as Model
 from lewel.method import Step
-from lewel.momentum import split_bn
+from lewel.momentum import follow, split_bn
 
 SWITCHES = {
     "moco_v2": Method(w_aligned=0.0),
@@ -29,7 +31,7 @@ def recipe(name: str, **changes) -> Train:
     return Train(
         data=Data(batch_size=8),
         encoder=Encoder("tiny", stem="small"),
-        heads=Heads(hidden=32, num_maps=16, num_groups=4),
+        heads=Heads(hidden=32, num_maps=16, num_groups=4, tau=0.7),
         method=replace(SWITCHES[name], queue=32, split_bn=2, **changes),
         optim=Optim(lr=0.1),
         backend="reference",
@@ -39,6 +41,15 @@ def recipe(name: str, **changes) -> Train:
 def model(name: str, **changes) -> Model:
     torch.manual_seed(0)
     return Model(recipe(name, **changes))
+
+
+def drifted(name: str, **changes) -> Model:
+    """A method whose online network has left its target, to which it is equal at the start."""
+    method = model(name, **changes)
+    with torch.no_grad():
+        for parameter in method.online.parameters():
+            parameter.add_(0.2 * parameter.abs().mean() * torch.randn_like(parameter))
+    return method
 
 
 def views() -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +78,26 @@ def test_switches_make_the_method(name):
     assert hasattr(method, "predictor") == (run.method.loss == "byol")
     assert hasattr(method, "aligned_predictor") == (run.method.name == "lewel_b")
     assert hasattr(method.online, "aligned_head") == run.method.aligned
+    head = CoupledHead if run.method.aligned else MoCoHead if name == "moco_v2" else MLP
+    for network in (method.online, method.target):
+        assert type(network.head) is head
+        if run.method.aligned:
+            assert (network.head.temperature, network.head.backend) == (0.7, "reference")
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_target_starts_as_a_copy(name):
+    method = model(name)
+    for mine, theirs in zip(method.target.parameters(), method.online.parameters(), strict=True):
+        assert mine is not theirs
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "byol"])
+def test_without_maps_the_head_reads_the_mean_over_positions(name):
+    network = model(name).online
+    features = network.encoder(views()[0])
+    torch.testing.assert_close(network(views()[0]).z, network.head(features.flatten(2).mean(2)))
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -92,15 +123,20 @@ def test_a_step_lowers_the_loss(name):
 
 @pytest.mark.parametrize("name", ["byol", "lewel_b"])
 def test_byol_losses_are_sums_over_both_directions_and_start_near_four(name):
-    method = model(name)
+    method = drifted(name)
     first, second = views()
     step = method(first, second, 0.9)
-    expected = 0.0
+    expected, aligned = 0.0, 0.0
     for query, key in ((first, second), (second, first)):
-        prediction = method.predictor(method.online(query).z)
-        expected += losses.byol_distance(prediction, method.target(key).z).item()
+        online, target = method.online(query), method.target(key)
+        expected += losses.byol_distance(method.predictor(online.z), target.z).item()
+        if name == "lewel_b":
+            predicted = method.aligned_predictor(online.aligned.flatten(0, 1)).unflatten(0, (8, 4))
+            aligned += losses.byol_distance(predicted, target.aligned).item()
     assert step.parts["global"].item() == pytest.approx(expected, rel=1e-4)
-    assert step.loss.item() == pytest.approx(4, abs=1)
+    if name == "lewel_b":
+        assert step.parts["aligned"].item() == pytest.approx(aligned, rel=1e-4)
+    assert model(name)(first, second, 0.9).loss.item() == pytest.approx(4, abs=1)
 
 
 def test_losses_are_weighed_by_w_aligned():
@@ -119,18 +155,36 @@ def test_target_follows_before_the_keys_with_infonce_and_after_the_optimizer_wit
     torch.testing.assert_close(method.target.head.mlp.out.weight, 0.75 * target + 0.25 * source)
 
 
-def test_keys_are_the_second_view_through_the_target_in_groups():
-    method = model("lewel_m")
+def test_keys_are_the_second_view_through_the_followed_target_in_groups():
+    method = drifted("lewel_m", temperature=0.13)
     first, second = views()
     reference = copy.deepcopy(method)
-    step = method(first, second, 0.9)
+    step = method(first, second, 0.6)
+    follow(reference.target, reference.online, 0.6, statistics=False)
     z, aligned = split_bn(reference.target, second, 2)
     torch.testing.assert_close(step.keys, z)
     query = reference.online(first)
-    expected = losses.aligned_info_nce(query.aligned, aligned, 0.2)
+    torch.testing.assert_close(step.z, query.z)
+    expected = losses.aligned_info_nce(query.aligned, aligned, 0.13)
     torch.testing.assert_close(step.parts["aligned"], expected)
-    expected = losses.info_nce(query.z, z, reference.queue.keys, 0.2)
+    expected = losses.info_nce(query.z, z, reference.queue.keys, 0.13)
     torch.testing.assert_close(step.parts["global"], expected)
+
+
+def test_a_symmetric_step_is_the_sum_of_both_directions_with_one_target():
+    method = drifted("lewel_m-symmetric")
+    first, second = views()
+    reference = copy.deepcopy(method)
+    step = method(first, second, 0.6)
+    follow(reference.target, reference.online, 0.6, statistics=False)
+    keys, parts = [], {"global": 0.0, "aligned": 0.0}
+    for query, key in ((first, second), (second, first)):
+        online, (z, aligned) = reference.online(query), split_bn(reference.target, key, 2)
+        parts["global"] += losses.info_nce(online.z, z, reference.queue.keys, 0.2)
+        parts["aligned"] += losses.aligned_info_nce(online.aligned, aligned, 0.2)
+        keys.append(z)
+    torch.testing.assert_close(step.keys, torch.cat(keys))
+    torch.testing.assert_close(step.parts, parts)
 
 
 @pytest.mark.parametrize(("name", "added"), [("lewel_m", 8), ("lewel_m-symmetric", 16)])
@@ -162,7 +216,8 @@ def test_predictors_have_no_momentum_copy():
 
 
 def test_spread_of_embeddings_is_one_on_the_sphere_and_zero_when_collapsed():
-    assert watch.spread_of(torch.randn(4096, 64)) == pytest.approx(1, abs=0.02)
+    for width in (16, 64, 256):
+        assert watch.spread_of(torch.randn(4096, width)) == pytest.approx(1, abs=0.03)
     assert watch.spread_of(torch.ones(64, 64) * torch.rand(64, 1)) == pytest.approx(0, abs=1e-6)
 
 
@@ -181,6 +236,21 @@ def test_map_statistics_of_uniform_maps(monkeypatch):
     pooled = features.mean((2, 3)).unsqueeze(1).expand(-1, 2, -1)
     monkeypatch.setattr(watch, "maps_of", lambda method, images: (uniform, pooled, features))
     assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
+
+
+def test_maps_are_those_of_the_online_network_in_eval_mode():
+    method, images = drifted("lewel_b"), views()[0]
+    before = copy.deepcopy(method.state_dict())
+    maps, pooled, features = watch.maps_of(method, images)
+    assert all(module.training for module in method.modules())
+    assert_equal(method.state_dict(), before)  # no batch statistics were taken
+    method.eval()
+    with torch.no_grad():
+        expected = method.online.encoder(images)
+        torch.testing.assert_close(features, expected)
+        expected_maps, expected_pooled = method.online.head.maps(expected)
+    torch.testing.assert_close(maps.flatten(2), expected_maps)
+    torch.testing.assert_close(pooled, expected_pooled)
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused():

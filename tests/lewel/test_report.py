@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import assert_same
 
-from lewel import data, report
+from lewel import data, figures, report, watch
 from lewel.errors import LewelError
 
 
@@ -35,3 +40,29 @@ def test_a_picture_that_is_none_is_a_sentence(tmp_path, finished):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(LewelError, match=r"cannot read .*text\.png as an image"):
         report.draw_maps(finished.folder, [tmp_path / "text.png"], tmp_path / "maps.png")
+
+
+def test_speed_is_images_over_the_seconds_of_training(finished):
+    session = dataclasses.replace(finished, seconds=2.0)
+    assert "72 images/s, 2 s" in report.summary(session)  # 3 epochs of 3 steps of 16 images
+
+
+def test_the_best_map_is_measured_on_other_images_than_it_was_chosen_on(finished, monkeypatch):
+    """Map 1 is best on the even images, and all its mass lies outside the boxes of the odd ones."""
+    left = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) / 2
+    maps = torch.stack([torch.full((2, 2), 0.25), left]).repeat(16, 1, 1, 1)  # [N, K, h, w]
+    maps[1::2, 1] = left.flip(1)
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 32.0]]).repeat(16, 1)  # the left half
+    session = dataclasses.replace(finished, sets=dataclasses.replace(finished.sets, test_boxes=boxes))
+    monkeypatch.setattr(watch, "maps_of", lambda *_: (maps, None, None))
+    assert report.mass_in_boxes(session) == pytest.approx((50, 0, 50))
+
+
+def test_pictures_are_of_test_images_at_equal_distances(finished, tmp_path, monkeypatch):
+    """A folder's are in the order of their classes."""
+    shown = []
+    monkeypatch.setattr(figures, "alignment_maps", lambda path, images, maps, boxes, **_: shown.extend((images, boxes)))
+    shutil.copy(finished.folder / "log.jsonl", tmp_path)
+    report.write(dataclasses.replace(finished, folder=tmp_path))
+    assert torch.equal(shown[0], finished.sets.test[np.arange(0, 16, 2)][0])
+    assert torch.equal(shown[1], finished.sets.test_boxes[::2])

@@ -49,3 +49,9 @@ def test_a_run_scales_lr_with_the_batch_and_counts_steps_over_all_epochs():
     lr, momentum = rates(run, 9 * STEPS + 800, STEPS)
     assert lr == pytest.approx(3.6 * (9 * STEPS + 801) / (10 * STEPS))
     assert momentum == pytest.approx(0.98045505, abs=5e-9)
+
+
+def test_cosine_momentum_starts_at_m_and_would_end_at_one():
+    assert target_momentum(0, start=0.98, schedule="cosine", total_steps=10) == 0.98
+    assert target_momentum(10, start=0.98, schedule="cosine", total_steps=10) == 1
+    assert target_momentum(5, start=0.98, schedule="cosine", total_steps=10) == pytest.approx(0.99)

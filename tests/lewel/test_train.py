@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import TINY, assert_same, losses_of, run_in
+from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
-from lewel import checkpoint, log, recipe, watch
+from lewel import checkpoint, knn, log, recipe, watch
 from lewel.config import Optim, Train
+from lewel.data import augment
 from lewel.errors import LewelError
 from lewel.method import Method as Model
-from lewel.train import prepare, train
+from lewel.train import knn_accuracy, prepare, train
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -76,6 +78,77 @@ def test_run_folder_tells_the_whole_story(finished):
         *("z_std", "images_per_s", "data_wait"),
     }
     assert set(records[-1]) == {"kind", "step", "epoch", "seconds", "knn", "map_entropy", "map_spread"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loop_is_these_steps(name, tmp_path):
+    """Four steps over two epochs, by hand but for the method itself: data, schedules, SGD, order."""
+    run = replace(
+        TINY,
+        seed=3,
+        epochs=2,
+        data=replace(TINY.data, embedded_train=32),
+        method=replace(METHODS[name], momentum=0.9),
+        optim=Optim(lr=0.5, weight_decay=0.01, decay_all=False, warmup_epochs=1),
+    )
+    session = run_in(tmp_path, run)
+    images = session.sets.bank.images
+    torch.manual_seed(3)
+    method = Model(run).to(memory_format=torch.channels_last)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    velocity = [torch.zeros_like(p) for p in trained]
+    peak = 0.5 * 16 / 256
+    lrs = [peak / 2, peak, peak, peak / 2]  # two steps up, then half a cosine of two
+    momenta = [0.9 + 0.1 * (0.5 - 0.5 * math.cos(math.pi * step / 4)) for step in range(4)]
+    for step, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
+        epoch, batch = divmod(step, 2)
+        indices = np.random.default_rng([3, epoch]).permutation(32)[16 * batch : 16 * (batch + 1)]
+        first, second = (
+            augment.apply(images[indices], augment.draw(run.data.augmentation, 32, view, 3, epoch, indices))
+            for view in (0, 1)
+        )
+        m = momentum if run.method.momentum_schedule == "cosine" else 0.9
+        first, second = (x.to(memory_format=torch.channels_last) for x in (first, second))
+        outcome = method(first, second, m)
+        grads = torch.autograd.grad(outcome.loss, trained)
+        with torch.no_grad():
+            for p, g, v in zip(trained, grads, velocity, strict=True):
+                v.mul_(0.9).add_(g.add(p, alpha=0.01) if p.ndim > 1 else g)
+                p.add_(v, alpha=-lr)
+        method.finish(outcome, m)
+    assert_equal(method.state_dict(), weights(session))
+    assert session.method.online.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_bank(tmp_path, monkeypatch):
+    session, seen = prepare(TINY, tmp_path), []
+    with torch.no_grad():
+        for parameter in session.method.online.parameters():  # to tell it from the target
+            parameter.mul_(1.1)
+    monkeypatch.setattr(knn, "accuracy", lambda *arguments: seen.append(arguments) or 50.0)
+    before = copy.deepcopy(weights(session))
+    assert knn_accuracy(session) == 50.0
+    assert all(module.training for module in session.method.modules())
+    assert_equal(weights(session), before)  # no batch statistics were taken
+    encoder = session.method.online.encoder.eval()
+    (*arguments, classes), sets = seen[0], session.sets
+    for images, features, labels in ((sets.bank, *arguments[:2]), (sets.test, *arguments[2:])):
+        pixels, expected = images[np.arange(len(images))]
+        with torch.no_grad():
+            torch.testing.assert_close(features, encoder(pixels).mean((2, 3)))
+        assert torch.equal(labels, expected)
+    assert classes == 10
+
+
+def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, monkeypatch):
+    values = iter([20.0, 12.0, 30.0, 40.0])  # raw pixels, untrained, epoch 2, epoch 3
+    widths = []
+    monkeypatch.setattr(knn, "accuracy", lambda bank, *_: widths.append(bank.shape[1]) or next(values))
+    run_in(tmp_path, replace(TINY, knn_every=2))
+    records = log.read(tmp_path / "log.jsonl")
+    assert widths == [3 * 32 * 32, 256, 256, 256]
+    assert (records[0]["knn_pixels"], records[0]["knn_untrained"]) == (20, 12)
+    assert [(record["epoch"], record["knn"]) for record in records if record["kind"] == "epoch"] == [(2, 30), (3, 40)]
 
 
 CALM = r"lower --optim\.lr or a longer --optim\.warmup-epochs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,13 @@ def weights(session: Session) -> dict[str, torch.Tensor]:
 
 
 def assert_same(first: Session, second: Session) -> None:
-    for key, value in weights(first).items():
-        other = weights(second)[key]
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+    assert_equal(weights(first), weights(second))
+
+
+def assert_equal(state: dict[str, Any], other: dict[str, Any]) -> None:
+    """Bitwise, for what state_dict gives."""
+    for key, value in state.items():
+        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
 
 
 def losses_of(session: Session) -> list[float]:
