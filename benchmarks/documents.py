@@ -20,6 +20,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "speed": tables.speed,
     "memory": tables.memory,
     "overhead": tables.overhead,
+    "step": tables.step,
     "predictions": performance.predictions,
     "passes": performance.passes,
     "saved": performance.saved,

@@ -141,8 +141,8 @@ def memory(records: list[Record]) -> Figure:
 def scaling(records: list[Record]) -> Figure:
     """Milliseconds of forward + backward as one size grows, with the floor."""
     rows = [row for row in _rows(records) if row.mode == BOTH]
-    axes_of = {"N": "images N", "P": "positions P", "K": "maps K", "D": "projected channels D"}
-    figure = Figure(figsize=(8.5, 6.4), layout="constrained")
+    axes_of = {"N": "images N", "P": "positions P", "K": "maps K", "D": "pixel channels D"}
+    figure = Figure(figsize=(9.5, 6.8), layout="constrained")
     for axis, (size, title) in zip(figure.subplots(2, 2).flat, axes_of.items(), strict=True):
         mine = [row for row in rows if row.case.axis == size]
         if not mine:
@@ -158,6 +158,6 @@ def scaling(records: list[Record]) -> Figure:
         axis.set_xticks(ticks := [x for x, _ in floors], [str(x) for x in ticks], minor=False)
         s = mine[0].case.shape
         fixed = {"N": f"N={s.N}", "P": f"{s.H}x{s.W}", "K": f"K={s.K}", "D": f"D={s.D}", "C": f"C={s.C}"}
-        axis.set_title(f"ms against {title}   ({' '.join(v for k, v in fixed.items() if k != size)})")
+        axis.set_title(f"ms against {title}  ({' '.join(v for k, v in fixed.items() if k != size)})")
     figure.axes[0].legend(fontsize=8)
     return figure

@@ -38,7 +38,7 @@ class Part:
 def check(device: str) -> list[Part]:
     """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
     gpu = torch.device(device).type == "cuda"
-    tests = ("-m", "pytest", "tests", "-k", "op", "--device", device, "-q", *(["--large"] if gpu else []))
+    tests = ("-m", "pytest", "tests", "-k", "test_op_", "--device", device, "-q", *(["--large"] if gpu else []))
     return [
         Part("tests", 3.5, tests),
         *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
@@ -53,7 +53,7 @@ def report(device: str) -> list[Part]:
     return [
         Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
         Part("loss", 0.8, ("-m", "benchmarks", "loss", "--device", device)),
-        Part("step", 3.5, ("-m", "benchmarks", "step", "--device", device)),
+        Part("step", 3.5, ("-m", "benchmarks", "step", "--seconds", "30", "--device", device)),
         Part("scaling", 4.0, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.3", "--minutes", "3.6",
                               "--provider", "eager", "compile", *kernels, "--device", device)),
     ]  # fmt: skip

@@ -128,3 +128,22 @@ def overhead(device: str) -> str:
     sizes = {r["case"]["shape"]["name"]: r["case"]["shape"] for r in records}
     about = "; ".join(f"{n}: N={s['N']} C={s['C']} D={s['D']} K={s['K']} {s['H']}x{s['W']}" for n, s in sizes.items())
     return f"{about}. {circumstances(records)}.\n\n" + markdown(header, lines)
+
+
+def step(device: str) -> str:
+    """Milliseconds of a training step of each method, what its aligned branch costs and what the fused op saves."""
+    records = results.latest(device, "step")
+    if not records:
+        raise ValueError(f"there are no results of step on {device}")
+    lines = []
+    for r in records:
+        cost = "" if r["overhead"] is None else f"{r['overhead']:+.1f} %"
+        speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
+        peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MIB:.0f}"
+        op = r["variant"] + (f" ({r['backend']})" if r["backend"] else "")
+        lines.append([r["method"], r["case"]["precision"], op, f"{r['p50']:.1f}", f"{r['images_per_second']:.0f}",
+                      peak, cost, speedup])  # fmt: skip
+    c = records[0]["case"]
+    header = ["method", "precision", "aligned op", "ms", "images/s", "peak MiB", "aligned branch costs", "step x eager"]
+    about = f"{c['encoder']} at {c['image_size']}, batch {c['batch']}. {circumstances(records)}."
+    return f"{about}\n\n" + markdown(header, lines)

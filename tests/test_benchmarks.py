@@ -280,3 +280,19 @@ def test_the_heap_keeps_what_is_freed() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     first, *_, last = map(int, run.stdout.split())
     assert first > 1000 > 100 > last
+
+
+def test_pytest_benchmarks(tmp_path: Path) -> None:
+    """`pytest benchmarks`: a benchmark for each provider and mode, grouped by shape."""
+    stored = tmp_path / "run.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
+    command += ["-k", "small-fp32 and (eager or reference)", "--benchmark-json", str(stored)]
+    command += ["--benchmark-max-time", "0.01", "--benchmark-min-rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(stored.read_text())["benchmarks"]
+    assert {(b["group"].rsplit(", ", 1)[1], b["params"]["mode"]) for b in found} == {(mode, mode) for mode in MODES}
+    assert sorted(b["name"] for b in found) == sorted(
+        f"test_quick[{name}-small-fp32-{mode}]" for name in ("eager", "reference") for mode in MODES
+    )
+    assert all(b["group"].startswith("small (N=32") and b["extra_info"]["least_bytes"] > 0 for b in found)
