@@ -88,6 +88,8 @@ def _check_augmentation(data: Data) -> None:
 def _check_data(data: Data) -> None:
     if data.batch_size < 2:
         raise LewelError("data.batch_size must be at least 2: one image has nothing to contrast with, nor statistics")
+    if data.image_size < 2:
+        raise LewelError("data.image_size must be at least 2: an image of one pixel can be neither cropped nor blurred")
     if data.name == "embedded":
         if data.embedded_test < 2:
             raise LewelError(

@@ -1,6 +1,7 @@
 """Images in folders: layout, errors as sentences, unreadable files."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lewel.config import Data
+from lewel.config import Augmentation, Data
 from lewel.data import TrainLoader, build, eval_batches
-from lewel.data.reference import fit
+from lewel.data.loader import BatchKey
+from lewel.data.reference import View, fit
 from lewel.errors import LewelError
 
 
@@ -69,6 +71,16 @@ class TestLayout:
         columns_a_pixel = (fitted[16, 28] - fitted[16, 3]) / 25 / 255 * (given[0] - 1)
         assert 32 * columns_a_pixel == pytest.approx(shown, rel=0.08)
         assert fitted[16, 15:17].mean() == pytest.approx(127.5, abs=4)
+
+    def test_views_of_files_are_the_reference_for_each_view(self, root):
+        augmentation = Augmentation(crop_scale=(0.5, 1.0))
+        sets = build(replace(config(root), augmentation=augmentation), seed=4)
+        got = sets.train[BatchKey(epoch=1, indices=np.array([7, 2]))]
+        for view, images in enumerate((got.first, got.second)):
+            one = View(augmentation, 32, view)
+            expected = [one(sets.train.split.load(i)[0], seed=4, epoch=1, index=i) for i in (7, 2)]
+            assert torch.equal(images, torch.stack(expected))
+        assert got.indices.tolist() == [7, 2]
 
 
 class TestSentences:

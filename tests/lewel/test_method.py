@@ -139,6 +139,15 @@ def test_byol_losses_are_sums_over_both_directions_and_start_near_four(name):
     assert model(name)(first, second, 0.9).loss.item() == pytest.approx(4, abs=1)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_networks_run_in_the_precision_and_the_aligned_branch_in_float32(precision, dtype):
+    method = Model(replace(recipe("lewel_m"), precision=precision))
+    with method.autocast():
+        z, aligned = method.online(views()[0])
+    assert z.dtype == dtype
+    assert aligned.dtype == torch.float32
+
+
 def test_losses_are_weighed_by_w_aligned():
     step = model("lewel_b", w_aligned=0.3)(*views(), 0.9)
     assert step.loss.item() == pytest.approx(0.7 * step.parts["global"].item() + 0.3 * step.parts["aligned"].item())

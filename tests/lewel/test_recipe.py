@@ -103,6 +103,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(
             Train(data=Data(batch_size=1), method=Method(loss="byol")), "batch_size must be at least 2", id="one-image"
         ),
+        pytest.param(Train(data=Data(image_size=1), method=Method(w_aligned=0)), "image_size must be at", id="pixel"),
         pytest.param(
             Train(data=Data(in_memory=True)), "data.in_memory says nothing about the embedded images", id="in-memory"
         ),
