@@ -88,21 +88,17 @@ class Candidate:
         with mock.patch.object(lewel_kernels, "fused_align_aggregate", op or self.op):
             return self.take(first, second).loss.detach()
 
-    def backend(self, first: Tensor, second: Tensor) -> str | None:
-        """The backend that the op chooses in a step, which this takes; None for eager and without the branch."""
-        chosen: list[str | None] = []
+    def first_call(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]] | None:
+        """Features, weight and options that a step, which this takes, first hands the op; None without the branch."""
+        seen: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
 
-        def spy(*args: Any, **kwargs: Any) -> Tensor:
-            chosen.append(lewel_kernels.explain(*args, **kwargs).backend)
-            return OPS["fused"](*args, **kwargs)
+        def spy(features: Tensor, weight: Tensor, **options: Any) -> Tensor:
+            seen.append((features.detach(), weight.detach(), options | {"pixels": options["pixels"].detach()}))
+            return OPS["eager"](features, weight, **options)
 
-        if self.op is OPS["fused"]:
+        if self.op is not None:
             self.step(first, second, spy)
-        return chosen[0] if chosen else None
-
-    def gradient(self) -> Tensor:
-        """All gradients of the last step in one vector."""
-        return torch.cat([p.grad.flatten() for p in self.method.parameters() if p.grad is not None])
+        return seen[0] if seen else None
 
 
 def make_views(case: Case) -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
-from benchmarks import __main__, results, step, training
+from benchmarks import __main__, machine, results, step, training
 from benchmarks.step import find_problem, measure
 from benchmarks.training import Candidate, Case, make_views
 from lewel import train
@@ -19,14 +20,15 @@ PAIRS = [("lewel_m", "eager"), ("lewel_m", "fused"), ("lewel_b", "eager"), ("lew
 
 
 def without_gradient_of_the_maps(features: Tensor, weight: Tensor, **options) -> Tensor:
-    """Right forward, wrong backward: the loss cannot tell."""
-    options["pixels"] = options["pixels"].detach()
-    return lewel_kernels.functional.fused_align_aggregate(features, weight.detach(), **options)
+    """Right forward, and a backward that misses half: the loss cannot tell."""
+    half = torch.where(torch.rand_like(options["pixels"]) < 0.5, options["pixels"], options["pixels"].detach())
+    return lewel_kernels.functional.fused_align_aggregate(features, weight, **(options | {"pixels": half}))
 
 
 def average(features: Tensor, weight: Tensor, *, num_groups: int, **options) -> Tensor:
     """Global average pooling in place of the maps, as if they were flat."""
-    return features.float().mean((2, 3)).unsqueeze(1).repeat(1, len(weight) // num_groups, 1)
+    pooled = features.float().mean((2, 3)).unsqueeze(1).repeat(1, len(weight) // num_groups, 1)
+    return pooled + 0 * (weight.sum() + options["pixels"].sum())
 
 
 def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], list[float]]) -> None:
@@ -39,7 +41,7 @@ def test_every_method_and_variant_is_a_recorded_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(__main__.machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
     with pytest.raises(SystemExit) as exit:
         __main__.main(["step", "--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"])
     assert not exit.value.code
@@ -90,9 +92,10 @@ def test_without_its_baseline_a_method_has_no_overhead(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
-@pytest.mark.parametrize("wrong", [average, without_gradient_of_the_maps])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("wrong", "name"), [(average, "pooled"), (without_gradient_of_the_maps, "d_pixels")])
 def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
-    wrong, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wrong, name: str, precision: str, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(training.OPS, "fused", wrong)
     baseline = step.BASELINES[method]
@@ -100,23 +103,21 @@ def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
         monkeypatch,
         {(baseline, "no branch"): [1.0, 1.0], (method, "eager"): [2.0, 2.0], (method, "fused"): [1.5, 1.5]},
     )
-    rows = measure(CASE, [baseline, method], seconds=0)
+    rows = measure(replace(CASE, precision=precision), [baseline, method], seconds=0)
     assert [row.problem is None for row in rows] == [True, True, False]
     assert rows[1].overhead == pytest.approx(100)
     assert (rows[2].overhead, rows[2].speedup) == (None, None)
     step.print_case(rows)
     printed = capsys.readouterr().out
     assert "no speed-up" in printed
-    assert f"{method}, fused: the " in printed
+    assert f"{method}, fused: {name} is too far from the float64 truth" in printed
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-3), ("bf16", 6e-2)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
-def test_right_steps_stay_well_inside_the_bounds(method: str, precision: str, bound: float) -> None:
+def test_a_right_op_has_no_problem(method: str, precision: str) -> None:
     case = Case("tiny", image_size=32, batch=16, precision=precision)
-    fused, eager = Candidate(case, method, "fused"), Candidate(case, method, "eager")
-    assert find_problem(case, fused, eager, *make_views(case)[0]) is None
-    assert (fused.gradient() - eager.gradient()).norm() < 0.7 * bound * eager.gradient().norm()
+    assert find_problem(Candidate(case, method, "fused"), *make_views(case)[0]) is None
 
 
 def test_each_variant_runs_its_own_code_and_leaves_the_op_in_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,8 +172,8 @@ def test_the_error_budget() -> None:
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(__main__.machine, "keep_heap", lambda: True)  # not in the process of the other tests
-    monkeypatch.setattr(__main__.machine, "measure_rates", lambda *_: RATES)
+    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: RATES)
     return tmp_path
 
 
@@ -229,14 +229,24 @@ def test_a_run_stops_in_time_and_names_what_it_left_out(recorded: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("device", "sentence"),
-    [("cuda:99", "PyTorch sees"), ("gpu", "--device must be cpu, cuda or cuda:N, got 'gpu'"), ("meta", "got 'meta'")],
+    ("options", "sentence"),
+    [
+        ("--device cuda:99", "argument --device: PyTorch sees"),
+        ("--device gpu", "argument --device: must be cpu, cuda or cuda:N, got 'gpu'"),
+        ("--device meta", "got 'meta'"),
+        ("--threads 0", "argument --threads: must be a positive whole number, got '0'"),
+        ("--seconds -1", "argument --seconds: must be a positive number, got '-1'"),
+        ("--seconds nan", "must be a positive number, got 'nan'"),
+        ("--minutes soon", "must be a positive number, got 'soon'"),
+        ("--suite fast", "invalid choice: 'fast'"),
+        ("--shape m8", "invalid choice: 'm8'"),
+    ],
 )
-def test_a_device_that_is_not_there_is_a_sentence(
-    device: str, sentence: str, capsys: pytest.CaptureFixture[str]
+def test_options_that_cannot_work_are_a_sentence(
+    options: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as done:
-        __main__.main(["run", "--device", device])
+        __main__.main(["run", *options.split()])
     assert done.value.code == 2
     assert sentence in capsys.readouterr().err
 

@@ -1,0 +1,124 @@
+"""What each command of ``python -m benchmarks`` does, given its options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from . import aligned_loss, machine, overhead, report, results, session, step
+from .cases import DTYPES, LAYOUTS, SUITES, Case
+from .cost import Rates
+from .measure import Row, measure
+from .providers import PROVIDERS, prepare_compiler
+
+
+def quiet_machine(device: str) -> dict[str, object]:
+    """Makes the process ready to be timed, warns where the machine is not, and says what both found."""
+    busy = machine.busy_cores()
+    if busy is not None and busy > 0.5:
+        print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
+    return machine.provenance(device, busy=busy, heap_kept=machine.keep_heap())
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    """The cases of a suite that the options leave."""
+    return [
+        replace(case, device=options.device)
+        for case in SUITES[options.suite]
+        if case.dtype in (options.dtype or DTYPES)
+        and case.layout in (options.layout or LAYOUTS)
+        and case.shape.name in (options.shape or [case.shape.name])
+    ]
+
+
+def run_suite(options: argparse.Namespace) -> None:
+    provenance = quiet_machine(options.device)
+    recorder = results.Recorder(options.suite, options.device, provenance)
+    providers = list(dict.fromkeys(["eager", *options.provider]))
+    prepare_compiler(providers)
+    cases, rates = selected(options), dict[str, Rates]()
+    rows: list[Row] = []
+    start = time.monotonic()
+    longest = 0.0
+    for done, case in enumerate(cases):
+        began = time.monotonic()
+        if began - start + longest > 60 * options.minutes:
+            left = "; ".join(map(str, cases[done:]))
+            print(f"\n{options.minutes:g} minutes are not enough for these {len(cases) - done} cases: {left}")
+            break
+        if case.dtype not in rates:
+            rates[case.dtype] = machine.measure_rates(case.device, case.dtype)
+        try:
+            new = measure(case, providers, options.seconds, rates[case.dtype])
+        except torch.OutOfMemoryError as error:
+            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+            continue
+        report.print_case(new)
+        if not options.no_record:
+            recorder.append(new)
+        rows += new
+        longest = max(longest, time.monotonic() - began)
+    if not rows:
+        sys.exit("Nothing was measured.")
+    report.print_means(rows)
+    if not options.no_record:
+        print(f"\nAppended to {recorder.path}")
+
+
+def run_overhead(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("overhead", options.device, quiet_machine(options.device))
+    prepare_compiler(PROVIDERS)
+    for case in overhead.CASES:
+        rows = overhead.measure(replace(case, device=options.device), options.seconds)
+        overhead.print_rows(rows)
+        if not options.no_record:
+            recorder.append(rows)
+
+
+def run_loss(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("loss", options.device, quiet_machine(options.device))
+    for n in aligned_loss.BATCHES:
+        row = aligned_loss.measure(n, options.device, options.seconds)
+        aligned_loss.print_row(row)
+        if not options.no_record:
+            recorder.append([row])
+
+
+def run_plot(options: argparse.Namespace) -> int:
+    from . import documents, plot  # only here are matplotlib and the trainer needed
+
+    if options.check:
+        stale = documents.stale() + [path for device in results.devices() for path in plot.stale(device)]
+        for path in stale:
+            print(f"{path} disagrees with benchmarks/results; run `make docs`", file=sys.stderr)
+        return 1 if stale else 0
+    for device in results.devices():
+        for path in plot.write(device):
+            print(path)
+    documents.write()
+    return 0
+
+
+def run_session(options: argparse.Namespace) -> int:
+    parts = {"check": session.check, "report": session.report}[options.command](options.device)
+    return session.run(parts, options.device)
+
+
+def run_steps(options: argparse.Namespace) -> None:
+    recorder = results.Recorder("step", options.device, quiet_machine(options.device))
+    for case in step.cases(options):
+        try:
+            rows = step.measure(case, options.method, options.seconds)
+        except torch.OutOfMemoryError as error:
+            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+            continue
+        step.print_case(rows)
+        if not options.no_record:
+            recorder.append(rows)
+    print(step.PAPER)
+    if not options.no_record:
+        print(f"\nAppended to {recorder.path}")

@@ -1,0 +1,49 @@
+"""Options that several commands have, and what they accept: anything else is refused before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+
+def command(commands: argparse._SubParsersAction, name: str, call: object, about: str) -> argparse.ArgumentParser:
+    """A command that measures, with the options that all of these have."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    parser.set_defaults(call=call)
+    parser.add_argument("--device", default="cpu", type=device, help="cpu, cuda or cuda:1")
+    parser.add_argument("--threads", type=count, help="threads of PyTorch and of the cpu backend")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    return parser
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds or minutes; inf is allowed."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+def device(text: str) -> str:
+    try:
+        kind = torch.device(text)
+    except RuntimeError:
+        kind = torch.device("meta")
+    if kind.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
+    if kind.type == "cuda":
+        if (kind.index or 0) >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(f"PyTorch sees {torch.cuda.device_count()} GPUs here, got {text!r}")
+        torch.cuda.set_device(kind)
+    return text
