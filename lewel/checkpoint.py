@@ -96,7 +96,9 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is truncated or no checkpoint at all ({_reason(error)}); {_offer(path)}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by lewel train (no '{FORMAT}' in it); {_offer(path)}")
+        raise CheckpointError(
+            f"{path} was not written by this version of lewel train (no '{FORMAT}' in it); {_offer(path)}"
+        )
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise CheckpointError(f"{path} is incomplete (it lacks {', '.join(missing)}); {_offer(path)}")

@@ -84,7 +84,7 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
 
 def _as_number(value: Any) -> str:
     """How to write a number like 1e-3, which YAML takes for text."""
-    if not isinstance(value, str) or not re.fullmatch(r"[-+]?[0-9.]+e[-+]?[0-9]+", value.lower()):
+    if not isinstance(value, str) or not re.fullmatch(r"[-+]?[0-9]+\.?[0-9]*e[-+]?[0-9]+", value.lower()):
         return ""
     mantissa, exponent = value.lower().split("e")
     return f" (write {mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}, which YAML reads as one)"

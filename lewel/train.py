@@ -84,7 +84,7 @@ def train(session: Session, resume: Path | None) -> None:
         session.epochs_done, session.seconds = state["epoch"], state["seconds"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(recipe.to_yaml(run))
-    if resume is not None:
+    if resume is not None and resume.parent.name == "checkpoints":
         carry_over(resume.parent.parent / "log.jsonl", folder / "log.jsonl")
     first_step = session.epochs_done * len(session.loader)
     log = RunLog(folder / "log.jsonl", total_steps=session.total_steps, first_step=first_step)

@@ -58,6 +58,7 @@ def test_a_run_continues_in_another_folder_with_its_whole_log(tmp_path, finished
 def test_a_checkpoint_without_its_run_folder_continues_and_is_reported(name, tmp_path, finished):
     """Nothing is known of the time before, and that is left out."""
     (tmp_path / "alone").mkdir()
+    (tmp_path / "log.jsonl").write_text('{"a log": "of something else"}')
     moved = shutil.copy(finished.folder / "checkpoints" / name, tmp_path / "alone" / "best.pt")
     resumed = run_in(tmp_path / "run", TINY, resume=Path(moved))
     report.write(resumed)
@@ -112,7 +113,7 @@ class TestUnusableCheckpoint:
         else:
             torch.save({"weight": torch.ones(2)} if content == "state_dict" else Path, path)
         message = self.refused(folder, path)
-        assert "was not written by lewel train" in message or "no checkpoint at all" in message
+        assert "was not written by this version of lewel train" in message or "no checkpoint at all" in message
         assert "epoch-0003.pt" in message
 
     def test_missing(self, folder):
