@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import TINY
 
-from lewel import cli, data, log, recipe
+from lewel import cli, data, log, recipe, report
 from lewel.errors import LewelError
 
 
@@ -128,6 +128,7 @@ def test_nothing_to_continue_is_said_and_the_log_starts_anew(tmp_path, monkeypat
     (tmp_path / "log.jsonl").write_text('{"kind": "baselines", "step": 0, "knn_pixels": 0, "knn_untrained": 0}\n')
     config, out = str(tmp_path / "config.yaml"), str(tmp_path)
     monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", config, "--out", out, "--resume", "auto"])
+    monkeypatch.setattr(report, "write", lambda session: None)
     cli.main()
     assert f"nothing to continue: there is no checkpoint in {out}" in capsys.readouterr().out
     assert [record["kind"] for record in log.read(tmp_path / "log.jsonl")].count("baselines") == 1

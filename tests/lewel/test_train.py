@@ -183,10 +183,10 @@ def test_weights_that_a_last_step_broke_are_not_saved(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("spread", "warnings"), [(0.09, 3), (0.11, 0)], ids=["collapsed", "spread"])
+@pytest.mark.parametrize(("spread", "warnings"), [(0.09, 2), (0.11, 0)], ids=["collapsed", "spread"])
 def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watch, "spread_of", lambda z: spread)
-    run_in(tmp_path, TINY)
+    run_in(tmp_path, replace(TINY, epochs=2))
     kinds = [record["kind"] for record in log.read(tmp_path / "log.jsonl")]
     assert kinds.count("warning") == warnings
     line = "the embedding has collapsed: z_std stayed below 0.1 for an epoch"
@@ -195,9 +195,9 @@ def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_
 
 def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
     """The start of an EMAN run nearly collapses and recovers."""
-    spreads = iter([0.01, 0.05, 0.2] * 3)
+    spreads = iter([0.01, 0.05, 0.2])
     monkeypatch.setattr(watch, "spread_of", lambda z: next(spreads))
-    run_in(tmp_path, TINY)
+    run_in(tmp_path, replace(TINY, epochs=1))
     assert "warning" not in {record["kind"] for record in log.read(tmp_path / "log.jsonl")}
 
 
