@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
-import lewel
 from lewel import checkpoint, log, report
 from lewel.config import Train
 from lewel.train import Session, prepare, train
@@ -169,21 +167,27 @@ class TestSave:
         parts = {"run": TINY, "method": session.method, "optimizer": session.optimizer}
         return checkpoint.save(folder, 4, images=48, seconds=1.0, **parts)
 
-    def test_a_full_disk_is_a_sentence_and_leaves_the_last_good_file(self, folder):
+    @pytest.mark.parametrize("room", [0, 100, 200_000], ids=["nothing-fits", "a-beginning-fits", "much-fits"])
+    def test_a_full_disk_is_a_sentence_and_leaves_the_last_good_file(self, room, folder, finished):
+        """In a process of its own, whose files cannot grow beyond room bytes."""
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        paths = os.pathsep.join((str(Path(__file__).parent), str(Path(lewel.__file__).parents[1])))
-        done = subprocess.run(
-            [sys.executable, "-c", "import test_checkpoint; test_checkpoint.save_where_files_cannot_grow()", folder],
-            env=os.environ | {"PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        sentences = done.stdout.splitlines()
-        assert len(sentences) == len(ROOM)
-        for sentence in sentences:
-            assert sentence.startswith(f"could not write {folder}/epoch-0004.pt: ")
-            assert f"--resume {folder}/epoch-0003.pt" in sentence
+
+        def save(answer: Connection) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            try:
+                self.save(folder, finished)
+            except checkpoint.CheckpointError as error:
+                answer.send(str(error))
+
+        fork = multiprocessing.get_context("fork")
+        question, answer = fork.Pipe(duplex=False)
+        process = fork.Process(target=save, args=(answer,))
+        process.start()
+        answer.close()
+        sentence = question.recv()
+        process.join()
+        assert sentence.startswith(f"could not write {folder}/epoch-0004.pt: ")
+        assert f"--resume {folder}/epoch-0003.pt" in sentence
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -211,17 +215,3 @@ class TestSave:
         save = torch.save
         monkeypatch.setattr(torch, "save", look)
         assert checkpoint.read(self.save(folder, finished))["epoch"] == 4
-
-
-ROOM = (0, 100, 200_000)  # bytes: nothing of a checkpoint fits, its beginning does, much of it does
-
-
-def save_where_files_cannot_grow() -> None:
-    """Run in a process of its own, for the limit holds for everything that a process writes."""
-    session = prepare(TINY, Path())
-    for room in ROOM:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        try:
-            TestSave.save(Path(sys.argv[1]), session)
-        except checkpoint.CheckpointError as error:
-            print(error)
