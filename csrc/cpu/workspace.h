@@ -31,7 +31,7 @@ inline int64_t weight_groups(const Backward& q) { return q.project_features ? q.
 // Splits of the N*P rows summed by dW: a function of the shape, so that sums never depend on the number of threads.
 template <class A>
 int64_t weight_splits(const Backward& q) {
-  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kDepth - 1) / kDepth;
+  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kDepth / 2 - 1) / (kDepth / 2);
   return std::max<int64_t>(1, std::min(wanted, most));
 }
 
