@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from . import commands, session, step
+from . import commands, session
 from .cases import DTYPES, LAYOUTS, SUITES
 from .options import command, device, duration
 from .providers import PROVIDERS
@@ -42,12 +42,20 @@ def main(arguments: list[str] | None = None) -> None:
     plots = chosen.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")
     plots.add_argument("--check", action="store_true", help="write nothing; fail where a document disagrees with data")
     plots.set_defaults(call=commands.run_plot)
-    step.add_options(
-        command(chosen, "step", commands.run_steps, "whole training steps: the op, eager lines, no branch")
-    )
+    steps = command(chosen, "step", commands.run_steps, "whole training steps: the op, eager lines, no branch")
+    try:
+        from .step import add_options
+    except ModuleNotFoundError as missing:  # of the trainer; everything else is worth having without it
+        sentence = f"step times the trainer, which needs {missing.name}: pip install '.[train]'"
+        steps.set_defaults(call=lambda _: sys.exit(sentence))
+    else:
+        add_options(steps)
     options = parser.parse_args(arguments)
-    if "threads" in options and options.threads:
-        torch.set_num_threads(options.threads)
+    if "threads" in options:  # of a command that measures; the others must not touch the GPU that their parts will use
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        if torch.device(options.device).type == "cuda":
+            torch.cuda.set_device(options.device)
     sys.exit(options.call(options))
 
 

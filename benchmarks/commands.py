@@ -9,15 +9,19 @@ from dataclasses import replace
 
 import torch
 
-from . import aligned_loss, machine, overhead, report, results, session, step
+from lewel.errors import LewelError
+
+from . import aligned_loss, machine, overhead, report, results, session
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure
 from .providers import PROVIDERS, prepare_compiler
+from .rates import measure_rates
 
 
 def quiet_machine(device: str) -> dict[str, object]:
     """Makes the process ready to be timed, warns where the machine is not, and says what both found."""
+    torch.backends.cudnn.allow_tf32 = False  # as products are by default: float32 means float32 for everybody
     busy = machine.busy_cores()
     if busy is not None and busy > 0.5:
         print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
@@ -25,10 +29,15 @@ def quiet_machine(device: str) -> dict[str, object]:
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
-    """The cases of a suite that the options leave."""
-    return [
-        replace(case, device=options.device)
+    """The cases of a suite that the options leave; in fp16 where the device only emulates bf16."""
+    instead = {} if machine.native_bf16(options.device) else {"bf16": "fp16"}
+    every = (
+        replace(case, device=options.device, dtype=instead.get(case.dtype, case.dtype))
         for case in SUITES[options.suite]
+    )
+    return [
+        case
+        for case in dict.fromkeys(every)
         if case.dtype in (options.dtype or DTYPES)
         and case.layout in (options.layout or LAYOUTS)
         and case.shape.name in (options.shape or [case.shape.name])
@@ -36,11 +45,13 @@ def selected(options: argparse.Namespace) -> list[Case]:
 
 
 def run_suite(options: argparse.Namespace) -> None:
+    if not (cases := selected(options)):
+        sys.exit(f"The suite {options.suite} has no case with these shapes, layouts and dtypes.")
     provenance = quiet_machine(options.device)
     recorder = results.Recorder(options.suite, options.device, provenance)
     providers = list(dict.fromkeys(["eager", *options.provider]))
-    prepare_compiler(providers)
-    cases, rates = selected(options), dict[str, Rates]()
+    prepare_compiler(providers, options.device)
+    rates: dict[str, Rates] = {}
     rows: list[Row] = []
     start = time.monotonic()
     longest = 0.0
@@ -51,11 +62,11 @@ def run_suite(options: argparse.Namespace) -> None:
             print(f"\n{options.minutes:g} minutes are not enough for these {len(cases) - done} cases: {left}")
             break
         if case.dtype not in rates:
-            rates[case.dtype] = machine.measure_rates(case.device, case.dtype)
+            rates[case.dtype] = measure_rates(case.device, case.dtype)
         try:
             new = measure(case, providers, options.seconds, rates[case.dtype])
-        except torch.OutOfMemoryError as error:
-            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+        except Exception as error:  # out of memory, say: the other cases are worth having
+            print(f"\n{case}\n  left out: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         report.print_case(new)
         if not options.no_record:
@@ -71,7 +82,7 @@ def run_suite(options: argparse.Namespace) -> None:
 
 def run_overhead(options: argparse.Namespace) -> None:
     recorder = results.Recorder("overhead", options.device, quiet_machine(options.device))
-    prepare_compiler(PROVIDERS)
+    prepare_compiler(PROVIDERS, options.device)
     for case in overhead.CASES:
         rows = overhead.measure(replace(case, device=options.device), options.seconds)
         overhead.print_rows(rows)
@@ -109,12 +120,14 @@ def run_session(options: argparse.Namespace) -> int:
 
 
 def run_steps(options: argparse.Namespace) -> None:
+    from . import step  # the trainer wants more packages than the rest
+
     recorder = results.Recorder("step", options.device, quiet_machine(options.device))
     for case in step.cases(options):
         try:
             rows = step.measure(case, options.method, options.seconds)
-        except torch.OutOfMemoryError as error:
-            print(f"\n{case}\n  left out: {str(error).split('.', 1)[0]}")
+        except (torch.OutOfMemoryError, LewelError) as error:
+            print(f"\n{case}\n  left out: {str(error).splitlines()[0]}")
             continue
         step.print_case(rows)
         if not options.no_record:

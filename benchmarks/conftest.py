@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+import torch
 
 from .machine import keep_heap
 from .providers import PROVIDERS, prepare_compiler
@@ -16,6 +17,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ready() -> None:
+def _ready(request: pytest.FixtureRequest) -> None:
+    device = request.config.getoption("--device")
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
     keep_heap()
-    prepare_compiler(PROVIDERS)
+    prepare_compiler(PROVIDERS, device)

@@ -8,16 +8,11 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-
-from .cases import DTYPES
-from .cost import Rates
 
 ROOT = Path(__file__).parent
 PACKAGES = ("torch", "triton")
@@ -48,40 +43,13 @@ def cache_bytes(device: str) -> int:
 
 
 def synchronise(device: str) -> None:
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def measure_rates(device: str, dtype: str) -> Rates:
-    """Copy bandwidth, and the matmul rate of a dtype: the best of the ways in which PyTorch multiplies matrices."""
-    on_cpu, kind = torch.device(device).type == "cpu", DTYPES[dtype]
-    n = max(4 * cache_bytes(device), 64 << 20)
-    source, target = (torch.empty(n, dtype=torch.uint8, device=device) for _ in range(2))
-    source.random_()
-    copy = 2 * n / _quick(lambda: target.copy_(source), device)
-    k = 2048 if on_cpu else 8192
-    a, b = (torch.randn(k, k, device=device).to(kind) for _ in range(2))
-    image = torch.randn(64, k, 7, 7, device=device).to(kind).contiguous(memory_format=torch.channels_last)
-    kernel = b[:, :, None, None]
-    # On a CPU these are three libraries' kernels, and which one is fastest depends on the dtype.
-    ways: list[tuple[Callable[[], object], int]] = [
-        (lambda: a @ b, k),
-        (lambda: F.linear(a, b), k),
-        (lambda: F.conv2d(image, kernel), 64 * 49),
-    ]
-    return Rates(copy, max(2 * rows * k * k / _quick(call, device) for call, rows in ways))
-
-
-def _quick(call: Callable[[], object], device: str, repeats: int = 11) -> float:
-    """Seconds of a call, the quickest fifth of a few."""
-    times = []
-    for _ in range(repeats):
-        synchronise(device)
-        start = time.perf_counter()
-        call()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repeats // 5]
+def native_bf16(device: str) -> bool:
+    """Whether bfloat16 is more than emulated: a V100 answers that it supports it, and converts."""
+    return torch.device(device).type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:

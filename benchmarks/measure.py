@@ -14,7 +14,8 @@ from .cases import DTYPES, Case, Inputs, input_sets
 from .cost import MODES, Rates, floor_seconds, least
 from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 
-TENSORS = ("pooled", "d_features", "d_pixels", "d_weight")
+TENSORS: tuple[str, ...] = ("pooled", "d_features", "d_pixels", "d_weight")
+FORWARD, GRADIENTS = slice(0, 1), slice(1, None)
 BASES = ("eager", "compile", "compile-max")
 
 
@@ -22,8 +23,8 @@ BASES = ("eager", "compile", "compile-max")
 class Row:
     """One provider in one mode of a case. Milliseconds, bytes, flops, seconds; None is what could not be found out.
 
-    With a problem there is no speed-up, and where it could not run no time either. ``launch`` is "graph" for replays
-    of a CUDA graph.
+    With a problem there is no speed-up, and where it could not run there are no samples and times are 0. ``launch`` is
+    "graph" for replays of a CUDA graph.
     """
 
     case: Case
@@ -73,14 +74,35 @@ class CannotRun(Exception):
     """A provider raised; the message says what."""
 
 
-def find_problem(case: Case, op: Op, inputs: Inputs) -> str | None:
-    """A sentence when ``op`` leaves the error budget of parity.py on this case, else None."""
+@dataclass
+class Expected:
+    """What a call on one set of inputs should give: in float64, and by eager PyTorch in the dtype of the case."""
+
+    truth: list[torch.Tensor]
+    eager: list[torch.Tensor]
+
+    def problem(self, results: list[torch.Tensor], which: slice = slice(None)) -> str | None:
+        """A sentence when ``results``, those of TENSORS[which], leave the error budget of parity.py, else None."""
+        return parity.check(TENSORS[which], results, self.eager[which], self.truth[which])
+
+
+def expect(case: Case, inputs: Inputs) -> Expected:
     double = tuple(x.detach().double().requires_grad_() for x in inputs.leaves)
     truth = parity.with_gradients(eager_align_aggregate, double, inputs.grad.double())
     with autocast(case):
-        eager = parity.with_gradients(eager_align_aggregate, inputs.leaves, inputs.grad)
+        return Expected(truth, parity.with_gradients(eager_align_aggregate, inputs.leaves, inputs.grad))
+
+
+def find_problem(case: Case, op: Op, inputs: Inputs, expected: Expected) -> str | None:
+    """A sentence when ``op`` leaves the error budget on these inputs, with a gradient or without one, else None.
+
+    Without one is a path of its own: other kernels, another compiled graph.
+    """
+    with autocast(case):
         ours = parity.with_gradients(op, inputs.leaves, inputs.grad)
-    return parity.check(TENSORS, ours, eager, truth)
+        with torch.no_grad():
+            alone = op(*inputs.leaves)
+    return expected.problem(ours) or expected.problem([alone], FORWARD)
 
 
 @dataclass
@@ -92,7 +114,7 @@ class _Candidate:
     problem: str | None
 
 
-def _try(case: Case, name: str, sets: list[Inputs]) -> _Candidate:
+def _try(case: Case, name: str, sets: list[Inputs], expected: dict[int, Expected]) -> _Candidate:
     if sentence := refusal(name, sets[0]):
         raise CannotRun(f"cannot run: {sentence}")
     try:
@@ -104,24 +126,33 @@ def _try(case: Case, name: str, sets: list[Inputs]) -> _Candidate:
                 calls[mode][0]()
             machine.synchronise(case.device)
             first[mode] = time.perf_counter() - start
-        return _Candidate(calls, first, find_problem(case, op, sets[0]))
+        problems = [find_problem(case, op, sets[i], wanted) for i, wanted in expected.items()]
+        return _Candidate(calls, first, next(filter(None, problems), None))
     except Exception as error:
-        raise CannotRun(f"cannot run: {type(error).__name__}: {error}".split("\n", 1)[0]) from error
+        raise CannotRun(f"cannot run: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 def measure(case: Case, providers: list[str], seconds: float, rates: Rates) -> list[Row]:
     """Time ``providers`` on ``case``, ``seconds`` for each mode and way to launch."""
+    # Shapes of earlier cases would count towards the recompile limit, after which "compiled" means eager.
+    torch.compiler.reset()
     sets = input_sets(case, machine.cache_bytes(case.device))
+    expected = {i: expect(case, sets[i]) for i in (0, len(sets) - 1)}
     candidates: dict[str, _Candidate] = {}
     problems: dict[str, str] = {}
     for name in providers:
         try:
-            candidates[name] = _try(case, name, sets)
+            candidates[name] = _try(case, name, sets, expected)
         except CannotRun as error:
             problems[name] = str(error)
     rows = []
     for mode in MODES:
-        plain = {name: timing.taking_turns(c.calls[mode]) for name, c in candidates.items()}
+        # Each begins with another set: on the one that its neighbour has just left it would find a warm cache.
+        plain = {name: timing.taking_turns(c.calls[mode], i) for i, (name, c) in enumerate(candidates.items())}
         times = timing.interleave(plain, case.device, seconds)
         for name in providers:
             problem = problems.get(name) or candidates[name].problem
@@ -130,20 +161,27 @@ def measure(case: Case, providers: list[str], seconds: float, rates: Rates) -> l
                 _add_footprint(row, candidates[name], sets[0])
             rows.append(row)
         if case.device_type == "cuda":
-            rows += _replayed(case, mode, candidates, seconds, rates)
+            rows += _replayed(case, mode, candidates, seconds, rates, expected[0])
     return rows
 
 
-def _replayed(case: Case, mode: str, candidates: dict[str, _Candidate], seconds: float, rates: Rates) -> list[Row]:
-    """The same calls as replays of a CUDA graph: what is left when the host costs nothing."""
+def _replayed(
+    case: Case, mode: str, candidates: dict[str, _Candidate], seconds: float, rates: Rates, expected: Expected
+) -> list[Row]:
+    """The same calls as replays of a CUDA graph: what is left when the host costs nothing. Replays are checked too."""
     replays: dict[str, Callable[[], object]] = {}
     problems = {}
     for name, candidate in candidates.items():
         try:
-            replays[name] = timing.replay(candidate.calls[mode])
-            problems[name] = candidate.problem
+            replays[name], first = timing.capture(candidate.calls[mode])
+            replays[name]()
+            machine.synchronise(case.device)
+            found = [first] if isinstance(first, torch.Tensor) else list(first)  # type: ignore[call-overload]
+            problem = expected.problem(found, FORWARD if mode == "forward" else GRADIENTS)
+            problems[name] = candidate.problem or problem
         except Exception as error:
-            problems[name] = f"cannot be captured: {type(error).__name__}: {error}".split("\n", 1)[0]
+            replays.pop(name, None)
+            problems[name] = f"cannot be captured: {_sentence(error)}"
     times = {
         name: [t / len(candidates[name].calls[mode]) for t in ts]
         for name, ts in timing.interleave(replays, case.device, seconds).items()

@@ -19,8 +19,8 @@ def command(commands: argparse._SubParsersAction, name: str, call: object, about
 
 
 def count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    if not text.isdecimal() or not 0 < int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 4096, got {text!r}")
     return int(text)
 
 
@@ -40,10 +40,8 @@ def device(text: str) -> str:
         kind = torch.device(text)
     except RuntimeError:
         kind = torch.device("meta")
-    if kind.type not in ("cpu", "cuda"):
+    if kind.type not in ("cpu", "cuda") or text.startswith("cpu:"):
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
-    if kind.type == "cuda":
-        if (kind.index or 0) >= torch.cuda.device_count():
-            raise argparse.ArgumentTypeError(f"PyTorch sees {torch.cuda.device_count()} GPUs here, got {text!r}")
-        torch.cuda.set_device(kind)
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"PyTorch sees {torch.cuda.device_count()} GPUs here, got {text!r}")
     return text

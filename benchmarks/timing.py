@@ -18,14 +18,14 @@ SAMPLE_SECONDS = 0.005
 LEAST_ROUNDS = 5
 
 
-def taking_turns(calls: Sequence[Call]) -> Call:
-    """One call that runs the next of ``calls`` each time, round and round."""
-    turns = cycle(calls)
+def taking_turns(calls: Sequence[Call], first: int = 0) -> Call:
+    """One call that runs the next of ``calls`` each time, round and round, beginning with number ``first``."""
+    turns = cycle([*calls[first % len(calls) :], *calls[: first % len(calls)]])
     return lambda: next(turns)()
 
 
-def replay(calls: Sequence[Call]) -> Call:
-    """One call that replays a CUDA graph of all ``calls`` in a row."""
+def capture(calls: Sequence[Call]) -> tuple[Call, object]:
+    """A call that replays a CUDA graph of all ``calls`` in a row, and where a replay leaves the first one's result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # libraries allocate their workspaces at the first call, which no graph may hold
@@ -34,9 +34,10 @@ def replay(calls: Sequence[Call]) -> Call:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
+        first = calls[0]()
+        for call in calls[1:]:
             call()
-    return graph.replay
+    return graph.replay, first
 
 
 def sample(call: Call, device: str, repeats: int) -> float:

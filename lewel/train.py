@@ -59,7 +59,10 @@ def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimiz
 
 def precision_on(device: torch.device) -> Literal["fp32", "bf16"]:
     """What "auto" stands for: bf16 where the device multiplies it natively; elsewhere it is slower than fp32."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    on_gpu = device.type == "cuda"
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    )
     return "bf16" if native else "fp32"
 
 

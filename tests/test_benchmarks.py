@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import __main__, cases, footprint, machine, providers, report, results, timing
+from benchmarks import __main__, cases, commands, footprint, machine, providers, report, results, timing
+from benchmarks import measure as measure_module
 from benchmarks.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
 from benchmarks.cost import MODES, Cost, Rates, floor_seconds, least
 from benchmarks.measure import BASES, measure
 from benchmarks.parity import compare
+from benchmarks.rates import measure_rates
 
 ROOT = Path(__file__).parents[1]
 TINY = Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5)
@@ -61,6 +65,64 @@ def test_right_results_are_timed_and_wrong_ones_get_no_speed_up(
     assert "none: 1 of 1 cases have no speed-up" in printed
 
 
+def zero_without_gradients(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+    """Right where it is differentiated."""
+    pooled = providers.eager_align_aggregate(features, pixels, weight)
+    return pooled if torch.is_grad_enabled() else torch.zeros_like(pooled)
+
+
+def right_once() -> providers.Op:
+    """Right on the inputs that it sees first, wrong on all others."""
+    known: list[Tensor] = []
+
+    def op(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+        known.append(known[0] if known else features)
+        pooled = providers.eager_align_aggregate(features, pixels, weight)
+        return pooled if features is known[0] else pooled * 0
+
+    return op
+
+
+@pytest.mark.parametrize("make", [lambda: zero_without_gradients, right_once], ids=["no gradients", "other inputs"])
+def test_every_path_that_is_timed_is_checked(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(providers.PROVIDERS, "sly", make)
+    rows = measure(Case(TINY, "nchw", "fp32"), ["sly"], 0.01, RATES)
+    assert all(row.problem and "pooled is too far" in row.problem and not row.speedups for row in rows)
+
+
+def test_a_row_is_what_its_times_say() -> None:
+    case = Case(TINY, "nchw", "fp32")
+    times = {"eager": [0.004, 0.004], "compile": [0.003, 0.003], "cpu": [0.002, 0.002]}
+    row = measure_module._row(case, "forward", "cpu", times, RATES, None)
+    cost = least(case, "forward")
+    assert (row.p20, row.p50, row.p80, row.samples) == (2.0, 2.0, 2.0, 2)
+    assert row.speedups == {"eager": 2.0, "compile": 1.5}
+    assert (row.least_bytes, row.least_flops, row.copy_rate, row.matmul_rate) == (cost.bytes, cost.flops, 1e9, 1e9)
+    assert row.floor == pytest.approx(1e-6 * max(cost.bytes, cost.flops))
+    assert row.percent_of_floor == pytest.approx(100 * row.floor / 2.0)
+
+
+def test_a_sample_is_the_mean_of_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        now[0] += 0.5
+
+    assert timing.sample(call, "cpu", repeats=4) == 0.5
+
+
+def test_a_short_call_is_repeated_until_a_sample_is_long_enough() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+
+    timing.interleave({"short": call}, "cpu", 0.0)
+    assert calls > 1000
+
+
 def test_speedups_are_against_each_base_in_the_same_rounds() -> None:
     times = {"eager": [4.0, 6.0, 50.0], "cpu": [2.0, 2.0, 10.0]}  # medians 6 and 2, yet 3 in the middle round only
     assert timing.ratio(times["eager"], times["cpu"]) == 3.0
@@ -104,8 +166,53 @@ def test_the_floor_is_the_scarcer_of_bytes_and_flops() -> None:
     assert floor_seconds(Cost(bytes=10, flops=100), Rates(copy=10, matmul=5)) == 20
 
 
+def test_emulated_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = argparse.Namespace(suite="paper", device="cpu", dtype=None, layout=None, shape=["M32"])
+    assert [case.dtype for case in commands.selected(options)] == ["bf16", "bf16", "fp16", "fp16"]
+    monkeypatch.setattr(machine, "native_bf16", lambda _: False)
+    assert [case.dtype for case in commands.selected(options)] == ["fp16", "fp16"]
+
+
+def test_one_provider_that_fails_late_costs_its_case_only(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = commands.measure
+
+    def failing(case: Case, *arguments: object) -> object:
+        if case.shape.name == "m7":
+            raise RuntimeError("an illegal memory access\nand much more")
+        return own(case, *arguments)
+
+    monkeypatch.setattr(commands, "measure", failing)
+    run(*SMALL, "--shape", "m7", "small")
+    printed = capsys.readouterr().out
+    assert "left out: RuntimeError: an illegal memory access\n" in printed
+    assert "small (N=32" in printed
+
+
+def test_without_a_compiler_the_rest_is_measured(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "run",
+        "--provider",
+        "compile",
+        "--shape",
+        "small",
+        "--layout",
+        "nchw",
+    ]
+    command += ["--dtype", "fp32", "--seconds", "0.01", "--no-record"]
+    environment = {**os.environ, "CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "compile: cannot run: " in done.stdout
+    assert "eager       forward+backward" in done.stdout
+
+
 def test_rates_are_those_of_a_machine() -> None:
-    rates = machine.measure_rates("cpu", "fp32")
+    rates = measure_rates("cpu", "fp32")
     assert 1e8 < rates.copy < 1e13
     assert 1e8 < rates.matmul < 1e15
 
@@ -173,7 +280,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: RATES)
+    monkeypatch.setattr(commands, "measure_rates", lambda *_: RATES)
     return tmp_path
 
 
@@ -234,7 +341,9 @@ def test_a_run_stops_in_time_and_names_what_it_left_out(recorded: Path, capsys: 
         ("--device cuda:99", "argument --device: PyTorch sees"),
         ("--device gpu", "argument --device: must be cpu, cuda or cuda:N, got 'gpu'"),
         ("--device meta", "got 'meta'"),
-        ("--threads 0", "argument --threads: must be a positive whole number, got '0'"),
+        ("--device cpu:7", "got 'cpu:7'"),
+        ("--threads 100000", "must be a whole number from 1 to 4096"),
+        ("--threads 0", "argument --threads: must be a whole number from 1 to 4096, got '0'"),
         ("--seconds -1", "argument --seconds: must be a positive number, got '-1'"),
         ("--seconds nan", "must be a positive number, got 'nan'"),
         ("--minutes soon", "must be a positive number, got 'soon'"),
@@ -249,6 +358,11 @@ def test_options_that_cannot_work_are_a_sentence(
         __main__.main(["run", *options.split()])
     assert done.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_an_empty_choice_is_a_sentence() -> None:
+    with pytest.raises(SystemExit, match="The suite quick has no case with these shapes"):
+        __main__.main(["run", "--suite", "quick", "--shape", "D512"])
 
 
 def test_every_backend_is_a_provider() -> None:
