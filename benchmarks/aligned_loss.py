@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lewel.losses import aligned_info_nce
 
@@ -16,7 +23,10 @@ BATCHES = (8, 16, 32, 64, 128)
 
 @dataclass
 class Loss:
-    """Forward and backward of the loss over N images on one rank; ``logits_bytes`` is one (N L)^2 float32 matrix."""
+    """Forward and backward of the loss over N images on one rank; ``logits_bytes`` is one (N L)^2 float32 matrix.
+
+    ``live_bytes`` is counted and the same everywhere, ``peak_bytes`` measured: on the CPU with what its heap keeps.
+    """
 
     case: dict[str, int]
     p20: float
@@ -24,23 +34,68 @@ class Loss:
     p80: float
     logits_bytes: int
     saved_bytes: int
+    live_bytes: int
     peak_bytes: int | None
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts after every operator the bytes of all storages that are alive beyond ``own``; ``most`` is the largest."""
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        # Weak references: they free the contents but keep the address, so that no other storage takes its place here.
+        self._own = {StorageWeakRef(x.untyped_storage()) for x in own}
+        self._alive: dict[StorageWeakRef, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                self._alive[StorageWeakRef(storage)] = storage.nbytes()
+        self._alive = {ref: n for ref, n in self._alive.items() if ref not in self._own and not ref.expired()}
+        self.most = max(self.most, sum(self._alive.values()))
+        return out
+
+
+def logits_bytes(n: int) -> int:
+    """Bytes of the logits of ``n`` images."""
+    return 4 * (n * L) ** 2
+
+
+def live_bytes(n: int) -> int:
+    """The most bytes alive at once in forward and backward of ``n`` images, on tensors without contents."""
+    with FakeTensorMode():
+        queries, keys = _embeddings(n, "cpu")
+        with LiveStorages([queries, keys]) as storages:
+            _gradient(queries, keys)
+    return storages.most
+
+
+def _embeddings(n: int, device: str) -> tuple[Tensor, Tensor]:
+    queries, keys = (torch.randn(n, L, WIDTH, device=device) for _ in range(2))
+    return queries.requires_grad_(), keys
+
+
+def _gradient(queries: Tensor, keys: Tensor) -> object:
+    return torch.autograd.grad(aligned_info_nce(queries, keys, TEMPERATURE), queries)
 
 
 def measure(n: int, device: str, seconds: float) -> Loss:
     """Milliseconds and bytes at N = ``n``."""
-    queries, keys = (torch.randn(n, L, WIDTH, device=device) for _ in range(2))
-    queries.requires_grad_()
+    queries, keys = _embeddings(n, device)
 
     def call() -> object:
-        return torch.autograd.grad(aligned_info_nce(queries, keys, TEMPERATURE), queries)
+        return _gradient(queries, keys)
 
     (times,) = timing.interleave({"loss": call}, device, seconds).values()
     p20, p50, p80 = (1e3 * q for q in timing.quantiles(times))
     return Loss(
         {"N": n, "L": L, "width": WIDTH}, p20, p50, p80,
-        logits_bytes=4 * (n * L) ** 2,
+        logits_bytes=logits_bytes(n),
         saved_bytes=footprint.saved_bytes(call, [queries, keys]),
+        live_bytes=live_bytes(n),
         peak_bytes=footprint.peak_bytes(call, device),
     )  # fmt: skip
 
@@ -50,5 +105,5 @@ def print_row(row: Loss) -> None:
     peak = "" if row.peak_bytes is None else f"   peak {row.peak_bytes / mib:9.1f} MiB"
     print(
         f"  N={row.case['N']:<4} {row.p50:9.2f} ms   logits {row.logits_bytes / mib:8.1f} MiB"
-        f"   saved {row.saved_bytes / mib:8.1f} MiB{peak}"
+        f"   saved {row.saved_bytes / mib:8.1f} MiB   live {row.live_bytes / mib:8.1f} MiB{peak}"
     )

@@ -28,8 +28,8 @@ class Rates:
     matmul: float
 
 
-def least(case: Case, mode: str) -> Cost:
-    """Every input read once and every result written once in each direction, and no product done twice.
+def _directions(case: Case, mode: str) -> list[Cost]:
+    """The least cost of the forward and, unless ``mode`` leaves it out, of the backward.
 
     Forward: E1 is 2 N P D K flops and E5 is 2 N P C L. Backward: E6 and E7 are as E5, the two products of E10 as E1;
     it must read features and pixels again, for they do not fit a cache.
@@ -40,11 +40,21 @@ def least(case: Case, mode: str) -> Cost:
     projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
     forward = Cost(features + pixels + weight + pooled, projection + pooling)
     if mode == "forward":
-        return forward
+        return [forward]
     backward = Cost(2 * features + 2 * pixels + 2 * weight + pooled, 2 * projection + 2 * pooling)
-    return forward + backward
+    return [forward, backward]
+
+
+def least(case: Case, mode: str) -> Cost:
+    """Every input read once and every result written once in each direction, and no product done twice."""
+    return sum(_directions(case, mode), Cost(0, 0))
 
 
 def floor_seconds(cost: Cost, rates: Rates) -> float:
     """The time of the scarcer of the two, the other hidden behind it."""
     return max(cost.bytes / rates.copy, cost.flops / rates.matmul)
+
+
+def floor_of(case: Case, mode: str, rates: Rates) -> float:
+    """Seconds that a mode takes at least: a sum over directions, for the backward cannot begin in the forward."""
+    return sum(floor_seconds(cost, rates) for cost in _directions(case, mode))

@@ -5,6 +5,7 @@ A prediction is a sum over passes of the scarcer of bytes and flops. Nothing her
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -24,7 +25,8 @@ class GPU:
     """A GPU by its data sheet, and what is expected of it: 90 % of the bandwidth, a library's rate of products."""
 
     name: str
-    folder: str  # how the name of its folder in results/ must read
+    folder: str  # the whole name of its folder in results/, as a regular expression
+    dtype: str  # the 16 bits of its tensor cores
     bandwidth: float  # bytes/s, nominal
     matmul: float  # flop/s in 16 bits with float32 sums, as large products of cuBLAS reach it
     memory: float  # bytes
@@ -33,11 +35,15 @@ class GPU:
     def rates(self) -> Rates:
         return Rates(0.9 * self.bandwidth, self.matmul)
 
+    def owns(self, folder: str) -> bool:
+        return re.fullmatch(self.folder, folder) is not None
 
+
+# Others of the name are other GPUs: an A100 of 40 GB, an H100 on PCIe and a slice of either (MIG) have less bandwidth.
 GPUS = (
-    GPU("V100", "v100", 0.90e12, 90e12, 16e9),
-    GPU("A100-80", "a100", 2.04e12, 250e12, 80e9),
-    GPU("H100", "h100", 3.35e12, 650e12, 80e9),
+    GPU("V100", r".*\bv100\b.*", "fp16", 0.90e12, 90e12, 16e9),
+    GPU("A100-80", r".*\ba100(-sxm\d?)?-80gb(-pcie)?", "bf16", 2.04e12, 250e12, 80e9),
+    GPU("H100", r".*\bh100-80gb-hbm3", "bf16", 3.35e12, 650e12, 80e9),
 )
 
 
