@@ -11,7 +11,7 @@ import torch
 
 from . import footprint, machine, parity, timing
 from .cases import DTYPES, Case, Inputs, input_sets
-from .cost import MODES, Rates, floor_seconds, least
+from .cost import MODES, Rates, floor_of, least
 from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 
 TENSORS: tuple[str, ...] = ("pooled", "d_features", "d_pixels", "d_weight")
@@ -196,7 +196,7 @@ def _row(case: Case, mode: str, name: str, times: dict[str, list[float]], rates:
     cost = least(case, mode)
     row = Row(
         case, mode, name, problem=problem,
-        least_bytes=cost.bytes, least_flops=cost.flops, floor=1e3 * floor_seconds(cost, rates),
+        least_bytes=cost.bytes, least_flops=cost.flops, floor=1e3 * floor_of(case, mode, rates),
         copy_rate=rates.copy, matmul_rate=rates.matmul,
     )  # fmt: skip
     if name in times:

@@ -54,12 +54,12 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
         const Right<Pair> right{reinterpret_cast<const Pair*>(x_pairs), kPanel<A>};
         product<Pair>(K, columns, next - r, {w.pairs() + r * K, 1, K}, right, sums, kPanel<A>, r > begin);
       }
-    for (int64_t r = begin; !by_pairs && r < end; r += kDepth) {
-      const int64_t next = std::min(r + kDepth, end);
+    for (int64_t r = begin; !by_pairs && r < end; r += kRows) {
+      const int64_t next = std::min(r + kRows, end);
       for_each_image(per_image, r, next, [&](int64_t at, int64_t n, int64_t p, int64_t rows) {
         read_block(x + at * kPanel<A>, kPanel<A>, block(n, p), rows, columns, padded<A>(columns));
       });
-      for_each_image(per_image, next, std::min(next + kDepth, end), [&](int64_t, int64_t n, int64_t p, int64_t rows) {
+      for_each_image(per_image, next, std::min(next + kRows, end), [&](int64_t, int64_t n, int64_t p, int64_t rows) {
         prefetch_block(block(n, p), rows, columns);
       });
       product<A>(K, columns, next - r, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);

@@ -28,10 +28,13 @@ inline const Tensor3& projected_gradient(const Backward& q) { return q.project_f
 // W is cut where the groups of channels are when both gradients go to the features, so that they share their panels.
 inline int64_t weight_groups(const Backward& q) { return q.project_features ? q.G : 1; }
 
+// Rows of one pass of the product that sums dW. They are those of a whole batch: shorter parts lower the largest error.
+constexpr int64_t kRows = kDepth / 2;
+
 // Splits of the N*P rows summed by dW: a function of the shape, so that sums never depend on the number of threads.
 template <class A>
 int64_t weight_splits(const Backward& q) {
-  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kDepth / 2 - 1) / (kDepth / 2);
+  const int64_t wanted = (32 + panels<A>(q.D) - 1) / panels<A>(q.D), most = (q.N * q.P + kRows - 1) / kRows;
   return std::max<int64_t>(1, std::min(wanted, most));
 }
 
