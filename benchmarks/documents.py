@@ -7,14 +7,23 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from . import performance, tables
+from . import performance, plot, tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks that each must have
+    "README.md": ("speed", "speed", "overhead", "step"),
+    "docs/performance.md": (
+        "predictions", "passes", "saved", "memory", "growth", "dense", "branch", "infonce"
+    ),
+}  # fmt: skip
+PICTURES = "docs/benchmarks"
 BLOCK = re.compile(r"(<!-- generated: (\S+)((?: \S+=\S+)*) -->\n)(.*?)(<!-- end of generated -->)", re.S)
+LINK = re.compile(r"\]\((?!\w+:)([^)\s]+\.png)\b")
 
 GENERATORS: dict[str, Callable[..., str]] = {
     "speed": tables.speed,
@@ -43,11 +52,49 @@ def regenerate(text: str) -> str:
     return BLOCK.sub(block, text)
 
 
+def made(name: str, root: Path) -> tuple[str, str]:
+    """The text of a document as it is and as it should be.
+
+    Raises:
+        ValueError: it lacks a block, or there are no results for one.
+    """
+    text = (root / name).read_text()
+    # Whole blocks: one that has lost its end runs on to the end of the next, which is missing then.
+    if missing := Counter(DOCUMENTS[name]) - Counter(found[2] for found in BLOCK.finditer(text)):
+        raise ValueError(f"{name} lacks a whole block <!-- generated: ... --> of {', '.join(missing.elements())}")
+    return text, regenerate(text)
+
+
 def stale(root: Path = ROOT) -> list[Path]:
-    """The documents that disagree with the data."""
-    return [path for name in DOCUMENTS if regenerate(text := (path := root / name).read_text()) != text]
+    """The documents that disagree with the data, lack a block or show a picture that is not there; pictures of no data.
+
+    What `write` would not mend is told on stderr.
+    """
+    found = []
+    for name in DOCUMENTS:
+        path, sentences = root / name, []
+        try:
+            text, wanted = made(name, root)
+        except ValueError as error:
+            text = wanted = path.read_text()
+            sentences.append(f"{path}: {error}")
+        for link in LINK.findall(text):
+            if not (path.parent / link).exists():
+                sentences.append(f"{path}: the picture {link} does not exist")
+        if sentences or text != wanted:
+            found.append(path)
+        for sentence in sentences:
+            print(sentence, file=sys.stderr)
+    for path in (orphans := plot.orphans(root / PICTURES)):
+        print(f"{path}: no results stand behind this picture; delete it", file=sys.stderr)
+    return found + orphans
 
 
 def write(root: Path = ROOT) -> None:
-    for name in DOCUMENTS:
-        (root / name).write_text(regenerate((root / name).read_text()))
+    """Makes every block anew.
+
+    Raises:
+        ValueError: a document lacks a block, or there are no results for one; nothing is written.
+    """
+    for name, (_, wanted) in {name: made(name, root) for name in DOCUMENTS}.items():
+        (root / name).write_text(wanted)

@@ -1,12 +1,13 @@
 """Pictures of the measurements of a device: bars of a suite, curves of the sweep, memory. Each PNG says what it shows.
 
-A picture carries the fingerprint of its data and of this file, so that one that is out of date can be told without
-drawing it again: the same data give other bytes with another matplotlib.
+A picture carries the fingerprints of its data with this file and of its own pixels, so that one that is out of date or
+was changed can be told without drawing it again: the same data give other bytes with another matplotlib.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display is needed and nothing global is changed
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from . import results
 from .measure import Row
@@ -24,7 +25,7 @@ from .results import Record
 from .tables import KERNELS, circumstances
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
-KEY = "lewel-data"
+KEY, PIXELS = "lewel-data", "lewel-pixels"
 COLOURS = {
     "eager": "#8c8c8c", "compile": "#5b8db8", "compile-max": "#2f5d8a", "cpu": "#d1495b", "triton": "#d1495b",
     "cuda": "#edae49", "reference": "#cccccc",
@@ -45,19 +46,35 @@ def write(device: str, folder: Path = FOLDER) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure = draw(records)
             figure.suptitle(circumstances(records), fontsize=8, color="#666666")
-            figure.savefig(path, metadata={KEY: fingerprint(records)})
+            figure.savefig(drawn := io.BytesIO())
+        with Image.open(drawn) as image:
+            metadata = PngImagePlugin.PngInfo()
+            metadata.add_text(KEY, fingerprint(name, records))
+            metadata.add_text(PIXELS, pixels(image))
+            image.save(path, "png", pnginfo=metadata, dpi=image.info["dpi"])
         done.append(path)
     return done
 
 
 def stale(device: str, folder: Path = FOLDER) -> list[Path]:
-    """The pictures that are missing or show other data, or were drawn by other code."""
-    found = []
-    for name, (records, _) in pictures(device).items():
-        path = folder / f"{device}-{name}.png"
-        if not path.exists() or Image.open(path).info.get(KEY) != fingerprint(records):
-            found.append(path)
-    return found
+    """The pictures that are missing, cannot be read or show other data, or were drawn by other code or changed."""
+    wanted = {folder / f"{device}-{n}.png": fingerprint(n, records) for n, (records, _) in pictures(device).items()}
+    return [path for path, data in wanted.items() if not _fresh(path, data)]
+
+
+def _fresh(path: Path, data: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            own = pixels(image)  # first: only decoding finds a file that was cut short
+            return (image.info.get(KEY), image.info.get(PIXELS)) == (data, own)
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a missing and for a broken file
+        return False
+
+
+def orphans(folder: Path = FOLDER) -> list[Path]:
+    """The pictures in the folder that no results stand behind."""
+    known = {f"{device}-{name}.png" for device in results.devices() for name in pictures(device)}
+    return [path for path in sorted(folder.rglob("*.png")) if str(path.relative_to(folder)) not in known]
 
 
 def pictures(device: str) -> dict[str, tuple[list[Record], Callable[[list[Record]], Figure]]]:
@@ -72,9 +89,15 @@ def pictures(device: str) -> dict[str, tuple[list[Record], Callable[[list[Record
     return found
 
 
-def fingerprint(records: Sequence[Record]) -> str:
-    data = json.dumps(records, sort_keys=True).encode()
+def fingerprint(name: str, records: Sequence[Record]) -> str:
+    """Of all that a picture shows: the data, the sentence about them, and how they are drawn."""
+    data = json.dumps([name, records, circumstances(records)], sort_keys=True).encode()
     return hashlib.sha256(data + Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def pixels(image: Image.Image) -> str:
+    """The fingerprint of what is seen, which stays the same when the file is only packed more tightly."""
+    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGBA").tobytes()).hexdigest()[:16]
 
 
 def _rows(records: Sequence[Record]) -> list[Row]:
@@ -122,7 +145,10 @@ def bars(records: list[Record]) -> Figure:
 
 
 def memory(records: list[Record]) -> Figure:
-    """MiB saved for the backward, and peak MiB of forward + backward."""
+    """MiB saved for the backward, and peak MiB of forward + backward.
+
+    A provider outside the error budget keeps its bars: what it stores is true however it rounds.
+    """
     rows = [row for row in _rows(records) if row.mode == BOTH]
     figure = Figure(figsize=(max(7.5, 0.75 * len({row.case for row in rows})), 5.6), layout="constrained")
     names = _present(rows, ("eager", "compile", *KERNELS))
@@ -139,8 +165,12 @@ def memory(records: list[Record]) -> Figure:
 
 
 def scaling(records: list[Record]) -> Figure:
-    """Milliseconds of forward + backward as one size grows, with the floor."""
+    """Milliseconds of forward + backward as one size grows, with the floor.
+
+    A provider that left the error budget is dashed, hollow at the sizes where it did, and named so in the legend.
+    """
     rows = [row for row in _rows(records) if row.mode == BOTH]
+    outside = {row.provider for row in rows if row.problem and row.samples}
     axes_of = {"N": "images N", "P": "positions P", "K": "maps K", "D": "pixel channels D"}
     figure = Figure(figsize=(9.5, 6.8), layout="constrained")
     for axis, (size, title) in zip(figure.subplots(2, 2).flat, axes_of.items(), strict=True):
@@ -149,8 +179,14 @@ def scaling(records: list[Record]) -> Figure:
             axis.set_axis_off()
             continue
         for name in _present(mine, ("eager", "compile", "compile-max", *KERNELS)):
-            points = sorted((getattr(r.case.shape, size), r.p50) for r in mine if r.provider == name and r.samples)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS.get(name), label=name)
+            own = sorted((getattr(r.case.shape, size), r.p50, r.problem or "") for r in mine
+                         if r.provider == name and r.samples)  # fmt: skip
+            style: dict[str, Any] = {"marker": "o", "markersize": 3, "color": COLOURS.get(name)}
+            label = name + " (hollow: outside the error budget)" * (name in outside)
+            axis.plot(*zip(*((x, y) for x, y, _ in own), strict=True), label=label,
+                      linestyle="--" if name in outside else "-", **style)  # fmt: skip
+            if wrong := [(x, y) for x, y, problem in own if problem]:
+                axis.plot(*zip(*wrong, strict=True), linestyle="none", markerfacecolor="white", **style)
         floors = sorted({(getattr(row.case.shape, size), row.floor) for row in mine})
         axis.plot(*zip(*floors, strict=True), color="black", linewidth=1, linestyle=":", label="floor")
         axis.set_xscale("log", base=2)
@@ -159,5 +195,7 @@ def scaling(records: list[Record]) -> Figure:
         s = mine[0].case.shape
         fixed = {"N": f"N={s.N}", "P": f"{s.H}x{s.W}", "K": f"K={s.K}", "D": f"D={s.D}", "C": f"C={s.C}"}
         axis.set_title(f"ms against {title}  ({' '.join(v for k, v in fixed.items() if k != size)})")
-    figure.axes[0].legend(fontsize=8)
+    # Of all curves: the first may lack a provider, or have none at all.
+    shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.axes[0].legend(shown.values(), shown.keys(), fontsize=8)
     return figure

@@ -28,7 +28,8 @@ def circumstances(records: Sequence[Record]) -> str:
     on_cpu = r["instructions"] is not None
     details = f" with {r['instructions']}, {r['threads']} threads" if on_cpu else f", driver {r['driver']}"
     state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
-    return f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+    about = f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+    return about + (f", while others kept {r['busy_cores']:.1f} cores busy" if results.disturbed(r) else "")
 
 
 def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
@@ -54,19 +55,21 @@ def speed(device: str, suite: str, mode: str) -> str:
     header += [f"{name}{' of floor' if base is None else f' x {base}'}" for name in ours for base in (*bases, None)]
     lines = []
     for case, group in groupby(rows, key=lambda row: row.case):
-        by_name = {row.provider: row for row in group}
-        s = case.shape
+        by_name = {row.provider: row for row in group}  # not all of them where the run was killed
+        s, floor = case.shape, next(iter(by_name.values())).floor
         line = [f"N={s.N} C={s.C} D={s.D} K={s.K} {s.H}x{s.W}", case.layout, case.dtype]
-        line += [_time(by_name[name]) for name in (*bases, *ours)] + [f"{by_name['eager'].floor:.2f}"]
-        for row in (by_name[name] for name in ours):
-            line += [_ratio(row.speedups.get(base)) for base in bases]
-            line.append("" if row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %")
+        line += [_time(by_name.get(name)) for name in (*bases, *ours)] + [f"{floor:.2f}"]
+        for row in map(by_name.get, ours):
+            line += [_ratio(row.speedups.get(base) if row else None) for base in bases]
+            line.append("" if row is None or row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %")
         lines.append(line)
     for dtype in dict.fromkeys(row.case.dtype for row in rows):
         line = ["**geometric mean**", "", dtype, *([""] * (len(bases) + len(ours) + 1))]
+        count = len({row.case for row in rows if row.case.dtype == dtype})
         for name in ours:
             mine = [row for row in rows if (row.provider, row.case.dtype) == (name, dtype)]
-            line += [f"**{_ratio(mean_speedup(mine, base))}**" for base in bases] + [""]
+            means = [mean_speedup(mine, base) if len(mine) == count else None for base in bases]
+            line += [f"**{_ratio(mean)}**" for mean in means] + [""]
         lines.append(line)
     note = f"{mode}: {circumstances(records)}; medians of interleaved samples.\n\n" + markdown(header, lines) + "\n"
     if any(row.problem and row.samples for row in rows):
@@ -84,7 +87,9 @@ def _losses(rows: Sequence[Row]) -> str:
     return f"Rows that lose: {'; '.join(lost)}." if lost else "No row loses."
 
 
-def _time(row: Row) -> str:
+def _time(row: Row | None) -> str:
+    if row is None:
+        return ""
     return f"{row.p50:.2f}{f' {STAR}' if row.problem else ''}" if row.samples else "cannot run"
 
 

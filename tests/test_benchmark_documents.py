@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 from benchmarks import __main__, documents, plot, results, session, tables
 from benchmarks.cases import QUICK, Case
@@ -47,8 +49,26 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 row(case, mode, "compile", 6.0, problem="pooled is too far from the float64 truth"),
                 row(case, mode, "cpu", ms, speedups=ratio, percent_of_floor=50.0),
             ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    put(path, records)
     return path
+
+
+@pytest.fixture
+def papers(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of two documents that must have one table of speed each, and have an empty one."""
+    monkeypatch.setattr(documents, "DOCUMENTS", dict.fromkeys(documents.DOCUMENTS, ("speed",)))
+    (tmp_path / "docs").mkdir()
+    for name in documents.DOCUMENTS:
+        (tmp_path / name).write_text(f"before\n{BLOCK.format('')}\nafter\n")
+    return tmp_path
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def put(path: Path, records: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def test_the_table_of_speed(toy: Path) -> None:
@@ -69,32 +89,191 @@ def test_the_table_of_speed(toy: Path) -> None:
 
 
 def test_a_mean_is_withheld_where_a_row_has_no_ratio(toy: Path) -> None:
-    records = [json.loads(line) for line in toy.read_text().splitlines()]
+    records = lines_of(toy)
     for record in records:
-        if record["provider"] == "cpu" and record["case"]["shape"]["name"] == "small":
+        if record["provider"] == "cpu" and "'small'" in str(record["case"]):
             record |= {"problem": "wrong", "speedups": {}, "percent_of_floor": None}
-    toy.write_text("".join(json.dumps(record) + "\n" for record in records))
+    put(toy, records)
     *_, mean, _, _ = tables.speed(device="toy", suite="quick", mode="forward").splitlines()
     assert "**geometric mean**" in mean
     assert "****" in mean
 
 
-def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(toy: Path, tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    for name in documents.DOCUMENTS:
-        (tmp_path / name).write_text(f"before\n{BLOCK.format('')}\nafter\n")
-    assert len(documents.stale(tmp_path)) == len(documents.DOCUMENTS)
-    documents.write(tmp_path)
-    assert documents.stale(tmp_path) == []
-    readme = tmp_path / "README.md"
+@pytest.mark.parametrize("provider", ["eager", "compile", "cpu"])
+def test_a_row_that_a_killed_run_did_not_write_is_an_empty_cell(toy: Path, provider: str) -> None:
+    floor = tables.speed(device="toy", suite="quick", mode="forward").splitlines()[5].split("|")[7].strip()
+    put(toy, [r for r in lines_of(toy) if r["provider"] != provider or "'small'" not in str(r["case"])])
+    lines = tables.speed(device="toy", suite="quick", mode="forward").splitlines()
+    first, second, mean = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:7])
+    assert "" not in first
+    place = 3 + ["eager", "compile", "cpu"].index(provider)
+    assert [i for i in range(3, 7) if not second[i]] == [place]
+    assert second[6] == floor
+    if provider == "cpu":
+        assert second[7:] == ["", "", ""]
+        assert mean[7:9] == ["****", "****"]  # not of other cases than its neighbours'
+
+
+@pytest.mark.parametrize(("busy", "told"), [(None, False), (0.5, False), (1.24, True)])
+def test_a_busy_machine_is_told(busy: float | None, told: bool) -> None:
+    text = tables.circumstances([{**CONTEXT, "busy_cores": busy}])
+    assert text.endswith(", commit abcdef0" + ", while others kept 1.2 cores busy" * told)
+    assert tables.circumstances([CONTEXT]).endswith("abcdef0")
+
+
+def test_a_batch_of_rows_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    recorder = results.Recorder("quick", "cpu", CONTEXT)
+    written, write = [], os.write
+    monkeypatch.setattr(os, "write", lambda file, data: written.append(data) or write(file, data))
+    recorder.append({"case": i} for i in range(3))
+    other = results.Recorder("quick", "cpu", CONTEXT)
+    other.append([{"case": 3}])
+    recorder.append([{"case": 4}])
+    assert [data.count(b"\n") for data in written] == [3, 1, 1]
+    assert b"".join(written) == recorder.path.read_bytes()
+    assert [record["case"] for record in lines_of(recorder.path)] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(os, "write", lambda file, data: 3)
+    with pytest.raises(OSError, match="only a part of the rows could be written"):
+        recorder.append([{"case": 5}])
+
+
+def test_a_line_that_was_cut_short_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    recorder = results.Recorder("quick", "cpu", CONTEXT)
+    recorder.append([{"case": 1}])
+    with recorder.path.open("ab") as file:
+        file.write(b'{"case": 2}\n7\n\xff\0\n{"run": "2026')
+    recorder.append([{"case": 3}])
+    for _ in range(2):
+        assert [record["case"] for record in results.read(recorder.path.parent.name, "quick")] == [1, 3]
+    told = [f"{recorder.path}:{n} is left out, for it is no record of a run." for n in (2, 3, 4, 5)]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+FULL, PART = (2, 2), (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("runs", "chosen"),
+    [
+        ({"a": (FULL, 0.0), "b": (PART, 0.0)}, "a"),
+        ({"a": (PART, 0.0), "b": (FULL, 0.0)}, "b"),
+        ({"a": (FULL, 0.0), "b": (FULL, None)}, "b"),
+        ({"a": (FULL, None), "b": (FULL, 0.5)}, "b"),
+        ({"a": (PART, 0.0), "b": (FULL, 0.6)}, "a"),
+        ({"a": (FULL, 0.6), "b": (PART, 0.0)}, "b"),
+        ({"a": (FULL, 0.6), "b": (FULL, 3.0), "c": (PART, 0.7)}, "b"),
+        ({"b": (FULL, 0.0), "a": (FULL, 0.0)}, "b"),
+    ],
+)
+@pytest.mark.parametrize("inner", ["provider", "mode", "launch", "call", "method", "variant"])
+def test_the_run_that_counts(
+    toy: Path, inner: str, runs: dict[str, tuple[tuple[int, int], float | None]], chosen: str
+) -> None:
+    put(toy, [
+        {"run": run, "busy_cores": busy, "case": {"N": case}, inner: str(i)}
+        for run, ((cases, count), busy) in runs.items() for case in range(cases) for i in range(count)
+    ])  # fmt: skip
+    assert {record["run"] for record in results.latest("toy", "quick")} == {chosen}
+
+
+def test_what_could_not_run_or_is_there_twice_does_not_fill_a_run(toy: Path) -> None:
+    records = lines_of(toy)
+    later = [{**record, "run": "2027"} for record in records]
+    put(toy, records + later[:-1] + [{**later[-1], "samples": 0}])
+    assert results.latest("toy", "quick") == records
+    put(toy, records + later[:-1] + later[:3])
+    assert results.latest("toy", "quick") == records
+    put(toy, records + later)
+    assert results.latest("toy", "quick") == later
+
+
+def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(toy: Path, papers: Path) -> None:
+    assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
+    documents.write(papers)
+    assert documents.stale(papers) == []
+    readme = papers / "README.md"
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     readme.write_text(text.replace("| 2.00 |", "| 2.50 |"))
-    assert documents.stale(tmp_path) == [readme]
+    assert documents.stale(papers) == [readme]
     readme.write_text(text)
     toy.write_text(toy.read_text().replace('"p50": 4.0', '"p50": 4.5'))
-    assert len(documents.stale(tmp_path)) == len(documents.DOCUMENTS)
+    assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
+
+
+def test_a_document_that_lacks_a_block_is_stale(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents.write(papers)
+    readme = papers / "README.md"
+    text = readme.read_text()
+    other = (papers / "docs/performance.md").read_text()
+    for broken in ("", text.replace("<!-- end", "<!-- End"), text.replace("generated: speed", "generated: memory")):
+        readme.write_text(broken)
+        assert documents.stale(papers) == [readme]
+        assert "README.md lacks a whole block <!-- generated: ... --> of speed" in capsys.readouterr().err
+        (papers / "docs/performance.md").write_text(other.replace("| 2.00 |", "| 2.50 |"))
+        with pytest.raises(ValueError, match=r"README.md lacks a whole block .* of speed"):
+            documents.write(papers)
+        assert readme.read_text() == broken
+        assert "| 2.50 |" in (papers / "docs/performance.md").read_text()  # nothing is written
+        (papers / "docs/performance.md").write_text(other)
+    readme.write_text(text)
+    assert documents.stale(papers) == []
+
+
+def test_a_block_counts_as_often_as_it_is_expected(papers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents.write(papers)
+    monkeypatch.setitem(documents.DOCUMENTS, "README.md", ("speed", "speed"))
+    assert documents.stale(papers) == [papers / "README.md"]
+    (papers / "README.md").write_text(2 * (papers / "README.md").read_text())
+    assert documents.stale(papers) == []
+
+
+def test_the_documents_have_the_blocks_that_they_must_have() -> None:
+    for name, expected in documents.DOCUMENTS.items():
+        found = [block[2] for block in documents.BLOCK.finditer((documents.ROOT / name).read_text())]
+        assert sorted(found) == sorted(expected), name
+
+
+def test_a_document_without_results_is_stale(toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents.write(papers)
+    toy.unlink()
+    assert documents.stale(papers) == [papers / name for name in documents.DOCUMENTS]
+    assert "README.md: there are no results of suite quick on toy; known devices: [" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="there are no results of suite quick on toy"):
+        documents.write(papers)
+
+
+def test_a_linked_picture_must_exist(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents.write(papers)
+    path = papers / "docs/performance.md"
+    text = path.read_text()
+    path.write_text(text + "![Elsewhere](https://example.com/a.png) ![It](pictures/it.png) [again](pictures/it.png)\n")
+    assert documents.stale(papers) == [path]
+    assert "docs/performance.md: the picture pictures/it.png does not exist" in capsys.readouterr().err
+    (papers / "docs/pictures").mkdir()
+    (papers / "docs/pictures/it.png").touch()
+    assert documents.stale(papers) == []
+    assert not capsys.readouterr().err
+
+
+def test_a_picture_that_no_data_stand_behind_is_stale(
+    toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents.write(papers)
+    folder = papers / documents.PICTURES
+    written = plot.write("toy", folder)
+    assert folder == papers / plot.FOLDER.relative_to(documents.ROOT)
+    assert documents.stale(papers) == []
+    orphan = written[0].rename(folder / "toy-scaling.png")
+    assert documents.stale(papers) == [orphan]
+    assert "toy-scaling.png: no results stand behind this picture; delete it" in capsys.readouterr().err
+    toy.unlink()
+    assert set(documents.stale(papers)) >= {orphan, written[1]}
 
 
 def test_a_block_that_nobody_generates_is_a_sentence() -> None:
@@ -118,18 +297,74 @@ def test_pictures_are_stale_when_the_data_change(toy: Path, tmp_path: Path) -> N
     assert plot.stale("toy", folder) == written
 
 
+def test_pictures_are_stale_when_what_is_said_about_the_data_changes(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = plot.write("toy", tmp_path / "pictures")
+    monkeypatch.setattr(plot, "circumstances", lambda records: "somewhere")
+    assert plot.stale("toy", tmp_path / "pictures") == written
+
+
+def test_a_picture_with_other_pixels_is_stale(toy: Path, tmp_path: Path) -> None:
+    first, second = plot.write("toy", tmp_path)
+    with Image.open(first) as image:
+        image.load()
+    metadata = PngImagePlugin.PngInfo()
+    for key in (plot.KEY, plot.PIXELS):
+        metadata.add_text(key, image.info[key])
+    image.save(first, pnginfo=metadata, compress_level=1)
+    assert plot.stale("toy", tmp_path) == []  # packed anew, and looks the same
+    image.putpixel((3, 3), (255, 0, 0, 255))
+    image.save(first, pnginfo=metadata)
+    assert plot.stale("toy", tmp_path) == [first]
+    first.write_bytes(second.read_bytes())
+    assert plot.stale("toy", tmp_path) == [first]  # of the same records, but not this picture
+
+
+@pytest.mark.parametrize("kept", [0, 4, 30, 0.1, 0.5, 0.99])
+def test_a_picture_that_cannot_be_read_is_stale(toy: Path, tmp_path: Path, kept: float) -> None:
+    path, _ = plot.write("toy", tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
+    assert plot.stale("toy", tmp_path) == [path]
+    path.write_bytes(whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :])
+    assert plot.stale("toy", tmp_path) == [path]
+
+
+def test_curves_outside_the_error_budget_are_marked(toy: Path) -> None:
+    records = []
+    for n in (32, 64, 128):
+        case = Case(replace(QUICK[0], N=n), "nchw", "fp32", axis="N")
+        wrong = "pooled is too far from the float64 truth" if n == 64 else None
+        records += [row(case, plot.BOTH, "eager", n), row(case, plot.BOTH, "cpu", n / 2, problem=wrong)]
+    figure = plot.scaling(records)
+    eager, cpu, hollow, floor = figure.axes[0].lines
+    assert (eager.get_linestyle(), cpu.get_linestyle(), floor.get_linestyle()) == ("-", "--", ":")
+    assert list(cpu.get_xdata()) == [32, 64, 128]
+    assert (list(hollow.get_xdata()), hollow.get_markerfacecolor(), hollow.get_linestyle()) == ([64], "white", "None")
+    (names,) = [axis.get_legend().get_texts() for axis in figure.axes if axis.get_legend()]
+    assert [name.get_text() for name in names] == ["eager", "cpu (hollow: outside the error budget)", "floor"]
+    for record in records:
+        record["case"]["axis"] = "K"  # the first of the four panels is empty
+    names = plot.scaling(records).axes[0].get_legend().get_texts()
+    assert [name.get_text() for name in names] == ["eager", "cpu (hollow: outside the error budget)", "floor"]
+
+
+def test_memory_outside_the_error_budget_is_drawn(toy: Path) -> None:
+    for axis in plot.memory(results.latest("toy", "quick")).axes:
+        bars = {bar.get_label(): [patch.get_height() for patch in bar] for bar in axis.containers}
+        assert set(bars) == {"eager", "compile", "cpu"}
+        assert bars["compile"] == bars["cpu"] != [0, 0]
+
+
 def test_check_fails_where_documents_are_stale(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    papers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(documents, "ROOT", tmp_path)
     monkeypatch.setattr(documents.stale, "__defaults__", (tmp_path,))
     monkeypatch.setattr(documents.write, "__defaults__", (tmp_path,))
     for function in (plot.stale, plot.write):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path / "pictures",))
-    (tmp_path / "docs").mkdir()
-    for name in documents.DOCUMENTS:
-        (tmp_path / name).write_text(BLOCK.format(""))
-    shutil.rmtree(tmp_path / "pictures", ignore_errors=True)
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / documents.PICTURES,))
     for arguments, status in ((["plot", "--check"], 1), (["plot"], 0), (["plot", "--check"], 0)):
         with pytest.raises(SystemExit) as done:
             __main__.main(arguments)
