@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 
@@ -102,7 +103,14 @@ def run_loss(options: argparse.Namespace) -> None:
 def run_plot(options: argparse.Namespace) -> int:
     from . import documents, plot  # only here are matplotlib and the trainer needed
 
-    if options.check:
+    try:
+        return _plot(documents, plot, check=options.check)
+    except ValueError as error:  # results that a document quotes are missing
+        sys.exit(str(error))
+
+
+def _plot(documents: ModuleType, plot: ModuleType, *, check: bool) -> int:
+    if check:
         stale = documents.stale() + [path for device in results.devices() for path in plot.stale(device)]
         for path in stale:
             print(f"{path} disagrees with benchmarks/results; run `make docs`", file=sys.stderr)

@@ -111,7 +111,7 @@ def _label(row: Row) -> str:
 def _grouped(axis: Axes, rows: list[Row], names: Sequence[str], value: Callable[[Row], float | None]) -> None:
     """A group of bars for each case, one bar for each provider."""
     cases = list(dict.fromkeys(row.case for row in rows))
-    width = 0.8 / len(names)
+    width = 0.8 / max(1, len(names))  # eager may have run alone
     for i, name in enumerate(names):
         mine = {row.case: value(row) for row in rows if row.provider == name}
         heights = [mine.get(case) or 0.0 for case in cases]

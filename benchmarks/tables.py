@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -120,15 +121,17 @@ def overhead(device: str) -> str:
     if not records:
         raise ValueError(f"there are no results of overhead on {device}")
     shapes = list(dict.fromkeys(r["case"]["shape"]["name"] for r in records))
-    found = {(r["case"]["shape"]["name"], r["call"], r["mode"]): r["p50"] for r in records}
+    found: defaultdict[tuple[str, str, str], str] = defaultdict(str)
+    found |= {(r["case"]["shape"]["name"], r["call"], r["mode"]): f"{r['p50']:.0f}" for r in records}
     modes = ("forward", "forward+backward")
     header = ["us a call", *(f"{shape}, {mode}" for shape in shapes for mode in modes)]
     whole = dict.fromkeys(r["call"] for r in records if r["mode"] != SINGLE_OPS)
     single = list(dict.fromkeys(r["call"] for r in records if r["mode"] == SINGLE_OPS))
-    lines = [[name, *(f"{found[shape, name, mode]:.0f}" for shape in shapes for mode in modes)] for name in whole]
+    lines = [[name, *(found[shape, name, mode] for shape in shapes for mode in modes)] for name in whole]
     for name in single:
-        lines.append([f"eager's {name}", *(x for s in shapes for x in (f"{found[s, name, SINGLE_OPS]:.0f}", ""))])
-    total = {shape: sum(found[shape, name, SINGLE_OPS] for name in single) for shape in shapes}
+        lines.append([f"eager's {name}", *(x for shape in shapes for x in (found[shape, name, SINGLE_OPS], ""))])
+    ops = [r for r in records if r["mode"] == SINGLE_OPS]
+    total = {shape: sum(r["p50"] for r in ops if r["case"]["shape"]["name"] == shape) for shape in shapes}
     lines.append(["sum of eager's operators", *(x for shape in shapes for x in (f"{total[shape]:.0f}", ""))])
     sizes = {r["case"]["shape"]["name"]: r["case"]["shape"] for r in records}
     about = "; ".join(f"{n}: N={s['N']} C={s['C']} D={s['D']} K={s['K']} {s['H']}x{s['W']}" for n, s in sizes.items())
