@@ -9,7 +9,7 @@ import torch
 
 from . import commands, session
 from .cases import DTYPES, LAYOUTS, SUITES
-from .options import command, device, duration
+from .options import command, device, duration, limit
 from .providers import PROVIDERS
 
 
@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     shapes = list(dict.fromkeys(case.shape.name for cases in SUITES.values() for case in cases))
     run.add_argument("--shape", choices=shapes, nargs="+", metavar="NAME", help=f"of {', '.join(shapes)}")
     run.add_argument("--seconds", type=duration, default=2.0, help="time spent on each case and mode")
-    run.add_argument(
-        "--minutes", type=duration, default=float("inf"), help="begin no case that would end later than this"
-    )
+    run.add_argument("--minutes", type=limit, default=float("inf"), help="begin no case that would end later than this")
     calls = command(
         chosen, "overhead", commands.run_overhead, "microseconds of a call on tiny tensors, eager's ops beside"
     )

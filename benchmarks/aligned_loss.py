@@ -25,7 +25,7 @@ BATCHES = (8, 16, 32, 64, 128)
 class Loss:
     """Forward and backward of the loss over N images on one rank; ``logits_bytes`` is one (N L)^2 float32 matrix.
 
-    ``live_bytes`` is counted and the same everywhere, ``peak_bytes`` measured: on the CPU with what its heap keeps.
+    ``live_bytes`` is counted and the same everywhere, ``peak_bytes`` measured, with what operators need inside.
     """
 
     case: dict[str, int]

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from types import ModuleType
 
 import torch
@@ -15,7 +16,7 @@ from lewel.errors import LewelError
 from . import aligned_loss, machine, overhead, report, results, session
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
-from .measure import Row, measure
+from .measure import Row, measure, sentence
 from .providers import PROVIDERS, prepare_compiler
 from .rates import measure_rates
 
@@ -67,7 +68,7 @@ def run_suite(options: argparse.Namespace) -> None:
         try:
             new = measure(case, providers, options.seconds, rates[case.dtype])
         except Exception as error:  # out of memory, say: the other cases are worth having
-            print(f"\n{case}\n  left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+            print(f"\n{case}\n  left out: {sentence(error)}")
             continue
         report.print_case(new)
         if not options.no_record:
@@ -131,15 +132,19 @@ def run_steps(options: argparse.Namespace) -> None:
     from . import step  # the trainer wants more packages than the rest
 
     recorder = results.Recorder("step", options.device, quiet_machine(options.device))
-    for case in step.cases(options):
+    measured = False
+    for case, methods in product(step.cases(options), step.together(options.method)):
         try:
-            rows = step.measure(case, options.method, options.seconds)
+            rows = step.measure_what_fits(case, methods, options.seconds * len(methods) / len(options.method))
         except (torch.OutOfMemoryError, LewelError) as error:
-            print(f"\n{case}\n  left out: {str(error).splitlines()[0]}")
+            print(f"\n{case}, {', '.join(methods)}\n  left out: {sentence(error)}")
             continue
+        measured = True
         step.print_case(rows)
         if not options.no_record:
             recorder.append(rows)
+    if not measured:
+        sys.exit("Nothing was measured.")
     print(step.PAPER)
     if not options.no_record:
         print(f"\nAppended to {recorder.path}")

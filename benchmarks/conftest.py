@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 
 import pytest
 import torch
 
+from . import options
 from .machine import keep_heap
 from .providers import PROVIDERS, prepare_compiler
 
@@ -16,11 +18,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption("--device", default="cpu", help="the device that is timed: cpu, cuda or cuda:N")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _ready(request: pytest.FixtureRequest) -> None:
-    device = request.config.getoption("--device")
-    if torch.device(device).type == "cuda":
-        torch.cuda.set_device(device)
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        options.device(config.getoption("--device"))
+    except argparse.ArgumentTypeError as error:
+        raise pytest.UsageError(f"--device: {error}") from error
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device that is timed, ready for it."""
+    name = options.device(request.config.getoption("--device"))
+    if torch.device(name).type == "cuda":
+        torch.cuda.set_device(name)
         torch.backends.cudnn.allow_tf32 = False
     keep_heap()
-    prepare_compiler(PROVIDERS, device)
+    prepare_compiler(PROVIDERS, name)
+    return name

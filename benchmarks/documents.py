@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 from . import performance, plot, tables
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks that each must have
     "README.md": ("speed", "speed", "overhead", "step"),
     "docs/performance.md": (
-        "predictions", "passes", "saved", "memory", "growth", "dense", "branch", "infonce"
+        "predictions", "passes", "saved", "memory", "growth", "dense", "branch", "infonce",
+        "gpus",
     ),
 }  # fmt: skip
 PICTURES = "docs/benchmarks"
@@ -37,6 +39,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "growth": performance.growth,
     "dense": performance.dense,
     "infonce": performance.infonce,
+    "gpus": performance.gpus,
 }
 
 
@@ -68,7 +71,7 @@ def made(name: str, root: Path) -> tuple[str, str]:
 def stale(root: Path = ROOT) -> list[Path]:
     """The documents that disagree with the data, lack a block or show a picture that is not there; pictures of no data.
 
-    What `write` would not mend is told on stderr.
+    Why is told on stderr.
     """
     found = []
     for name in DOCUMENTS:
@@ -81,13 +84,22 @@ def stale(root: Path = ROOT) -> list[Path]:
         for link in LINK.findall(text):
             if not (path.parent / link).exists():
                 sentences.append(f"{path}: the picture {link} does not exist")
-        if sentences or text != wanted:
+        if text != wanted:
+            sentences.append(f"{path}: {_difference(text, wanted)}")
+        if sentences:
             found.append(path)
         for sentence in sentences:
             print(sentence, file=sys.stderr)
     for path in (orphans := plot.orphans(root / PICTURES)):
         print(f"{path}: no results stand behind this picture; delete it", file=sys.stderr)
     return found + orphans
+
+
+def _difference(text: str, wanted: str) -> str:
+    """Where a document first disagrees with its data, as a sentence."""
+    pairs = zip_longest(text.split("\n"), wanted.split("\n"), fillvalue="(the end)")
+    number, (is_, should) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    return f"line {number} is\n  {is_}\nand the data say\n  {should}"
 
 
 def write(root: Path = ROOT) -> None:

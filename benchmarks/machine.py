@@ -8,6 +8,8 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,17 +69,36 @@ def busy_cores(seconds: float = 0.5) -> float | None:
     return (ticks() - start) / os.sysconf("SC_CLK_TCK") / seconds
 
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
+_mapped_from = 128 << 10  # bytes from which on a block has a mapping of its own; glibc's default
+
+
+def _mallopt(*settings: tuple[int, int]) -> bool:
+    """Sets options of the C library's heap; whether it has them."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    return all(mallopt(name, value) for name, value in settings)
+
+
 def keep_heap() -> bool:
     """Have the C library keep what calls free, as the heap of a long training run does; whether it could be told.
 
     Otherwise the history of the process decides which provider pays for fresh pages: up to half of a large backward.
     """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h
+    global _mapped_from
+    _mapped_from = 1 << 30
+    return _mallopt((_MMAP_THRESHOLD, _mapped_from), (_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+@contextmanager
+def blocks_apart() -> Iterator[bool]:
+    """Every larger block in a mapping of its own, gone as soon as it is freed; whether the C library could be told."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+        yield _mallopt((_MMAP_THRESHOLD, 64 << 10))
+    finally:
+        _mallopt((_MMAP_THRESHOLD, _mapped_from))
 
 
 def trim_heap() -> bool:

@@ -115,8 +115,8 @@ class _Candidate:
 
 
 def _try(case: Case, name: str, sets: list[Inputs], expected: dict[int, Expected]) -> _Candidate:
-    if sentence := refusal(name, sets[0]):
-        raise CannotRun(f"cannot run: {sentence}")
+    if refused := refusal(name, sets[0]):
+        raise CannotRun(f"cannot run: {refused}")
     try:
         op, first = PROVIDERS[name](), {}
         calls = {mode: [call_of(case, op, inputs, mode) for inputs in sets] for mode in MODES}
@@ -129,10 +129,11 @@ def _try(case: Case, name: str, sets: list[Inputs], expected: dict[int, Expected
         problems = [find_problem(case, op, sets[i], wanted) for i, wanted in expected.items()]
         return _Candidate(calls, first, next(filter(None, problems), None))
     except Exception as error:
-        raise CannotRun(f"cannot run: {_sentence(error)}") from error
+        raise CannotRun(f"cannot run: {sentence(error)}") from error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """The first line of what an error says."""
     return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
@@ -181,7 +182,7 @@ def _replayed(
             problems[name] = candidate.problem or problem
         except Exception as error:
             replays.pop(name, None)
-            problems[name] = f"cannot be captured: {_sentence(error)}"
+            problems[name] = f"cannot be captured: {sentence(error)}"
     times = {
         name: [t / len(candidates[name].calls[mode]) for t in ts]
         for name, ts in timing.interleave(replays, case.device, seconds).items()

@@ -25,7 +25,14 @@ def count(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """Seconds or minutes; inf is allowed."""
+    """Seconds that something takes."""
+    if (value := limit(text)) == math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite, got {text!r}")
+    return value
+
+
+def limit(text: str) -> float:
+    """Minutes that something may take; inf is allowed."""
     try:
         value = float(text)
     except ValueError:
@@ -36,6 +43,7 @@ def duration(text: str) -> float:
 
 
 def device(text: str) -> str:
+    """A device that PyTorch can name here; a GPU with its index, without which torch.cuda.set_device takes none."""
     try:
         kind = torch.device(text)
     except RuntimeError:
@@ -44,4 +52,4 @@ def device(text: str) -> str:
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"PyTorch sees {torch.cuda.device_count()} GPUs here, got {text!r}")
-    return text
+    return f"cuda:{kind.index or 0}" if kind.type == "cuda" else text

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from . import timing
 from .cases import NUM_GROUPS, TEMPERATURE, Case, Inputs, Shape, make_inputs
-from .measure import call_of
+from .cost import MODES
+from .measure import call_of, sentence
 from .providers import PROVIDERS, quiet, refusal
 
 # Next to no arithmetic; then one image at the width of LEWEL_M, where it still decides.
@@ -62,10 +63,15 @@ def measure(case: Case, seconds: float) -> list[Overhead]:
         if name == "compile-max" or refusal(name, inputs):  # tuning changes nothing where there is nothing to compute
             continue
         op = make()
-        for mode in ("forward", "forward+backward"):
-            calls[name, mode] = call_of(case, op, inputs, mode)
+        own = {(name, mode): call_of(case, op, inputs, mode) for mode in MODES}
+        try:
             with quiet(name):
-                calls[name, mode]()
+                for call in own.values():
+                    call()
+        except Exception as error:  # no compiler, say
+            print(f"\n{case}\n  {name} is left out, for it cannot run: {sentence(error)}")
+            continue
+        calls |= own
     with torch.no_grad():
         ops = single_ops(inputs)
 

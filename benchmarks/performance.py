@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,16 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from lewel import config
 from lewel.method import Method
 
-from . import aligned_loss, results, roofline
-from .cases import D56, PAPER, Case, Shape
+from . import aligned_loss, results, roofline, tables
+from .cases import D14, D56, PAPER, SWEEP, Case, Shape
 from .cost import MODES, floor_of, least
+from .results import Record
 from .roofline import GPUS
 from .tables import KERNELS, circumstances, markdown
 
 MB, GB = 1e6, 1e9
 _BY_NAME = {shape.name: shape for shape in PAPER}
-PREDICTED = [_BY_NAME[name] for name in ("M32", "M64", "M256", "B64", "B256")]
+PREDICTED = sorted((shape for shape in PAPER if shape.P == 49), key=lambda shape: (shape.K, shape.N))
 M_64, B_256 = _BY_NAME["M64"], _BY_NAME["B256"]
+# Maps that the suites paper and sweep measure; the one of 28x28 is narrower than a ResNet-50 has it.
+DENSE = (M_64, D14, next(shape for shape in SWEEP["P"] if shape.H == 28), D56)
 NOT_RUN = "not yet run"
 
 
@@ -34,29 +38,34 @@ def _both(forward: float, whole: float) -> str:
     return f"{1e6 * forward:.0f} / {1e6 * (whole - forward):.0f}"
 
 
+def _found(gpu: roofline.GPU, suites: tuple[str, ...], tell: Callable[[list[Record]], str]) -> str:
+    """The first that ``tell`` has to say about the last full run of one of the suites on such a GPU, or nothing."""
+    runs = (results.latest(device, suite) for device in results.devices() if gpu.owns(device) for suite in suites)
+    return next(filter(None, map(tell, runs)), "")
+
+
 def _measured(case: Case, gpu: roofline.GPU) -> str:
-    """What each provider took on the first such GPU with results, in microseconds forward / backward."""
+    """What each provider took in microseconds forward / backward."""
     case = replace(case, dtype=gpu.dtype)  # a GPU without bfloat16 only emulates it
-    for device in results.devices():
-        if not gpu.owns(device):
-            continue
+
+    def tell(records: list[Record]) -> str:
         found = {
             (row.provider, row.mode): row.p50 / 1e3
-            for row in results.rows(results.latest(device, "paper"))
-            if replace(row.case, device="cpu") == case and row.launch == "plain" and row.samples and not row.problem
+            for row in results.rows(records)
+            if replace(row.case, device=case.device, axis="") == case
+            if row.launch == "plain" and row.samples and not row.problem
         }
-        cells = [
+        return ", ".join(
             f"{name} {_both(found[name, MODES[0]], found[name, MODES[1]])}"
             for name in ("eager", "compile-max", *KERNELS)
             if (name, MODES[0]) in found and (name, MODES[1]) in found
-        ]
-        if cells:
-            return ", ".join(cells)
-    return NOT_RUN
+        )
+
+    return _found(gpu, ("paper", "sweep"), tell) or NOT_RUN
 
 
 def predictions() -> str:
-    """Floor, planned design and eager at the shapes of the paper on three GPUs, and the measurement.
+    """Floor, planned design and eager at the shapes of the paper on each GPU, and the measurement.
 
     Eager in NCHW is left out: cuDNN transposes inside its convolutions, in passes that are not counted here.
     """
@@ -96,10 +105,10 @@ def saved() -> str:
     """What is kept between forward and backward beyond the inputs."""
     lines = []
     for shape in PAPER:
-        heat, norms, weight = 2 * shape.N * shape.K * shape.P, 4 * shape.N * shape.P, 2 * shape.K * shape.D
+        fused = roofline.saved_bytes(_case(shape))
         eager = [roofline.eager(_case(shape, layout)).saved_bytes for layout in ("channels_last", "nchw")]
         inputs = 2 * shape.N * (shape.C + shape.D) * shape.P
-        lines.append([str(shape), *(f"{x / MB:.1f}" for x in (inputs, heat + norms + weight, *eager))])
+        lines.append([str(shape), *(f"{x / MB:.1f}" for x in (inputs, fused, *eager))])
     header = ["shape", "features and pixels", "fused", "eager channels_last", "eager NCHW"]
     return "MB, bfloat16 under autocast, the 16-bit copy of the weight counted.\n\n" + markdown(header, lines)
 
@@ -118,25 +127,28 @@ def growth() -> str:
         }
         for axis, larger in doubled.items():
             cost = least(_case(larger), MODES[1])
-            kept = [2 * s.N * s.K * s.P + 4 * s.N * s.P for s in (shape, larger)]
+            kept = [roofline.saved_bytes(_case(s)) for s in (shape, larger)]
             ratios = (cost.bytes / base.bytes, cost.flops / base.flops, kept[1] / kept[0])
             lines.append([str(shape), f"{axis} doubled", *(f"x {ratio:.2f}" for ratio in ratios)])
     return markdown(["shape", "", "bytes", "flops", "saved"], lines)
 
 
 def dense() -> str:
-    """The four maps of a ResNet-50 at 224, K = 128: what the op costs at least on each, and what it keeps."""
-    lines = []
-    for side, width in ((7, 2048), (14, 1024), (28, 512), (56, 256)):
-        case = _case(Shape(f"{side}x{side}", N=64, C=width, D=width, K=128, H=side, W=side))
-        cost, s = least(case, MODES[1]), case.shape
-        kept = 2 * s.N * s.K * s.P + 4 * s.N * s.P
-        floors = [f"{1e6 * floor_of(case, MODES[1], gpu.rates):.0f}" for gpu in GPUS]
-        share = cost.bytes / 2 / cost.flops * 1e3
-        lines.append([f"{side}x{side}, C=D={width}", f"{cost.bytes / MB:.0f}", f"{cost.flops / GB:.1f}", f"{share:.1f}",
-                      *floors, f"{kept / MB:.1f}"])  # fmt: skip
-    header = ["map", "MB", "GFLOP", "values / 1000 flops", *(f"{gpu.name}, us at least" for gpu in GPUS), "MB saved"]
-    return "N=64, forward + backward, 16 bits.\n\n" + markdown(header, lines)
+    """Maps from the last stage of a ResNet-50 up to 56x56: what the op costs at least on each, and what it keeps."""
+    sizes, times = [], []
+    for s in DENSE:
+        cost, kept = least(case := _case(s), MODES[1]), roofline.saved_bytes(case)
+        name, share = f"{s.H}x{s.W}, N={s.N} C=D={s.C}", 1e3 * cost.bytes / 2 / cost.flops
+        sizes.append([name, f"{cost.bytes / MB:.0f}", f"{cost.flops / GB:.1f}", f"{share:.1f}", f"{kept / MB:.1f}"])
+        for gpu in GPUS:
+            floors = [floor_of(case, mode, gpu.rates) for mode in MODES]
+            times.append([name, gpu.name, _both(*floors), _measured(case, gpu)])
+    return (
+        "K=128, channels_last, 16 bits; forward + backward.\n\n"
+        + markdown(["map", "MB", "GFLOP", "values / 1000 flops", "MB saved"], sizes)
+        + "\nMicroseconds forward / backward.\n\n"
+        + markdown(["map", "GPU", "floor", "measured"], times)
+    )
 
 
 @cache
@@ -168,8 +180,23 @@ def _op_flops(loss: str, hidden: int, maps: int) -> float:
     return views * sum(least(case, mode).flops for mode in MODES)
 
 
+def _branch_measured(method: str) -> str:
+    """Percent that the branch added to a step of a ResNet-50 at 224, on each GPU where it was measured."""
+
+    def tell(records: list[Record]) -> str:
+        return ", ".join(
+            f"{r['variant']} {r['case']['precision']} {r['overhead']:+.1f} %"
+            for r in records
+            if (r["method"], r["case"]["encoder"], r["case"]["image_size"]) == (method, "resnet50", 224)
+            and r["overhead"] is not None
+        )
+
+    told = {gpu.name: _found(gpu, ("step",), tell) for gpu in GPUS}
+    return "; ".join(f"{name}: {text}" for name, text in told.items() if text) or NOT_RUN
+
+
 def branch() -> str:
-    """What the aligned branch adds to a whole step, by flops, beside the overhead that the paper measured."""
+    """What the aligned branch adds to a whole step, by flops, beside what it cost in the paper and here."""
     lines = []
     for loss, names, hidden, maps, paper in (
         ("infonce", ("moco_v2", "lewel_m"), 2048, 128, "0.7 % (1213 to 1222 s)"),
@@ -179,8 +206,10 @@ def branch() -> str:
         op = _op_flops(loss, hidden, maps)
         aligned += op  # the counter sees into no custom op
         lines.append([f"{names[0]} to {names[1]}", f"{plain / GB:.1f}", f"{aligned / GB:.1f}",
-                      f"{100 * (aligned / plain - 1):.1f} %", f"{100 * op / plain:.2f} %", paper])  # fmt: skip
-    header = ["methods", "GFLOP an image", "with the branch", "more", "of which the op", "paper, epoch on 8 V100"]
+                      f"{100 * (aligned / plain - 1):.1f} %", f"{100 * op / plain:.2f} %", paper,
+                      _branch_measured(names[1])])  # fmt: skip
+    header = ["methods", "GFLOP an image", "with the branch", "more", "of which the op", "paper, epoch on 8 V100",
+              "measured step"]  # fmt: skip
     return markdown(header, lines)
 
 
@@ -189,10 +218,11 @@ def _largest_batch(memory: float, matrices: float) -> int:
     return int((memory / matrices / 4) ** 0.5 / aligned_loss.L)
 
 
-def infonce(device: str) -> str:
-    """Memory of the aligned InfoNCE, and the largest batch on one rank that three GPUs would hold.
+def loss(device: str) -> str:
+    """Memory and time of the aligned InfoNCE as the batch grows.
 
-    The fit rests on the storages that are counted: peaks measured on the CPU are those of a heap.
+    Raises:
+        ValueError: nothing was recorded.
     """
     records = results.latest(device, "loss")
     if not records:
@@ -203,13 +233,61 @@ def infonce(device: str) -> str:
          "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MB:.1f}", f"{r['p50']:.1f}"]
         for r in records
     ]  # fmt: skip
+    header = ["N", "logits MB", "saved MB", "live MB", "measured peak MB", "ms forward + backward"]
+    return f"L={aligned_loss.L}; {circumstances(records)}.\n\n" + markdown(header, lines)
+
+
+def _largest_loss(records: list[Record]) -> str:
+    """The largest batch that was measured."""
+    if not records:
+        return ""
+    r = max(records, key=lambda record: record["case"]["N"])
+    peak = "" if r["peak_bytes"] is None else f", peak {r['peak_bytes'] / MB:.0f} MB"
+    return f"N={r['case']['N']}: {r['p50']:.1f} ms{peak}"
+
+
+def infonce(device: str) -> str:
+    """Memory of the aligned InfoNCE, and the largest batch on one rank that each GPU would hold.
+
+    The fit rests on the storages that are counted: a measured peak holds what the CPU's operators need inside.
+    """
     n = 1024  # where what grows with N is small beside what grows with its square
     matrices = aligned_loss.live_bytes(n) / aligned_loss.logits_bytes(n)
-    fits = [[f"{gpu.name}, {gpu.memory / GB:.0f} GB", str(_largest_batch(gpu.memory / 2, matrices))] for gpu in GPUS]
+    fits = [
+        [f"{gpu.name}, {gpu.memory / GB:.0f} GB", str(_largest_batch(gpu.memory / 2, matrices)),
+         _found(gpu, ("loss",), _largest_loss) or NOT_RUN]
+        for gpu in GPUS
+    ]  # fmt: skip
     return (
-        f"L={aligned_loss.L}; {circumstances(records)}.\n\n"
-        + markdown(["N", "logits MB", "saved MB", "live MB", "measured peak MB", "ms forward + backward"], lines)
+        loss(device)
         + f"\nAt most {matrices:.2f} matrices of logits are live at once. "
         + "Half of a GPU's memory holds at most this many images:\n\n"
-        + markdown(["GPU", "N on one rank"], fits)
+        + markdown(["GPU", "N on one rank", "the largest measured"], fits)
     )
+
+
+# What is told of a GPU: the suite, a heading, and the table.
+PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
+    *(("paper", f"Suite paper, {mode}", partial(tables.speed, suite="paper", mode=mode)) for mode in MODES),
+    ("paper", "Suite paper, memory", partial(tables.memory, suite="paper")),
+    *(
+        (suite, f"Suite {suite}, {MODES[1]}", partial(tables.speed, suite=suite, mode=MODES[1]))
+        for suite in ("sweep", "quick")
+    ),
+    ("overhead", "Overhead of a call", tables.overhead),
+    ("step", "A training step", tables.step),
+    ("loss", "The aligned InfoNCE", loss),
+)
+
+
+def gpus() -> str:
+    """Every table that the results of each GPU allow, of a GPU without a data sheet here too."""
+    sections = []
+    for device in results.devices():
+        latest = {suite: records for suite, _, _ in PARTS if (records := results.latest(device, suite))}
+        about = [record for records in latest.values() for record in records]
+        if not about or about[0]["instructions"] is not None:  # those of a processor
+            continue
+        sections.append(f"### {about[0]['device']}\n")
+        sections += [f"#### {title}\n\n{table(device)}" for suite, title, table in PARTS if suite in latest]
+    return "\n".join(sections) or "Nothing was run on any GPU yet.\n"

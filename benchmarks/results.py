@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,9 @@ from .measure import Row
 ROOT = Path(__file__).parent / "results"
 Record = dict[str, Any]
 QUIET = 0.5  # cores that others may keep busy before a run counts as disturbed
+FIELDS = {"run", "date", "case"}  # without which a line is no record of a run
+CIRCUMSTANCES = ("commit", "device", "driver", "threads", "versions", "heap_kept")
+WITHHELD: Record = {"speedups": {}, "percent_of_floor": None, "overhead": None, "speedup": None}  # of a problem
 MEASUREMENT = ("case", "provider", "mode", "launch", "call", "method", "variant")  # what tells the rows of a run apart
 
 
@@ -65,7 +69,7 @@ def read(device: str, suite: str) -> list[Record]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if isinstance(record, dict) and "run" in record:
+        if isinstance(record, dict) and record.keys() >= FIELDS:
             records.append(record)
         else:
             _leave_out(path, number)
@@ -83,22 +87,79 @@ def disturbed(record: Record) -> bool:
     return busy is not None and busy > QUIET
 
 
-def latest(device: str, suite: str) -> list[Record]:
-    """The records of one run: a quiet one where there is any, of these the fullest, of these the last.
+def runs(device: str, suite: str) -> list[list[Record]]:
+    """The run that counts and its repetitions, each a list of records, the oldest first; none where nothing was run.
 
-    So a run that was cut short hides nothing, nor one beside other processes. Full is what has the most distinct
-    measurements that were made: a provider that could not run is none.
+    What counts is a quiet run before a disturbed one, of these the one with the most cases in the most modes, of these
+    the one with the most measurements, of these the last: so a run that was cut short hides nothing, nor one beside
+    other processes. A provider that could not run makes no measurement. A repetition is a run that made the same
+    measurements of the same commit in the same circumstances.
     """
-    runs: dict[str, list[Record]] = {}
+    every: dict[str, list[Record]] = {}
     for record in read(device, suite):
-        runs.setdefault(record["run"], []).append(record)
+        every.setdefault(record["run"], []).append(record)
+    made = {run: [r for r in records if r.get("samples", 1)] for run, records in every.items()}  # not all count them
 
-    def rank(run: str) -> tuple[bool, int, str]:
-        made = (r for r in runs[run] if r.get("samples", 1))  # not every suite counts its samples
-        measurements = {json.dumps([r.get(key) for key in MEASUREMENT], sort_keys=True) for r in made}
-        return not any(map(disturbed, runs[run])), len(measurements), run
+    def rank(run: str) -> tuple[bool, int, int, str]:
+        cases, measurements = (len(_distinct(made[run], names)) for names in (("case", "mode"), MEASUREMENT))
+        return not any(map(disturbed, every[run])), cases, measurements, run
 
-    return runs[max(runs, key=rank)] if runs else []
+    def what(run: str) -> list[object]:
+        told = [every[run][0].get(name) for name in CIRCUMSTANCES]
+        return [any(map(disturbed, every[run])), _distinct(made[run], MEASUREMENT), *told]
+
+    if not every:
+        return []
+    best = max(every, key=rank)
+    known = every[best][0].get("commit") and not every[best][0].get("dirty")  # else they may be runs of different code
+    same = [run for run in sorted(every) if known and what(run) == what(best)] or [best]
+    return [every[run] for run in same]
+
+
+def latest(device: str, suite: str) -> list[Record]:
+    """The records of the run that counts; where it was repeated, with the median over its repetitions of each number.
+
+    Their ``repetitions`` then says of how many. A problem in one of them is a problem: its speed-ups are withheld.
+    """
+    repeated = runs(device, suite)
+    if len(repeated) < 2:
+        return [record for run in repeated for record in run]
+    found: dict[str, list[Record]] = {}
+    for record in (record for run in repeated for record in run):
+        found.setdefault(identity(record), []).append(record)
+    return [_middle(of_one) | {"repetitions": len(repeated)} for of_one in found.values()]
+
+
+def identity(record: Record, names: Sequence[str] = MEASUREMENT) -> str:
+    """The same for the records of one measurement in several runs."""
+    return json.dumps([record.get(name) for name in names], sort_keys=True)
+
+
+def _distinct(records: Iterable[Record], names: Sequence[str]) -> set[str]:
+    return {identity(record, names) for record in records}
+
+
+def _middle(records: Sequence[Record]) -> Record:
+    """The last of some records of one measurement, with the median of each of its numbers."""
+    middle = dict(records[-1])
+    for name in middle.keys() - {"case"}:
+        values = [record.get(name) for record in records]
+        tables = [value for value in values if isinstance(value, dict)]
+        if len(tables) == len(values):
+            shared = set.intersection(*map(set, tables))
+            middle[name] = {key: _median([table[key] for table in tables]) for key in tables[-1] if key in shared}
+        else:
+            middle[name] = _median(values)
+    problem = next((record["problem"] for record in records if record.get("problem")), None)
+    if problem:
+        middle |= {"problem": problem, **{name: nothing for name, nothing in WITHHELD.items() if name in middle}}
+    return middle
+
+
+def _median(values: Sequence[Any]) -> Any:
+    """Of numbers; of anything else the last."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return statistics.median(values) if numbers else values[-1]
 
 
 def rows(records: Iterable[Record]) -> list[Row]:

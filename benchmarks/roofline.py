@@ -39,36 +39,51 @@ class GPU:
         return re.fullmatch(self.folder, folder) is not None
 
 
-# Others of the name are other GPUs: an A100 of 40 GB, an H100 on PCIe and a slice of either (MIG) have less bandwidth.
+# Others of the name are other GPUs: an A100 of 40 GB, an H100 on PCIe and a slice of any (MIG) have less bandwidth.
 GPUS = (
     GPU("V100", r".*\bv100\b.*", "fp16", 0.90e12, 90e12, 16e9),
     GPU("A100-80", r".*\ba100(-sxm\d?)?-80gb(-pcie)?", "bf16", 2.04e12, 250e12, 80e9),
     GPU("H100", r".*\bh100-80gb-hbm3", "bf16", 3.35e12, 650e12, 80e9),
+    GPU("H200", r".*\bh200", "bf16", 4.80e12, 650e12, 141e9),
 )
 
 
 def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
     """The design that is planned for 7x7 and 14x14: E1 by a GEMM, then one kernel each way over the features.
 
-    Forward: E1 with the row norms in its epilogue; E2-E5. Backward: E6-E8 with the partial sums of E9; E9; two GEMMs
-    for E10.
+    Forward: the weight, a float32 parameter, to 16 bits where features are; E1 with the row norms in its epilogue;
+    E2-E5. Backward: E6-E8 with the partial sums of E9; E9; two GEMMs for E10, the gradient of the weight in float32.
     """
     s, size = case.shape, DTYPES[case.dtype].itemsize
     features, pixels, heat = (s.N * s.P * width * size for width in (s.C, s.D, s.K))
-    pooled, norms, weight = s.N * s.L * s.C * size, 4 * s.N * s.P, s.K * s.D * size
+    pooled, norms, weight, copy = s.N * s.L * s.C * size, 4 * s.N * s.P, s.K * s.D * 4, _weight_copy(case)
     projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
+    cast = [("weight to 16 bits", Cost(weight + copy, 0))] if copy else []
     return {
         "forward": [
-            ("E1, norms", Cost(pixels + weight + heat + norms, projection)),
+            *cast,
+            ("E1, norms", Cost(pixels + (copy or weight) + heat + norms, projection)),
             ("E2-E5", Cost(heat + norms + features + pooled, pooling)),
         ],
         "backward": [
             ("E6-E8", Cost(heat + norms + features + pooled + features + heat, 2 * pooling)),
             ("E9", Cost(3 * heat + norms, 0)),
-            ("E10, pixels", Cost(heat + weight + pixels, projection)),
-            ("E10, weight", Cost(heat + pixels + 2 * weight, projection)),
+            ("E10, pixels", Cost(heat + (copy or weight) + pixels, projection)),
+            ("E10, weight", Cost(heat + pixels + weight, projection)),
         ],
     }
+
+
+def _weight_copy(case: Case) -> int:
+    """Bytes of the weight's copy in 16 bits, which autocast makes; none where everything is float32."""
+    size = DTYPES[case.dtype].itemsize
+    return case.shape.K * case.shape.D * size if size == 2 else 0
+
+
+def saved_bytes(case: Case) -> int:
+    """What the fused op keeps for the backward beyond its inputs: M as it is stored, norms, the copy of the weight."""
+    s = case.shape
+    return s.N * s.K * s.P * DTYPES[case.dtype].itemsize + 4 * s.N * s.P + _weight_copy(case)
 
 
 def predicted_seconds(case: Case, gpu: GPU) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .report import MIB
 from .training import ENCODERS, METHODS, OPS, PRECISIONS, Candidate, Case, make_views
 
 BASELINES = {"lewel_m": "moco_v2", "lewel_b": "byol"}  # the same without the aligned branch
+LEAST_BATCH = 8
 PAPER = """
 The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
   LEWEL_M 0.7 % over MoCo v2 (1222 s, 1213 s), LEWEL_B 4.4 % over BYOL (1191 s, 1141 s)"""
@@ -116,13 +117,39 @@ def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
     return rows
 
 
+def together(methods: Sequence[str]) -> list[list[str]]:
+    """The methods in groups that are compared with each other: one with the aligned branch, and its baseline."""
+    groups: dict[str, list[str]] = {}
+    for method in dict.fromkeys(methods):
+        groups.setdefault(BASELINES.get(method, method), []).append(method)
+    return list(groups.values())
+
+
+def measure_what_fits(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
+    """`measure`, with half the images wherever the device has too little memory; says so.
+
+    Raises:
+        torch.OutOfMemoryError: it does not even hold a step of LEAST_BATCH images.
+    """
+    while True:
+        try:
+            return measure(case, methods, seconds)
+        except torch.OutOfMemoryError:
+            if case.batch < 2 * LEAST_BATCH:
+                raise
+        torch.cuda.empty_cache()  # out here, where nothing holds the frames that ran out of it
+        half = replace(case, batch=case.batch // 2)
+        print(f"\n{', '.join(methods)}: the device has too little memory for batch {case.batch}; trying {half.batch}")
+        case = half
+
+
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--encoder", choices=ENCODERS, help="default: resnet50 on a GPU, tiny on the CPU")
     command.add_argument("--image-size", type=count, help="default: 224, tiny 32; from 128 on with the 7x7 stem")
     command.add_argument("--batch", type=count, help="images of a step; default: 128")
     command.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: what the trainer calls auto")
     command.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="default: all")
-    command.add_argument("--seconds", type=duration, default=60.0, help="time spent on each precision")
+    command.add_argument("--seconds", type=duration, default=60.0, help="time for each precision, all methods together")
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 from lewel_kernels import BACKENDS
 
@@ -15,6 +15,7 @@ from .report import MIB, mean_speedup
 from .results import Record
 
 STAR = "\\*"
+OUTSIDE = f"{STAR} outside the error budget of `docs/backends.md`: no speed-up of its own."
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
 
@@ -30,6 +31,8 @@ def circumstances(records: Sequence[Record]) -> str:
     details = f" with {r['instructions']}, {r['threads']} threads" if on_cpu else f", driver {r['driver']}"
     state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
     about = f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+    if "repetitions" in r:
+        about += f", medians over {r['repetitions']} runs"
     return about + (f", while others kept {r['busy_cores']:.1f} cores busy" if results.disturbed(r) else "")
 
 
@@ -74,8 +77,20 @@ def speed(device: str, suite: str, mode: str) -> str:
         lines.append(line)
     note = f"{mode}: {circumstances(records)}; medians of interleaved samples.\n\n" + markdown(header, lines) + "\n"
     if any(row.problem and row.samples for row in rows):
-        note += "\\* outside the error budget ([docs/backends.md](docs/backends.md)): no speed-up of its own. "
-    return note + _losses([row for row in rows if row.provider in ours]) + "\n"
+        note += OUTSIDE + " "
+    note += _losses([row for row in rows if row.provider in ours])
+    spread = _spread(device, suite, mode, ours)
+    return note + (f" From run to run a ratio differed by up to {spread:.0f} %." if spread else "") + "\n"
+
+
+def _spread(device: str, suite: str, mode: str, names: Sequence[str]) -> float:
+    """Percent by which the largest ratio of any row is above its smallest, over the repetitions of a run."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in chain.from_iterable(results.runs(device, suite)):
+        if record["mode"] == mode and record["launch"] == "plain" and record["provider"] in names:
+            for base, ratio in record["speedups"].items():
+                found[results.identity(record), base].append(ratio)
+    return max((100 * (max(ratios) / min(ratios) - 1) for ratios in found.values()), default=0.0)
 
 
 def _losses(rows: Sequence[Row]) -> str:
@@ -148,10 +163,14 @@ def step(device: str) -> str:
         cost = "" if r["overhead"] is None else f"{r['overhead']:+.1f} %"
         speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
         peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MIB:.0f}"
-        op = r["variant"] + (f" ({r['backend']})" if r["backend"] else "")
-        lines.append([r["method"], r["case"]["precision"], op, f"{r['p50']:.1f}", f"{r['images_per_second']:.0f}",
-                      peak, cost, speedup])  # fmt: skip
+        op = r["variant"] + (f" ({r['backend']})" if r["backend"] else "") + f" {STAR}" * bool(r.get("problem"))
+        case, rate = r["case"], f"{r['images_per_second']:.0f}"
+        lines.append(
+            [r["method"], case["precision"], str(case["batch"]), op, f"{r['p50']:.1f}", rate, peak, cost, speedup]
+        )
     c = records[0]["case"]
-    header = ["method", "precision", "aligned op", "ms", "images/s", "peak MiB", "aligned branch costs", "step x eager"]
-    about = f"{c['encoder']} at {c['image_size']}, batch {c['batch']}. {circumstances(records)}."
-    return f"{about}\n\n" + markdown(header, lines)
+    header = ["method", "precision", "batch", "aligned op", "ms", "images/s", "peak MiB", "aligned branch costs",
+              "step x eager"]  # fmt: skip
+    about = f"{c['encoder']} at {c['image_size']}. {circumstances(records)}."
+    table = f"{about}\n\n" + markdown(header, lines)
+    return table + (f"\n{OUTSIDE}\n" if any(r.get("problem") for r in records) else "")

@@ -23,8 +23,8 @@ Prepared = tuple[Case, Op, list[Inputs]]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.shape.name}-{case.dtype}")
-def case(request: pytest.FixtureRequest) -> Case:
-    return replace(request.param, device=request.config.getoption("--device"))
+def case(request: pytest.FixtureRequest, device: str) -> Case:
+    return replace(request.param, device=device)
 
 
 @pytest.fixture(scope="module")

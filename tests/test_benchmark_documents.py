@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def test_the_table_of_speed(toy: Path) -> None:
     assert second.endswith("| 0.80 | 0.60 | 50 % |")
     assert "**1.26** | **0.95**" in mean  # sqrt(2 * 0.8), sqrt(1.5 * 0.6)
     assert lines[-1] == (
-        "\\* outside the error budget ([docs/backends.md](docs/backends.md)): no speed-up of its own. "
+        "\\* outside the error budget of `docs/backends.md`: no speed-up of its own. "
         "Rows that lose: cpu at small nchw fp32, 0.80 x eager; cpu at small nchw fp32, 0.60 x compile."
     )
 
@@ -121,77 +120,9 @@ def test_a_busy_machine_is_told(busy: float | None, told: bool) -> None:
     assert tables.circumstances([CONTEXT]).endswith("abcdef0")
 
 
-def test_a_batch_of_rows_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    recorder = results.Recorder("quick", "cpu", CONTEXT)
-    written, write = [], os.write
-    monkeypatch.setattr(os, "write", lambda file, data: written.append(data) or write(file, data))
-    recorder.append({"case": i} for i in range(3))
-    other = results.Recorder("quick", "cpu", CONTEXT)
-    other.append([{"case": 3}])
-    recorder.append([{"case": 4}])
-    assert [data.count(b"\n") for data in written] == [3, 1, 1]
-    assert b"".join(written) == recorder.path.read_bytes()
-    assert [record["case"] for record in lines_of(recorder.path)] == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(os, "write", lambda file, data: 3)
-    with pytest.raises(OSError, match="only a part of the rows could be written"):
-        recorder.append([{"case": 5}])
-
-
-def test_a_line_that_was_cut_short_costs_only_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(
+    toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    recorder = results.Recorder("quick", "cpu", CONTEXT)
-    recorder.append([{"case": 1}])
-    with recorder.path.open("ab") as file:
-        file.write(b'{"case": 2}\n7\n\xff\0\n{"run": "2026')
-    recorder.append([{"case": 3}])
-    for _ in range(2):
-        assert [record["case"] for record in results.read(recorder.path.parent.name, "quick")] == [1, 3]
-    told = [f"{recorder.path}:{n} is left out, for it is no record of a run." for n in (2, 3, 4, 5)]
-    assert capsys.readouterr().err.splitlines() == told
-
-
-FULL, PART = (2, 2), (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("runs", "chosen"),
-    [
-        ({"a": (FULL, 0.0), "b": (PART, 0.0)}, "a"),
-        ({"a": (PART, 0.0), "b": (FULL, 0.0)}, "b"),
-        ({"a": (FULL, 0.0), "b": (FULL, None)}, "b"),
-        ({"a": (FULL, None), "b": (FULL, 0.5)}, "b"),
-        ({"a": (PART, 0.0), "b": (FULL, 0.6)}, "a"),
-        ({"a": (FULL, 0.6), "b": (PART, 0.0)}, "b"),
-        ({"a": (FULL, 0.6), "b": (FULL, 3.0), "c": (PART, 0.7)}, "b"),
-        ({"b": (FULL, 0.0), "a": (FULL, 0.0)}, "b"),
-    ],
-)
-@pytest.mark.parametrize("inner", ["provider", "mode", "launch", "call", "method", "variant"])
-def test_the_run_that_counts(
-    toy: Path, inner: str, runs: dict[str, tuple[tuple[int, int], float | None]], chosen: str
-) -> None:
-    put(toy, [
-        {"run": run, "busy_cores": busy, "case": {"N": case}, inner: str(i)}
-        for run, ((cases, count), busy) in runs.items() for case in range(cases) for i in range(count)
-    ])  # fmt: skip
-    assert {record["run"] for record in results.latest("toy", "quick")} == {chosen}
-
-
-def test_what_could_not_run_or_is_there_twice_does_not_fill_a_run(toy: Path) -> None:
-    records = lines_of(toy)
-    later = [{**record, "run": "2027"} for record in records]
-    put(toy, records + later[:-1] + [{**later[-1], "samples": 0}])
-    assert results.latest("toy", "quick") == records
-    put(toy, records + later[:-1] + later[:3])
-    assert results.latest("toy", "quick") == records
-    put(toy, records + later)
-    assert results.latest("toy", "quick") == later
-
-
-def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(toy: Path, papers: Path) -> None:
     assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
     documents.write(papers)
     assert documents.stale(papers) == []
@@ -199,8 +130,14 @@ def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(toy: Pat
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
+    capsys.readouterr()
     readme.write_text(text.replace("| 2.00 |", "| 2.50 |"))
     assert documents.stale(papers) == [readme]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"{readme}: line 7 is"
+    assert ("| 2.50 |" in told[1], told[2], "| 2.00 |" in told[3]) == (True, "and the data say", True)
+    readme.write_text(text.replace("after\n", ""))  # outside the block
+    assert documents.stale(papers) == []
     readme.write_text(text)
     toy.write_text(toy.read_text().replace('"p50": 4.0', '"p50": 4.5'))
     assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
@@ -386,6 +323,16 @@ def test_a_session_goes_on_after_a_part_that_fails_or_hangs(capfd: pytest.Captur
     assert "left out: there is no such machine" in printed
     assert "done" in printed
     assert session.run(parts[2:], "cpu") == 0
+
+
+def test_a_part_for_which_no_time_is_left_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "LEAST_SECONDS", 60 * session.MINUTES)
+    assert session.run([session.Part("late", 1, ("-c", "print('done')"))], "cpu") == 1
+    printed = capfd.readouterr().out
+    assert "not begun: the parts before it took the 10 minutes" in printed
+    assert "done" not in printed
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
-from benchmarks import __main__, machine, results, step, training
+from benchmarks import __main__, machine, results, step, tables, training
 from benchmarks.step import find_problem, measure
 from benchmarks.training import Candidate, Case, make_views
 from lewel import train
@@ -37,11 +37,15 @@ def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], lis
     monkeypatch.setattr(step.footprint, "peak_bytes", lambda *_: 3 << 20)
 
 
-def test_every_method_and_variant_is_a_recorded_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    return tmp_path
+
+
+def test_every_method_and_variant_is_a_recorded_row(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         __main__.main(["step", "--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"])
     assert not exit.value.code
@@ -158,3 +162,77 @@ def test_the_step_is_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     after = [p for p in candidate.method.parameters() if p.requires_grad]
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.ndim > 1)
     assert candidate.method.queue.pointer == 8
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: dict[str, int]) -> list[tuple[list[str], int]]:
+    """A device that holds so many images of each baseline's group; the groups and batches that were tried."""
+    tried = []
+
+    def measure(case: Case, methods: list[str], seconds: float) -> list[step.Row]:
+        tried.append((methods, case.batch))
+        if case.batch > largest[methods[0]]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [step.Row(case, name, "fused", "cpu", 1.0, 1.0, 1.0, 5, 1000.0 * case.batch, None) for name in methods]
+
+    monkeypatch.setattr(step, "measure", measure)
+    return tried
+
+
+def test_a_small_gpu_measures_what_fits(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = short_of_memory(monkeypatch, {"moco_v2": 128, "byol": 40})
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(["step"])
+    assert not exit.value.code
+    moco, byol = ["moco_v2", "lewel_m"], ["byol", "lewel_b"]
+    assert tried == [(moco, 128), (byol, 128), (byol, 64), (byol, 32)]
+    rows = results.latest(results.devices()[0], "step")
+    assert {(row["method"], row["case"]["batch"]) for row in rows} == {
+        ("moco_v2", 128), ("lewel_m", 128), ("byol", 32), ("lewel_b", 32)
+    }  # fmt: skip
+    assert "byol, lewel_b: the device has too little memory for batch 64; trying 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["step"], "byol, lewel_b\n  left out: OutOfMemoryError: CUDA out of memory."),
+        (["step", "--batch", "1"], "data.batch_size must be at least 2"),
+    ],
+)
+def test_a_step_that_measures_nothing_fails(
+    arguments: list[str], told: str, recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments == ["step"]:
+        short_of_memory(monkeypatch, {"moco_v2": 0, "byol": 0})
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(arguments)
+    assert exit.value.code == "Nothing was measured."
+    assert told in capsys.readouterr().out
+    assert not list(recorded.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("methods", "groups"),
+    [
+        (["moco_v2", "lewel_m", "byol", "lewel_b"], [["moco_v2", "lewel_m"], ["byol", "lewel_b"]]),
+        (["lewel_b", "moco_v2", "byol", "byol"], [["lewel_b", "byol"], ["moco_v2"]]),
+    ],
+)
+def test_methods_are_measured_beside_their_baselines(methods: list[str], groups: list[list[str]]) -> None:
+    assert step.together(methods) == groups
+
+
+def test_a_table_marks_what_is_outside_the_error_budget(recorded: Path) -> None:
+    rows = [
+        step.Row(CASE, "lewel_m", "fused", "cpu", 1.0, 1.0, 1.0, 5, 8000.0, None, problem=problem)
+        for problem in ("too far", None)
+    ]
+    for row, star in zip(rows, (True, False), strict=True):
+        recorder = results.Recorder("step", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
+        recorder.path.unlink(missing_ok=True)
+        recorder.append([row])
+        text = tables.step(recorder.path.parent.name)
+        assert ("| lewel_m | fp32 | 8 | fused (cpu) \\* |" in text) == star
+        assert ("\\* outside the error budget" in text) == star
