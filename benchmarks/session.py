@@ -55,7 +55,7 @@ def report(device: str) -> list[Part]:
         Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
         Part("loss", 0.8, ("-m", "benchmarks", "loss", "--device", device)),
         Part("step", 3.5, ("-m", "benchmarks", "step", "--seconds", "30", "--device", device)),
-        Part("scaling", 4.0, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.3", "--minutes", "3.6",
+        Part("scaling", 4.7, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.3", "--minutes", "4.3",
                               "--provider", "eager", "compile", *KERNELS, "--device", device)),
     ]  # fmt: skip
 
