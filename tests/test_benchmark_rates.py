@@ -131,16 +131,14 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def test_each_compilation_is_a_first_one(compilations: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler.config, "force_disable_caches", False)
-    providers.prepare_compiler(["eager", "reference"], "cpu")
-    assert not torch.compiler.config.force_disable_caches
-    assert not compilations
-    for name in providers.COMPILED:
-        monkeypatch.setattr(torch.compiler.config, "force_disable_caches", False)
+@pytest.mark.parametrize(
+    ("name", "first"), [("eager", False), ("reference", False), *((name, True) for name in providers.COMPILED)]
+)
+def test_each_compilation_is_a_first_one(name: str, first: bool, compilations: list[dict[str, Any]]) -> None:
+    with torch.compiler.config.patch(force_disable_caches=False):
         providers.prepare_compiler(["eager", name], "cpu")
-        assert torch.compiler.config.force_disable_caches
-    assert len(compilations) == len(providers.COMPILED)  # and the compiler is loaded
+        assert torch.compiler.config.force_disable_caches == first
+    assert len(compilations) == first  # and the compiler is loaded
 
 
 def test_the_compiled_providers_are_the_eager_lines_in_two_modes(compilations: list[dict[str, Any]]) -> None:
