@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lewel.losses import aligned_info_nce
 
 from . import footprint, timing
+from .report import MIB
 
 L, WIDTH, TEMPERATURE = 32, 128, 0.2  # LEWEL_M at K = 128, G = 4
 BATCHES = (8, 16, 32, 64, 128)
@@ -101,9 +102,8 @@ def measure(n: int, device: str, seconds: float) -> Loss:
 
 
 def print_row(row: Loss) -> None:
-    mib = 1 << 20
-    peak = "" if row.peak_bytes is None else f"   peak {row.peak_bytes / mib:9.1f} MiB"
+    peak = "" if row.peak_bytes is None else f"   peak {row.peak_bytes / MIB:9.1f} MiB"
     print(
-        f"  N={row.case['N']:<4} {row.p50:9.2f} ms   logits {row.logits_bytes / mib:8.1f} MiB"
-        f"   saved {row.saved_bytes / mib:8.1f} MiB   live {row.live_bytes / mib:8.1f} MiB{peak}"
+        f"  N={row.case['N']:<4} {row.p50:9.2f} ms   logits {row.logits_bytes / MIB:8.1f} MiB"
+        f"   saved {row.saved_bytes / MIB:8.1f} MiB   live {row.live_bytes / MIB:8.1f} MiB{peak}"
     )

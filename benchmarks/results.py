@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,9 @@ def latest(device: str, suite: str) -> list[Record]:
     """
     repeated = runs(device, suite)
     if len(repeated) < 2:
-        return [record for run in repeated for record in run]
+        return list(chain.from_iterable(repeated))
     found: dict[str, list[Record]] = {}
-    for record in (record for run in repeated for record in run):
+    for record in chain.from_iterable(repeated):
         found.setdefault(identity(record), []).append(record)
     return [_middle(of_one) | {"repetitions": len(repeated)} for of_one in found.values()]
 
