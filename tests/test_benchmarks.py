@@ -370,6 +370,16 @@ def test_every_backend_is_a_provider() -> None:
     assert set(BASES) < set(providers.PROVIDERS)
 
 
+@pytest.mark.parametrize("name", providers.BACKENDS)
+def test_a_provider_asks_for_its_own_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, which the op refuses rather than taking another."""
+    asked: list[object] = []
+    monkeypatch.setattr(providers, "fused_align_aggregate", lambda *_, **options: asked.append(options["backend"]))
+    inputs = make_inputs(Case(TINY, "nchw", "fp32"))
+    providers.PROVIDERS[name]()(*inputs.leaves)
+    assert asked == [name]
+
+
 def test_a_backend_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "explain", lambda *_, **__: _Refused())
     rows = measure(Case(TINY, "nchw", "fp32"), ["eager", "reference"], 0.01, RATES)
