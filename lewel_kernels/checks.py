@@ -7,6 +7,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from lewel_kernels.reference import accumulator
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = "float64, float32, bfloat16 or float16"
 _LARGEST = 3.4e38  # of float32, in which the constants are used
@@ -15,6 +17,7 @@ _LARGEST = 3.4e38  # of float32, in which the constants are used
 def check_call(
     features: Tensor,
     pixels: Tensor | None,
+    pixels_affine: tuple[Tensor, Tensor] | None,
     weight: Tensor,
     bias: Tensor | None,
     num_groups: int,
@@ -34,6 +37,8 @@ def check_call(
                 f"pixels must hold the {p.numel()} positions of features; got {pixels.shape[2:].numel()} "
                 f"(features {_shape(features)}, pixels {_shape(pixels)})"
             )
+    if pixels_affine is not None:
+        _check_affine(pixels_affine, features, pixels)
     _check_tensor("weight", weight)
     if weight.dim() not in (2, 3, 4) or any(size != 1 for size in weight.shape[2:]):
         raise ValueError(f"weight must be (K, D), (K, D, 1) or (K, D, 1, 1); got {_shape(weight)}")
@@ -56,6 +61,27 @@ def check_call(
     check_constants(temperature, eps, out_dtype)
     for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
         if x is not None and x.device != features.device:
+            raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
+
+
+def _check_affine(pixels_affine: tuple[Tensor, Tensor], features: Tensor, pixels: Tensor | None) -> None:
+    if pixels is None:
+        raise ValueError("pixels_affine needs pixels, which it is applied to; got pixels None")
+    if not isinstance(pixels_affine, (tuple, list)) or len(pixels_affine) != 2:
+        items = f" of {len(pixels_affine)}" if isinstance(pixels_affine, (tuple, list)) else ""
+        found = type(pixels_affine).__name__ + items
+        raise TypeError(f"pixels_affine must be a tuple of two tensors, (scale, shift); got {found}")
+    acc = accumulator(features.dtype)
+    for name, x in zip(("scale of pixels_affine", "shift of pixels_affine"), pixels_affine, strict=True):
+        _check_tensor(name, x)
+        if x.shape != pixels.shape[1:2]:
+            raise ValueError(f"{name} must be ({pixels.shape[1]},), one value per channel of pixels; got {_shape(x)}")
+        if x.dtype != acc:
+            raise TypeError(
+                f"{name} must be {acc}, in which {features.dtype} features are summed; got {x.dtype}: convert it with "
+                f".to({acc})"
+            )
+        if x.device != features.device:
             raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
 
 

@@ -36,13 +36,27 @@ class Request:
 
     device: torch.device
     dtype: torch.dtype
+    # 1 also where it is not known. N and P are not told: torch.compile chooses once for every batch.
+    num_maps: int = 1
+
+
+# Of the inputs in the order of the op: features, pixels, weight, bias, scale, shift.
+Needs = tuple[bool, bool, bool, bool, bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Backend(Protocol):
-    """What a module named in `BACKENDS` provides; lewel_kernels/reference.py documents shapes and dtypes."""
+    """What a module named in `BACKENDS` provides; lewel_kernels/reference.py documents shapes and dtypes.
+
+    It may also have ``describe(features, pixels, weight, bias, scale, shift, *, num_groups, temperature, eps,
+    out_dtype) -> str``: lines for a person about what it would launch on these tensors, the `Explanation.plan`.
+    """
 
     name: str
     device_type: str | None  # the only type of device it runs on; None for any
+    # Whether forward stores the heat maps (N, K, P) as rows (N, P, K), strides (P*K, 1, K), instead of contiguous. The
+    # backward takes them in any strides: vmap stacks what it saves.
+    heat_rows: bool
 
     def refuse(self, request: Request) -> str | None:
         """A sentence that says why it cannot run the request on its own type of device and what would help, or None."""
@@ -54,6 +68,8 @@ class Backend(Protocol):
         pixels: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
         *,
         num_groups: int,
         temperature: float,
@@ -70,14 +86,16 @@ class Backend(Protocol):
         pixels: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
         heat: Tensor,
         norm: Tensor,
         *,
         num_groups: int,
         temperature: float,
         eps: float,
-        needs: tuple[bool, bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+        needs: Needs,
+    ) -> Gradients: ...
 
 
 @dataclass(frozen=True)
@@ -87,10 +105,12 @@ class Explanation:
     backend: str | None
     reason: str
     refusals: dict[str, str]
+    plan: str = ""  # what the backend would launch, where it says so
 
     def __str__(self) -> str:
         head = f"backend {self.backend}: {self.reason}" if self.backend else f"no backend: {self.reason}"
-        return "\n".join([head, *(f"  not {name}: {reason}" for name, reason in self.refusals.items())])
+        plan = (f"  {line}" for line in self.plan.splitlines())
+        return "\n".join([head, *plan, *(f"  not {name}: {reason}" for name, reason in self.refusals.items())])
 
 
 _context: ContextVar[str | None] = ContextVar("lewel_backend", default=None)
@@ -149,14 +169,14 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
     return Explanation(demanded, f"demanded by {source}", refusals)
 
 
-def choose(device: torch.device, dtype: torch.dtype, backend: str | None) -> str:
+def choose(device: torch.device, dtype: torch.dtype, num_maps: int, backend: str | None) -> str:
     """The name of the backend that runs the request.
 
     Raises:
         ValueError: if the demanded backend does not exist.
         BackendUnavailable: if the demanded backend refuses, or every backend does.
     """
-    request = Request(device, dtype)
+    request = Request(device, dtype, num_maps)
     demanded, source = _demand(backend)
     if demanded is not None:
         if sentence := refusal(demanded, request):

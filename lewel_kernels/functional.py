@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -12,17 +14,17 @@ from lewel_kernels import checks, dispatch, ops, reference
 
 @overload
 def fused_align_aggregate(
-    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ..., num_groups: int = ...,
-    temperature: float = ..., eps: float = ..., out_dtype: torch.dtype | None = ...,
-    return_maps: Literal[False] = ..., backend: str | None = ...,
+    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ...,
+    pixels_affine: tuple[Tensor, Tensor] | None = ..., num_groups: int = ..., temperature: float = ...,
+    eps: float = ..., out_dtype: torch.dtype | None = ..., return_maps: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def fused_align_aggregate(
-    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ..., num_groups: int = ...,
-    temperature: float = ..., eps: float = ..., out_dtype: torch.dtype | None = ...,
-    return_maps: Literal[True], backend: str | None = ...,
+    features: Tensor, weight: Tensor, bias: Tensor | None = ..., *, pixels: Tensor | None = ...,
+    pixels_affine: tuple[Tensor, Tensor] | None = ..., num_groups: int = ..., temperature: float = ...,
+    eps: float = ..., out_dtype: torch.dtype | None = ..., return_maps: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -32,6 +34,7 @@ def fused_align_aggregate(
     bias: Tensor | None = None,
     *,
     pixels: Tensor | None = None,
+    pixels_affine: tuple[Tensor, Tensor] | None = None,
     num_groups: int = 4,
     temperature: float = 1.0,
     eps: float = 1e-12,
@@ -39,7 +42,7 @@ def fused_align_aggregate(
     return_maps: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LEWEL's coupled projection, alignment maps and aligned pooling in one differentiable op (paper Sec. 3.2, E1-E5).
+    """LEWEL's coupled projection, alignment maps and aligned pooling in one differentiable op (paper Sec. 3.2, E0-E5).
 
     Projects every pixel to K heat maps, L2-normalises them over the maps, takes a softmax over positions, and pools
     channel group g of the features with map ``g*L + l`` into aligned vector l, where L = K / num_groups.
@@ -51,6 +54,9 @@ def fused_align_aggregate(
         bias: (K,), the dtype of features.
         pixels: (N, D, H, W) or (N, D, P), the dtype of features; what the projection reads. None: the features
             (then D = C).
+        pixels_affine: (scale, shift), both (D,), in float32 (float64 with float64 features) also under autocast. With
+            it relu(scale * pixels + shift), rounded once to the dtype of pixels, is projected: a batch normalisation
+            and its ReLU, of which a backend need not store the result. Gradients flow to all three.
         num_groups: G, a divisor of K and of C. 1 pools all channels with every map; K gives one aligned vector.
         temperature: softmax temperature tau > 0; normalised heat maps are divided by it.
         eps: lower bound of the norm over maps, as in torch.nn.functional.normalize.
@@ -66,18 +72,24 @@ def fused_align_aggregate(
 
     Raises:
         TypeError: an argument is no dense tensor of float64, float32, bfloat16 or float16, or dtypes disagree.
-        ValueError: a shape, device, num_groups, temperature or eps does not fit, or the backend does not exist.
+        ValueError: pixels_affine is given without pixels; a shape, device, num_groups, temperature or eps does not fit,
+            or the backend does not exist.
         BackendUnavailable: the demanded backend cannot run these inputs.
     """
-    checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
+    checks.check_call(features, pixels, pixels_affine, weight, bias, num_groups, temperature, eps, out_dtype)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
     checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
-    name = dispatch.choose(features.device, features.dtype, backend)
+    scale, shift = pixels_affine or (None, None)
+    # As a number, which it also is where torch.compile holds sizes for symbols: the choice is a constant of the graph.
+    num_maps = operator.index(weight.shape[0])
+    name = dispatch.choose(features.device, features.dtype, num_maps, backend)
     pooled, maps, *_ = ops.align_aggregate(
         features.flatten(2),
         None if pixels is None else pixels.flatten(2),
         weight.flatten(1),
         bias,
+        scale,
+        shift,
         int(num_groups),
         float(temperature),
         float(eps),
@@ -117,6 +129,7 @@ def explain(
     bias: Tensor | None = None,
     *,
     pixels: Tensor | None = None,
+    pixels_affine: tuple[Tensor, Tensor] | None = None,
     num_groups: int = 4,
     temperature: float = 1.0,
     eps: float = 1e-12,
@@ -126,15 +139,26 @@ def explain(
     """Which backend `fused_align_aggregate` would run for the same arguments, and why each other one does not.
 
     Returns:
-        An `Explanation`; print it. Its ``backend`` is None where the call would raise `BackendUnavailable`.
+        An `Explanation`; print it. Its ``backend`` is None where the call would raise `BackendUnavailable`; its
+        ``plan`` says what the backend would launch, where the backend describes that.
 
     Raises:
         TypeError, ValueError: as `fused_align_aggregate`.
     """
-    checks.check_call(features, pixels, weight, bias, num_groups, temperature, eps, out_dtype)
+    checks.check_call(features, pixels, pixels_affine, weight, bias, num_groups, temperature, eps, out_dtype)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
     checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
-    return dispatch.explain(dispatch.Request(features.device, features.dtype), backend)
+    found = dispatch.explain(dispatch.Request(features.device, features.dtype, weight.shape[0]), backend)
+    describe = None if found.backend is None else getattr(dispatch.load(found.backend), "describe", None)
+    if describe is None:
+        return found
+    scale, shift = pixels_affine or (None, None)
+    plan = describe(
+        features.flatten(2), None if pixels is None else pixels.flatten(2), weight.flatten(1), bias, scale, shift,
+        num_groups=int(num_groups), temperature=float(temperature), eps=float(eps),
+        out_dtype=features.dtype if out_dtype is None else out_dtype,
+    )  # fmt: skip
+    return replace(found, plan=plan)
 
 
 def _autocast(

@@ -65,19 +65,28 @@ class AlignAggregate(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(
-        self, features: Tensor, pixels: Tensor | None = None, return_maps: bool = False
+        self,
+        features: Tensor,
+        pixels: Tensor | None = None,
+        return_maps: bool = False,
+        *,
+        pixels_affine: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """features (N, C, H, W) or (N, C, P), pixels (N, D, ...) -> (N, L, C), and the maps (N, K, P) if asked for."""
+        """features (N, C, H, W) or (N, C, P), pixels (N, D, ...) -> (N, L, C), and the maps (N, K, P) if asked for.
+
+        pixels_affine: (scale, shift), both (D,), as in `fused_align_aggregate`.
+        """
         options: dict[str, Any] = dict(
-            pixels=pixels, num_groups=self.num_groups, temperature=self.temperature, eps=self.eps,
-            out_dtype=self.out_dtype, backend=self.backend, return_maps=return_maps,
+            pixels=pixels, pixels_affine=pixels_affine, num_groups=self.num_groups, temperature=self.temperature,
+            eps=self.eps, out_dtype=self.out_dtype, backend=self.backend, return_maps=return_maps,
         )  # fmt: skip
         return fused_align_aggregate(features, self.weight, self.bias, **options)
 
     def extra_repr(self) -> str:
         num_maps, in_dim = self.weight.shape
         try:
-            found = dispatch.explain(dispatch.Request(self.weight.device, self.weight.dtype), self.backend)
+            request = dispatch.Request(self.weight.device, self.weight.dtype, num_maps)
+            found = dispatch.explain(request, self.backend)
             backend = f"{found.backend or self.backend} ({found.reason})"
         except ValueError as error:  # LEWEL_BACKEND names none; printing a model is no place to fail
             backend = f"none ({error})"

@@ -23,24 +23,25 @@ BWD = f"{NAMESPACE}::align_aggregate_bwd"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(
-    "align_aggregate_fwd(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, int num_groups,"
-    " float temperature, float eps, ScalarType out_dtype, bool return_maps, str backend)"
+    "align_aggregate_fwd(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale,"
+    " Tensor? shift, int num_groups, float temperature, float eps, ScalarType out_dtype, bool return_maps,"
+    " str backend)"
     " -> (Tensor pooled, Tensor maps, Tensor heat, Tensor norm)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 # A gradient that is not needed comes back as an empty (0,) tensor: schemas have no optional results.
 _library.define(
     "align_aggregate_bwd(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"
-    " Tensor? bias, Tensor heat, Tensor norm, int num_groups, float temperature, float eps,"
-    " bool[4] needs, str backend)"
-    " -> (Tensor d_features, Tensor d_pixels, Tensor d_weight, Tensor d_bias)",
+    " Tensor? bias, Tensor? scale, Tensor? shift, Tensor heat, Tensor norm, int num_groups, float temperature,"
+    " float eps, bool[6] needs, str backend)"
+    " -> (Tensor d_features, Tensor d_pixels, Tensor d_weight, Tensor d_bias, Tensor d_scale, Tensor d_shift)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
 def align_aggregate(*args: Any) -> tuple[Tensor, ...]:
     """The forward op on its schema's arguments, without the dispatcher where that would only pass the call on."""
-    tensors = args[:4]
+    tensors = args[:6]
     if not _plain(tensors):
         return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
     _refuse_tangents(tensors)
@@ -84,49 +85,52 @@ _NOT_PROFILED = contextlib.nullcontext()
 
 
 def _forward(
-    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
-    num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype, return_maps: bool, backend: str,
+    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype,
+    return_maps: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     with _profiled(FWD, backend):
         return dispatch.load(backend).forward(
-            features, pixels, weight, bias,
+            features, pixels, weight, bias, scale, shift,
             num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=out_dtype, return_maps=return_maps,
         )  # fmt: skip
 
 
 def _forward_fake(
-    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
-    num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype, return_maps: bool, backend: str,
+    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype,
+    return_maps: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     (n, c, p), k = features.shape, weight.shape[0]
     acc = reference.accumulator(features.dtype)
+    rows = dispatch.load(backend).heat_rows
     return (
         features.new_empty(n, k // num_groups, c, dtype=out_dtype),
         features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype),
-        features.new_empty(n, k, p),
+        features.new_empty_strided((n, k, p), (p * k, 1, k)) if rows else features.new_empty(n, k, p),
         features.new_empty(n, p, dtype=acc),
     )
 
 
 def _backward(
     grad_pooled: Tensor, grad_maps: Tensor | None, features: Tensor, pixels: Tensor | None, weight: Tensor,
-    bias: Tensor | None, heat: Tensor, norm: Tensor, num_groups: int, temperature: float, eps: float,
-    needs: list[bool], backend: str,
+    bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, heat: Tensor, norm: Tensor,
+    num_groups: int, temperature: float, eps: float, needs: list[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     with _profiled(BWD, backend):
         gradients = dispatch.load(backend).backward(
-            grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
-            num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs),
+            grad_pooled, grad_maps, features, pixels, weight, bias, scale, shift, heat, norm,
+            num_groups=num_groups, temperature=temperature, eps=eps, needs=_six(needs),
         )  # fmt: skip
     return tuple(weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 def _backward_fake(
     grad_pooled: Tensor, grad_maps: Tensor | None, features: Tensor, pixels: Tensor | None, weight: Tensor,
-    bias: Tensor | None, heat: Tensor, norm: Tensor, num_groups: int, temperature: float, eps: float,
-    needs: list[bool], backend: str,
+    bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, heat: Tensor, norm: Tensor,
+    num_groups: int, temperature: float, eps: float, needs: list[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    inputs = (features, pixels, weight, bias)
+    inputs = (features, pixels, weight, bias, scale, shift)
     return tuple(
         torch.empty_like(x) if need and x is not None else weight.new_empty(0)
         for x, need in zip(inputs, needs, strict=True)
@@ -134,15 +138,15 @@ def _backward_fake(
 
 
 def _forward_backward(ctx: Any, grad_pooled: Tensor | None, grad_maps: Tensor | None, *_: None) -> tuple[Any, ...]:
-    features, pixels, weight, bias, heat, norm = ctx.saved_tensors
+    features, pixels, weight, bias, scale, shift, heat, norm = ctx.saved_tensors
     num_groups, temperature, eps, backend = ctx.constants
     if grad_pooled is None:
         if grad_maps is None:
-            return (None,) * 10
+            return (None,) * 12
         shape, dtype = ctx.pooled_like
         grad_pooled = features.new_zeros(shape, dtype=dtype)
-    needs = list(ctx.needs_input_grad[:4])
-    tensors = grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm
+    needs = list(ctx.needs_input_grad[:6])
+    tensors = grad_pooled, grad_maps, features, pixels, weight, bias, scale, shift, heat, norm
     direct = not torch.is_grad_enabled() and _plain(tensors)
     run = _backward if direct else torch.ops.lewel_kernels.align_aggregate_bwd
     gradients = run(*tensors, num_groups, temperature, eps, needs, backend)
@@ -155,14 +159,14 @@ def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor
     with torch.enable_grad():
         # Aliases that stay attached to their tensors, so that with a graph asked for the third order is right too.
         inputs: list[Any] = [x if x is None or not x.requires_grad else x.view_as(x) for x in ctx.saved_tensors]
-        gradients = reference.vjp(*inputs, num_groups=num_groups, temperature=temperature, eps=eps, needs=_four(needs))
+        gradients = reference.vjp(*inputs, num_groups=num_groups, temperature=temperature, eps=eps, needs=_six(needs))
         pairs = [
             (gradient, grad_gradient)
             for gradient, grad_gradient in zip(gradients, grad_gradients, strict=True)
             if gradient is not None and grad_gradient is not None and gradient.requires_grad
         ]
         wanted = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
-        results: list[Tensor | None] = [None] * 13
+        results: list[Tensor | None] = [None] * 15
         if pairs and wanted:
             outputs, grad_outputs = zip(*pairs, strict=True)
             found = torch.autograd.grad(
@@ -180,11 +184,11 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         outputs = _forward_below_autograd(*args)
-        features, pixels, weight, bias, num_groups, temperature, eps, _, return_maps, backend = args
+        num_groups, temperature, eps, _, return_maps, backend = args[6:]
         pooled, maps, heat, norm = outputs
         ctx.mark_non_differentiable(heat, norm, *(() if return_maps else (maps,)))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(features, pixels, weight, bias, heat, norm)
+        ctx.save_for_backward(*args[:6], heat, norm)
         ctx.constants = num_groups, temperature, eps, backend
         ctx.pooled_like = pooled.shape, pooled.dtype
         return outputs
@@ -196,14 +200,14 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         # The statistics heat and norm are functions of the inputs; their part of the second derivative is taken there.
-        ctx.save_for_backward(*args[:6])
-        ctx.constants = args[8:12]
+        ctx.save_for_backward(*args[:8])
+        ctx.constants = args[10:14]
         ctx.set_materialize_grads(False)
         return _backward_below_autograd(*args)
 
 
 def _forward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
-    if _plain(args[:4]):
+    if _plain(args[:6]):
         return _forward(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.lewel_kernels.align_aggregate_fwd(*args)
@@ -226,7 +230,7 @@ def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
 
 
 def _forward_autograd(*args: Any) -> tuple[Tensor, ...]:
-    _refuse_tangents(args[:4])
+    _refuse_tangents(args[:6])
     if not torch.is_grad_enabled():
         return _forward_below_autograd(*args)
     if torch._C._are_functorch_transforms_active():
@@ -242,9 +246,9 @@ def _backward_autograd(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A mapped batch of images is a longer batch of images; mapped weights are one call each."""
-    features, pixels, weight, bias, *constants = args
-    if in_dims[2] is not None or in_dims[3] is not None:
+    """A mapped batch of images is a longer batch of images; mapped parameters are one call each."""
+    features, pixels, *rest = args
+    if any(dim is not None for dim in in_dims[2:6]):  # of weight, bias, scale, shift
         return _one_call_each(torch.ops.lewel_kernels.align_aggregate_fwd, info, in_dims, args)
     size = info.batch_size
 
@@ -254,9 +258,7 @@ def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
         x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
         return x.flatten(0, 1)
 
-    outputs = torch.ops.lewel_kernels.align_aggregate_fwd(
-        fold(features, in_dims[0]), fold(pixels, in_dims[1]), weight, bias, *constants
-    )
+    outputs = torch.ops.lewel_kernels.align_aggregate_fwd(fold(features, in_dims[0]), fold(pixels, in_dims[1]), *rest)
     images = features.shape[0] if in_dims[0] is None else features.movedim(in_dims[0], 0).shape[1]
     pooled, maps, heat, norm = (x.unflatten(0, (size, images)) if x.dim() > 1 else x.expand(size, 0) for x in outputs)
     return (pooled, maps, heat, norm), (0,) * 4
@@ -281,9 +283,9 @@ def _one_call_each(op: Any, info: Any, in_dims: Any, args: Any) -> tuple[tuple[T
     return outputs, (0,) * len(outputs)
 
 
-def _four(needs: list[bool]) -> tuple[bool, bool, bool, bool]:
-    features, pixels, weight, bias = needs
-    return features, pixels, weight, bias
+def _six(needs: list[bool]) -> dispatch.Needs:
+    features, pixels, weight, bias, scale, shift = needs
+    return features, pixels, weight, bias, scale, shift
 
 
 _library.impl("align_aggregate_fwd", _forward, "CompositeExplicitAutograd")

@@ -1,11 +1,12 @@
-"""The specification of the op: E1-E10 of docs/math.md in plain PyTorch, forward and closed-form backward.
+"""The specification of the op: E0-E11 of docs/math.md in plain PyTorch, forward and closed-form backward.
 
 Every other backend is checked against this file. It runs on any device in any floating dtype, computes in float32
 (float64 for float64 inputs) whatever the storage dtype is, and consists of differentiable PyTorch operations only, so
 its backward can itself be differentiated: second-order gradients of every backend go through here.
 
 Shapes: features (N, C, P), pixels (N, D, P) or None for "features are projected", weight (K, D), bias (K,) or None,
-with P positions, K maps, G = num_groups channel groups and L = K / G aligned vectors per image.
+with P positions, K maps, G = num_groups channel groups and L = K / G aligned vectors per image. scale and shift are
+both (D,) in the accumulator type, with pixels given, or both None for "pixels are projected as they are".
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Request
+    from lewel_kernels.dispatch import Gradients, Needs, Request
 
 name = "reference"
 device_type = None  # any
+heat_rows = False
 
 
 def refuse(request: Request) -> str | None:
@@ -38,6 +40,8 @@ def forward(
     pixels: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     *,
     num_groups: int,
     temperature: float,
@@ -45,7 +49,7 @@ def forward(
     out_dtype: torch.dtype,
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """E1-E5.
+    """E0-E5.
 
     Returns:
         pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``;
@@ -53,7 +57,7 @@ def forward(
     """
     acc = accumulator(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
-        heat = project(features if pixels is None else pixels, weight, bias)  # E1
+        heat = project(projection_input(features, pixels, scale, shift), weight, bias)  # E0, E1
         norm = torch.linalg.vector_norm(heat.to(acc), dim=1)  # [N, P]
         unit = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1)  # E2
         maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
@@ -62,6 +66,40 @@ def forward(
     pooled = torch.empty_like(pooled, dtype=out_dtype, memory_format=torch.contiguous_format).copy_(pooled)
     returned = maps.to(out_dtype) if return_maps else maps.new_empty(0, dtype=out_dtype)
     return pooled, returned, heat, norm
+
+
+def projection_input(features: Tensor, pixels: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """What E1 projects: the pixels after E0, the pixels or the features."""
+    if scale is None and shift is None:
+        return features if pixels is None else pixels
+    if pixels is None or scale is None or shift is None:
+        raise ValueError("scale and shift are given together, and with pixels")
+    return activate(pixels, scale, shift)
+
+
+def activate(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """E0: relu(scale * pixels + shift) in the accumulator type, rounded once to the dtype of pixels (N, D, P)."""
+    return _affine(pixels.to(accumulator(pixels.dtype)), scale, shift).relu_().to(pixels.dtype)
+
+
+def activate_backward(
+    d_activated: Tensor, pixels: Tensor, scale: Tensor, shift: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """E11: gradients of (pixels, scale, shift), given that of the result of `activate`, in any floating dtype."""
+    acc = accumulator(pixels.dtype)
+    x = pixels.to(acc)
+    # Not "> 0": where the sum is NaN, the gradient of torch.relu is passed on.
+    d_sum = torch.where(_affine(x, scale, shift) <= 0, 0.0, d_activated.to(acc))
+    needs_pixels, needs_scale, needs_shift = needs
+    return (
+        _like(d_sum * scale.unsqueeze(1), pixels) if needs_pixels else None,
+        _like((d_sum * x).sum(dim=(0, 2)), scale) if needs_scale else None,
+        _like(d_sum.sum(dim=(0, 2)), shift) if needs_shift else None,
+    )
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return (x * scale.unsqueeze(1)).add_(shift.unsqueeze(1))
 
 
 def project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,25 +127,30 @@ def backward(
     pixels: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     heat: Tensor,
     norm: Tensor,
     *,
     num_groups: int,
     temperature: float,
     eps: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """E6-E10: gradients of (features, pixels, weight, bias), None where ``needs`` is False or the input is None.
+    needs: Needs,
+) -> Gradients:
+    """E6-E11: gradients of (features, pixels, weight, bias, scale, shift).
+
+    A gradient is None where ``needs`` is False or the input is None, else in the dtype and layout of its input.
 
     With ``pixels`` None, the gradient of features holds both of its terms, E6 and E10.
     """
     acc = accumulator(features.dtype)
-    projected = features if pixels is None else pixels
-    needs_features, needs_pixels, needs_weight, needs_bias = needs
+    needs_features, needs_pixels, needs_weight, needs_bias, needs_scale, needs_shift = needs
     d_features: Tensor | None = None
     d_pixels: Tensor | None = None
     d_weight: Tensor | None = None
     d_bias: Tensor | None = None
+    d_scale: Tensor | None = None
+    d_shift: Tensor | None = None
     with torch.autocast(features.device.type, enabled=False):
         clamped = norm.clamp_min(eps).unsqueeze(1)  # [N, 1, P]
         unit = heat.to(acc) / clamped  # E2
@@ -127,9 +170,14 @@ def backward(
 
         if pixels is None and d_features is not None:  # E10 from here on
             d_features = d_features + weight.to(acc).mT @ d_heat
-        elif pixels is not None and needs_pixels:
+        elif pixels is not None and (needs_pixels or needs_scale or needs_shift):
             d_pixels = weight.to(acc).mT @ d_heat
+            if scale is not None and shift is not None:
+                d_pixels, d_scale, d_shift = activate_backward(
+                    d_pixels, pixels, scale, shift, (needs_pixels, needs_scale, needs_shift)
+                )
         if needs_weight:
+            projected = projection_input(features, pixels, scale, shift)
             d_weight = (d_heat @ projected.to(acc).mT).sum(dim=0)
         if needs_bias and bias is not None:
             d_bias = d_heat.sum(dim=(0, 2))
@@ -138,6 +186,8 @@ def backward(
         _like(d_pixels, pixels),
         _like(d_weight, weight),
         _like(d_bias, bias),
+        d_scale,
+        d_shift,
     )
 
 
@@ -148,19 +198,21 @@ def vjp(
     pixels: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     *,
     num_groups: int,
     temperature: float,
     eps: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    needs: Needs,
+) -> Gradients:
     """`backward` as a function of the inputs alone: what differentiating the backward of any backend means."""
     _, _, heat, norm = forward(
-        features, pixels, weight, bias,
+        features, pixels, weight, bias, scale, shift,
         num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=grad_pooled.dtype, return_maps=False,
     )  # fmt: skip
     return backward(
-        grad_pooled, grad_maps, features, pixels, weight, bias, heat, norm,
+        grad_pooled, grad_maps, features, pixels, weight, bias, scale, shift, heat, norm,
         num_groups=num_groups, temperature=temperature, eps=eps, needs=needs,
     )  # fmt: skip
 

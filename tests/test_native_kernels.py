@@ -52,13 +52,13 @@ def run(
     """Everything the backend computes, by name."""
     settings = {"num_groups": num_groups, "temperature": temperature, "eps": 1e-12}
     pooled, maps, *statistics = backend.forward(  # type: ignore[attr-defined]
-        features, pixels, weight, bias, out_dtype=features.dtype, return_maps=True, **settings
+        features, pixels, weight, bias, None, None, out_dtype=features.dtype, return_maps=True, **settings
     )
     gradients = backend.backward(  # type: ignore[attr-defined]
-        grad_pooled, maps, features, pixels, weight, bias, *statistics,
-        needs=(True, pixels is not None, True, bias is not None), **settings,
+        grad_pooled, maps, features, pixels, weight, bias, None, None, *statistics,
+        needs=(True, pixels is not None, True, bias is not None, False, False), **settings,
     )  # fmt: skip
-    named = dict(zip(("d_features", "d_pixels", "d_weight", "d_bias"), gradients, strict=True))
+    named = dict(zip(("d_features", "d_pixels", "d_weight", "d_bias"), gradients[:4], strict=True))
     return {"pooled": pooled, "maps": maps} | {name: x for name, x in named.items() if x is not None}
 
 

@@ -33,7 +33,7 @@ class Spy(types.ModuleType):
 
     def __init__(self, name: str, *, refusal: str | None = None, device_type: str | None = None) -> None:
         super().__init__(f"spy_{name}")
-        self.name, self.device_type, self._refusal = name, device_type, refusal
+        self.name, self.device_type, self._refusal, self.heat_rows = name, device_type, refusal, False
         self.calls: list[str] = []
 
     def refuse(self, request: dispatch.Request) -> str | None:

@@ -206,10 +206,10 @@ def test_the_op_itself_stays_within_bounds(name: str, shape: tuple[int, ...]) ->
     features, pixels, weight, bias, pooled, heat = (torch.zeros(size) for size in (given | {name: shape}).values())
 
     def run() -> None:
-        inputs, constants, ops = (features, pixels, weight, bias), (2, 1.0, 1e-12), torch.ops.lewel_kernels
+        inputs, constants, ops = (features, pixels, weight, bias, None, None), (2, 1.0, 1e-12), torch.ops.lewel_kernels
         ops.align_aggregate_fwd(*inputs, *constants, torch.float32, False, "cpu")
         ops.align_aggregate_bwd(
-            pooled, None, *inputs, heat, torch.ones(2, 9), *constants, [True, True, True, True], "cpu"
+            pooled, None, *inputs, heat, torch.ones(2, 9), *constants, [True, True, True, True, False, False], "cpu"
         )
 
     with pytest.raises(RuntimeError, match=r"must (have|hold|divide)"):

@@ -91,14 +91,14 @@ def test_closed_form_backward_is_autograd_of_the_reference_forward(case: OpCase,
     flat = [x if x is None else x.flatten(2) for x in (inputs.features, inputs.pixels)]
     constants = {"num_groups": case.G, "temperature": SHARP, "eps": eps}
     pooled, maps, heat, norm = reference.forward(
-        *flat, inputs.weight, inputs.bias, out_dtype=torch.float64, return_maps=True, **constants
+        *flat, inputs.weight, inputs.bias, None, None, out_dtype=torch.float64, return_maps=True, **constants
     )
     expected = torch.autograd.grad(
         [pooled, maps], list(inputs.leaves.values()), [inputs.grad_pooled, inputs.grad_maps], retain_graph=True
     )
     found = reference.backward(
-        inputs.grad_pooled, inputs.grad_maps, *flat, inputs.weight, inputs.bias,
-        heat, norm, needs=(True, True, True, True), **constants,
+        inputs.grad_pooled, inputs.grad_maps, *flat, inputs.weight, inputs.bias, None, None,
+        heat, norm, needs=(True,) * 6, **constants,
     )  # fmt: skip
     for a, b in zip((x for x in found if x is not None), expected, strict=True):
         torch.testing.assert_close(a.reshape(b.shape), b, **EXACT)
@@ -125,11 +125,12 @@ def test_needs_limits_the_backward_to_what_is_asked() -> None:
     features, pixels = inputs.features.flatten(2), inputs.pixels.flatten(2)  # type: ignore[union-attr]
     constants = {"num_groups": inputs.case.G, "temperature": SHARP, "eps": 1e-12}
     _, _, *saved = reference.forward(
-        features, pixels, inputs.weight, None, out_dtype=torch.float64, return_maps=False, **constants
+        features, pixels, inputs.weight, None, None, None, out_dtype=torch.float64, return_maps=False, **constants
     )
     for i in range(3):
-        needs = tuple(j == i for j in range(4))
+        needs = tuple(j == i for j in range(6))
         found = reference.backward(
-            inputs.grad_pooled, None, features, pixels, inputs.weight, None, *saved, needs=needs, **constants
-        )
+            inputs.grad_pooled, None, features, pixels, inputs.weight, None, None, None, *saved,
+            needs=needs, **constants,
+        )  # fmt: skip
         assert [x is not None for x in found] == list(needs)

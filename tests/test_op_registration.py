@@ -23,9 +23,9 @@ SHARED = OpCase("shared", N=4, C=12, D=None, K=8, G=4, space=(15,))
 EMPTY = OpCase("empty", N=0, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
 
 
-def flat(inputs: OpInputs) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+def flat(inputs: OpInputs) -> tuple[Tensor | None, ...]:
     pixels = None if inputs.pixels is None else inputs.pixels.detach().flatten(2).requires_grad_()
-    return inputs.features.detach().flatten(2).requires_grad_(), pixels, inputs.weight, inputs.bias
+    return inputs.features.detach().flatten(2).requires_grad_(), pixels, inputs.weight, inputs.bias, None, None
 
 
 @pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
@@ -57,7 +57,8 @@ def test_the_fake_kernels_tell_the_truth(case: OpCase, dtype: torch.dtype, backe
         with mode:
             assert layout(OPS.align_aggregate_fwd(*fakes(arguments))) == layout(outputs)
         gradients = (inputs.grad_pooled.to(out_dtype), inputs.grad_maps.to(out_dtype) if return_maps else None)
-        arguments = (*gradients, *tensors, *outputs[2:], case.G, 0.3, 1e-12, [True, False, True, True], backend)
+        needs = [True, False, True, True, False, False]
+        arguments = (*gradients, *tensors, *outputs[2:], case.G, 0.3, 1e-12, needs, backend)
         outputs = OPS.align_aggregate_bwd(*arguments)
         with mode:
             assert layout(OPS.align_aggregate_bwd(*fakes(arguments))) == layout(outputs)
@@ -70,7 +71,7 @@ def test_opcheck_of_the_backward(case: OpCase, backend: str, device: torch.devic
     constants = (case.G, 0.3, 1e-12)
     _, _, *saved = OPS.align_aggregate_fwd(*tensors, *constants, torch.float32, False, backend)
     for grad_maps in (None, inputs.grad_maps):
-        needs = [True, case.D is not None, True, case.bias]
+        needs = [True, case.D is not None, True, case.bias, False, False]
         arguments = (inputs.grad_pooled, grad_maps, *tensors, *(x.detach() for x in saved), *constants, needs, backend)
         torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, rtol=1e-3, atol=1e-3)
 

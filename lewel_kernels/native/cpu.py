@@ -1,7 +1,8 @@
 """The cpu backend: E1-E10 by the compiled kernels of csrc/cpu, on PyTorch's own threads.
 
 Tensors are read in place whatever their strides; contiguous and channels_last ones (also pixels narrowed from a longer
-token sequence) are the fast ones. Shapes and dtypes are those of lewel_kernels/reference.py.
+token sequence) are the fast ones. The activation of E0 and its backward E11 are PyTorch operations around the kernels.
+Shapes and dtypes are those of lewel_kernels/reference.py.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch import Tensor
 from lewel_kernels import native, reference
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Request
+    from lewel_kernels.dispatch import Gradients, Needs, Request
 
 name = "cpu"
 device_type = "cpu"
+heat_rows = False
 
 _STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -34,6 +36,8 @@ def forward(
     pixels: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     *,
     num_groups: int,
     temperature: float,
@@ -41,8 +45,10 @@ def forward(
     out_dtype: torch.dtype,
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """E1-E5; see `lewel_kernels.reference.forward`."""
+    """E0-E5; see `lewel_kernels.reference.forward`."""
     native.require()
+    if scale is not None:
+        pixels = reference.projection_input(features, pixels, scale, shift)
     (n, c, p), k = features.shape, weight.shape[0]
     acc = reference.accumulator(features.dtype)
     pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype)
@@ -63,22 +69,35 @@ def backward(
     pixels: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
     heat: Tensor,
     norm: Tensor,
     *,
     num_groups: int,
     temperature: float,
     eps: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """E6-E10; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
+    needs: Needs,
+) -> Gradients:
+    """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     native.require()
-    d_features, d_pixels, d_weight, d_bias = (
+    needs_projected = needs[1] or (scale is not None and (needs[4] or needs[5]))
+    projected = pixels
+    if scale is not None and needs[2]:  # only the gradient of the weight reads what was projected
+        projected = reference.projection_input(features, pixels, scale, shift)
+    d_features, d_projected, d_weight, d_bias = (
         torch.empty_like(x) if need and x is not None else None
-        for x, need in zip((features, pixels, weight, bias), needs, strict=True)
-    )
-    torch.ops.lewel_native.cpu_backward(
-        grad_pooled, grad_maps, features, pixels, weight, heat, norm, num_groups, temperature, eps,
-        d_features, d_pixels, d_weight, d_bias,
+        for x, need in (
+            (features, needs[0]), (projected, needs_projected), (weight, needs[2]), (bias, needs[3]),
+        )
     )  # fmt: skip
-    return d_features, d_pixels, d_weight, d_bias
+    torch.ops.lewel_native.cpu_backward(
+        grad_pooled, grad_maps, features, projected, weight, heat, norm, num_groups, temperature, eps,
+        d_features, d_projected, d_weight, d_bias,
+    )  # fmt: skip
+    if pixels is None or scale is None or shift is None or d_projected is None:
+        return d_features, d_projected, d_weight, d_bias, None, None
+    d_pixels, d_scale, d_shift = reference.activate_backward(
+        d_projected, pixels, scale, shift, (needs[1], needs[4], needs[5])
+    )
+    return d_features, d_pixels, d_weight, d_bias, d_scale, d_shift
