@@ -1,0 +1,110 @@
+"""The triton backend: E1-E11 by the kernels of this folder, on NVIDIA GPUs from sm_80 on.
+
+Features and pixels are read in place whatever their strides; channels_last is the fast layout. With TRITON_INTERPRET=1,
+set before the first import, the kernels run on CPU tensors, very slowly: for tests. Importing this module imports no
+triton; the first question to it does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lewel_kernels.dispatch import Request
+
+name = "triton"
+heat_rows = True
+# Decided once, as triton decides it: where its kernels are defined.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+device_type = "cpu" if INTERPRETED else "cuda"
+
+MOST_MAPS = 512  # a program holds a row of them in registers
+
+
+def refuse(request: Request) -> str | None:
+    """Why it cannot run, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    if request.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
+    if request.num_maps > MOST_MAPS:
+        return f"it computes at most {MOST_MAPS} maps; weight has {request.num_maps} rows"
+    if not INTERPRETED:
+        major, minor = _capability(request.device)
+        if major < 8:
+            return (
+                f"it needs a GPU from sm_80 on (A100), and {request.device} is sm_{major}{minor}, for which Triton "
+                "would compile matrix products to scalar code"
+            )
+    return None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+def _call(
+    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, num_groups: int, temperature: float, eps: float,
+) -> launch.Call:  # fmt: skip
+    from lewel_kernels.triton import configs, launch
+
+    arch = configs.architecture(_capability(features.device))
+    projected = features if pixels is None else pixels
+    return launch.Call(features, projected, weight, bias, scale, shift, num_groups, temperature, eps, arch)
+
+
+def forward(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """E0-E5; see `lewel_kernels.reference.forward`."""
+    from lewel_kernels.triton import launch
+
+    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
+    outputs, launches = launch.plan_forward(call, out_dtype=out_dtype, return_maps=return_maps)
+    launch.run(launches, features.device)
+    return outputs
+
+
+def backward(
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    heat: Tensor,
+    norm: Tensor,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
+    from lewel_kernels.triton import launch
+
+    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
+    gradients, launches = launch.plan_backward(call, grad_pooled, grad_maps, heat, norm, needs)
+    launch.run(launches, features.device)
+    return gradients

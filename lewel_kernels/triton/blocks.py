@@ -1,0 +1,76 @@
+"""What several kernels share. E1-E11 are the equations of docs/math.md.
+
+In all kernels i_ is the index of a program or tile, o_ offsets, m_ a mask, p_ a pointer, s_ a stride in elements and b_ a
+block in registers, tagged with its shape where it is made. Offsets into tensors are 64-bit before they are multiplied.
+Rows are the R = N P positions of the batch; `heat` and everything like it is stored as rows of K maps.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
+    """b_sum + b_a @ b_b, summed in the type of b_sum."""
+    if INTERPRETED:  # which multiplies the bits of bfloat16; products of 16-bit numbers are exact in float32
+        b_a = b_a.to(b_sum.dtype)
+        b_b = b_b.to(b_sum.dtype)
+    return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
+
+
+@triton.jit
+def rows_of(i_t, R, P, BLOCK: tl.constexpr, TILING: tl.constexpr):
+    """The rows of tile i_t: their images, their positions, and which of them there are.
+
+    TILING "rows" cuts all R rows into tiles; "images" starts a tile anew with each image, so that neighbours in a tile
+    are neighbours in memory where positions are contiguous (NCHW); "dense" is "rows" for rows at equal distances, all
+    seen as positions of image 0.
+    """
+    o_t = tl.arange(0, BLOCK)
+    if TILING == "images":
+        tiles = tl.cdiv(P, BLOCK)
+        o_n = i_t // tiles
+        o_p = (i_t % tiles) * BLOCK + o_t
+        m_r = o_p < P
+    elif TILING == "rows":
+        o_r = i_t * BLOCK + o_t
+        o_n = o_r // P
+        o_p = o_r - o_n * P
+        m_r = o_r < R
+    else:
+        o_n = tl.full((), 0, tl.int64)
+        o_p = i_t * BLOCK + o_t
+        m_r = o_p < R
+    return o_n.to(tl.int64), o_p.to(tl.int64), m_r
+
+
+@triton.jit
+def activate(b_x, p_scale, p_shift, o_d, m_d, ACC: tl.constexpr):
+    """E0: relu(scale x + shift) of pixels [rows, BD], rounded to their dtype."""
+    b_scale = tl.load(p_scale + o_d, mask=m_d, other=0.0)  # [BD]
+    b_shift = tl.load(p_shift + o_d, mask=m_d, other=0.0)  # [BD]
+    b_y = b_x.to(ACC) * b_scale[None, :] + b_shift[None, :]
+    return tl.maximum(b_y, 0.0, propagate_nan=tl.PropagateNan.ALL).to(b_x.dtype)
+
+
+@triton.jit
+def clamped(b_norm, eps):
+    """max(norm, eps) of E2; NaN stays NaN."""
+    return tl.maximum(b_norm, tl.full((), eps, b_norm.dtype), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def weights(b_unit, b_top, factor):
+    """exp((U - top) / tau) of E4, with factor = log2(e) / tau. U - top first: it is small where the result is large."""
+    return tl.exp2((b_unit - b_top) * tl.full((), factor, b_unit.dtype))
+
+
+@triton.jit
+def unit_maps(p_heat, p_norm, o_r, m_r, o_k, m_k, K, eps, ACC: tl.constexpr):
+    """E2: U of some rows and maps, [rows, maps]."""
+    m_rk = m_r[:, None] & m_k[None, :]
+    b_heat = tl.load(p_heat + o_r[:, None] * K + o_k[None, :], mask=m_rk, other=0.0).to(ACC)
+    b_norm = tl.load(p_norm + o_r, mask=m_r, other=1.0)
+    return b_heat / clamped(b_norm, eps)[:, None]
