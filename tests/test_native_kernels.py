@@ -152,7 +152,7 @@ def test_every_16_bit_number_survives(dtype: torch.dtype) -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, -1, 1)
     for x in (every, every[:, :65521]):
         pooled = cpu.forward(
-            x, torch.ones(1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype), None,
+            x, torch.ones(1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype), None, None, None,
             num_groups=1, temperature=1.0, eps=1e-12, out_dtype=dtype, return_maps=False,
         )[0]  # fmt: skip
         expected = x.flatten()
@@ -169,7 +169,7 @@ def test_rounding_is_that_of_pytorch(dtype: torch.dtype) -> None:
     values = torch.cat([bits, ties, near_half]).to(torch.int32).view(torch.float32)
     x = values[values.isfinite() & ((values == 0) | (values.abs() > 1e-37))].view(1, -1, 1)
     pooled = cpu.forward(
-        x, torch.ones(1, 1, 1), torch.ones(1, 1), None,
+        x, torch.ones(1, 1, 1), torch.ones(1, 1), None, None, None,
         num_groups=1, temperature=1.0, eps=1e-12, out_dtype=dtype, return_maps=False,
     )[0]  # fmt: skip
     assert torch.equal(pooled.flatten(), x.flatten().to(dtype))
