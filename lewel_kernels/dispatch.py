@@ -22,6 +22,7 @@ from lewel_kernels import env
 # In automatic order, fastest first. Modules, imported when first asked for: none is needed to import the package.
 BACKENDS = {
     "cpu": "lewel_kernels.native.cpu",
+    "triton": "lewel_kernels.triton",
     "reference": "lewel_kernels.reference",
 }
 

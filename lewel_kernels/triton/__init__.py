@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Request
+    from lewel_kernels.dispatch import Gradients, Needs, Request
 
 name = "triton"
 heat_rows = True
@@ -50,15 +50,10 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
 
 
-def _call(
-    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, num_groups: int, temperature: float, eps: float,
-) -> launch.Call:  # fmt: skip
-    from lewel_kernels.triton import configs, launch
+def _architecture(device: torch.device) -> str:
+    from lewel_kernels.triton import configs
 
-    arch = configs.architecture(_capability(features.device))
-    projected = features if pixels is None else pixels
-    return launch.Call(features, projected, weight, bias, scale, shift, num_groups, temperature, eps, arch)
+    return configs.architecture(_capability(device))
 
 
 def forward(
@@ -78,7 +73,8 @@ def forward(
     """E0-E5; see `lewel_kernels.reference.forward`."""
     from lewel_kernels.triton import launch
 
-    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
+    arch = _architecture(features.device)
+    call = launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
     outputs, launches = launch.plan_forward(call, out_dtype=out_dtype, return_maps=return_maps)
     launch.run(launches, features.device)
     return outputs
@@ -99,12 +95,47 @@ def backward(
     num_groups: int,
     temperature: float,
     eps: float,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
+    needs: Needs,
+) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     from lewel_kernels.triton import launch
 
-    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
+    arch = _architecture(features.device)
+    call = launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
+    rows = launch.rows_like(heat, heat.shape[1], heat.dtype)
+    if heat.stride() != rows.stride():  # of a vmap
+        heat = rows.copy_(heat)
+    norm = norm.contiguous()
     gradients, launches = launch.plan_backward(call, grad_pooled, grad_maps, heat, norm, needs)
     launch.run(launches, features.device)
     return gradients
+
+
+def describe(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> str:
+    """The design that a call would take, each kernel that it would launch with its configuration, and whose that is."""
+    from lewel_kernels.triton import launch
+
+    empty = _without_contents
+    call = launch.Call(
+        features=empty(features), given=pixels if pixels is None else empty(pixels),
+        weight=empty(weight), bias=bias if bias is None else empty(bias),
+        scale=scale if scale is None else empty(scale), shift=shift if shift is None else empty(shift),
+        num_groups=num_groups, temperature=temperature, eps=eps, arch=_architecture(features.device),
+    )  # fmt: skip
+    return launch.describe(call, out_dtype)
+
+
+def _without_contents(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, unit_maps, weights
+from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, total, unit_maps, weights
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def pool_bwd_kernel(
         b_u = tl.where(m_p[:, None], b_u, float("-inf"))
         b_top = tl.max(b_u, 0)
         b_a = weights(b_u, b_top[None, :], factor)
-        b_inverse = 1 / tl.sum(b_a, 0)
+        b_inverse = 1 / total(b_a, 0)
         if p_da is not None:
             tl.store(p_top + o_nk, b_top, mask=m_l)
             tl.store(p_inverse + o_nk, b_inverse, mask=m_l)
@@ -81,22 +81,50 @@ def pool_bwd_kernel(
             o_a = i_n * s_an + (o_k * s_ak)[None, :] + (o_p * s_ap)[:, None]
             b_da += tl.load(p_da_in + o_a, mask=m_pl, other=0.0).to(ACC)
         tl.store(p_da + (i_n * P + o_p)[:, None] * K + o_k[None, :], b_da, mask=m_pl)
-        tl.store(p_delta + i_p.to(tl.int64) * N * K + o_nk, tl.sum(b_a * b_da, 0), mask=m_l)
+        tl.store(p_delta + i_p.to(tl.int64) * N * K + o_nk, total(b_a * b_da, 0), mask=m_l)
 
 
 @triton.jit(do_not_specialize=["R"])
-def project_bwd_kernel(
+def maps_bwd_kernel(
     p_heat,  # (R, K)
     p_norm,  # (R,)
     p_top,  # (N, K)
     p_inverse,  # (N, K)
     p_delta,  # (N, K)
     p_da,  # (R, K)
+    p_dm,  # (R, K)
+    R, P, K,
+    eps: tl.float64,
+    factor: tl.float64,
+    inverse_tau: tl.float64,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """E8 and E9: one program per tile of rows; it has all K maps of a row at hand. dM is rounded once, here."""
+    o_n, o_p, m_r = rows_of(tl.program_id(0), R, P, BLOCK_R, "rows")
+    o_r = o_n * P + o_p
+    o_k = tl.arange(0, BLOCK_K).to(tl.int64)
+    m_k = o_k < K
+    m_rk = m_r[:, None] & m_k[None, :]
+    o_rk = o_r[:, None] * K + o_k[None, :]
+    o_nk = o_n[:, None] * K + o_k[None, :]
+    b_norm = tl.load(p_norm + o_r, mask=m_r, other=1.0)
+    b_u = unit_maps(p_heat, p_norm, o_r, m_r, o_k, m_k, K, eps, ACC)  # [BR, BK]
+    b_top = tl.load(p_top + o_nk, mask=m_rk, other=0.0)
+    b_a = weights(b_u, b_top, factor) * tl.load(p_inverse + o_nk, mask=m_rk, other=0.0)
+    b_du = tl.load(p_da + o_rk, mask=m_rk, other=0.0) - tl.load(p_delta + o_nk, mask=m_rk, other=0.0)
+    b_du *= b_a * tl.full((), inverse_tau, ACC)
+    b_radial = tl.where(b_norm > tl.full((), eps, ACC), total(b_u * b_du, 1), 0.0)
+    b_dm = (b_du - b_u * b_radial[:, None]) / clamped(b_norm, eps)[:, None]
+    tl.store(p_dm + o_rk, b_dm, mask=m_rk)
+
+
+@triton.jit(do_not_specialize=["R"])
+def pixels_bwd_kernel(
+    p_dm,  # (R, K)
     p_w,  # (K, D)
     p_x,  # (N, D, P) or None without E0
     p_scale,  # (D,) or None
     p_shift,  # (D,) or None
-    p_dm,  # (R, K) or None where nothing of weight and bias is wanted
     p_dx,  # (N, D, P) or None where it is not wanted
     p_dscale,  # (tiles, D) or None
     p_dshift,  # (tiles, D) or None
@@ -104,64 +132,45 @@ def project_bwd_kernel(
     s_wk, s_wd,
     s_xn, s_xd, s_xp,
     s_dn, s_dd, s_dp,
-    eps: tl.float64,
-    factor: tl.float64,
-    inverse_tau: tl.float64,
     ADD: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr,
     TILING: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """E8, E9, and dX of E10 with E11: one program per tile of rows and CHUNKS blocks of D; it has all K maps at hand.
+    """dX of E10, and E11: one program per tile of rows and CHUNKS blocks of D, with all K maps of dM at hand.
 
     ADD: dX is added to what p_dx holds, the E6 of features that were projected too.
     """
     i_t = tl.program_id(0)
-    i_chunk = tl.program_id(1)
     o_n, o_p, m_r = rows_of(i_t, R, P, BLOCK_R, TILING)
-    o_r = o_n * P + o_p
     o_k = tl.arange(0, BLOCK_K).to(tl.int64)
     m_k = o_k < K
-    m_rk = m_r[:, None] & m_k[None, :]
-    o_rk = o_r[:, None] * K + o_k[None, :]
-    o_nk = (o_n + 0 * o_r)[:, None] * K + o_k[None, :]
-    b_norm = tl.load(p_norm + o_r, mask=m_r, other=1.0)
-    b_u = unit_maps(p_heat, p_norm, o_r, m_r, o_k, m_k, K, eps, ACC)  # [BR, BK]
-    b_top = tl.load(p_top + o_nk, mask=m_rk, other=0.0)
-    b_a = weights(b_u, b_top, factor) * tl.load(p_inverse + o_nk, mask=m_rk, other=0.0)
-    b_du = tl.load(p_da + o_rk, mask=m_rk, other=0.0) - tl.load(p_delta + o_nk, mask=m_rk, other=0.0)
-    b_du *= b_a * tl.full((), inverse_tau, ACC)  # E8
-    b_radial = tl.where(b_norm > tl.full((), eps, ACC), tl.sum(b_u * b_du, 1), 0.0)
-    b_dm = (b_du - b_u * b_radial[:, None]) / clamped(b_norm, eps)[:, None]  # E9
-    b_dm = b_dm.to(p_heat.dtype.element_ty)
-    if p_dm is not None:
-        if i_chunk == 0:
-            tl.store(p_dm + o_rk, b_dm, mask=m_rk)
-    if p_dx is not None or p_dscale is not None:
-        for i_c in range(CHUNKS):
-            o_d = (i_chunk * CHUNKS + i_c) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-            m_d = o_d < D
-            b_w = tl.load(
-                p_w + (o_k * s_wk)[:, None] + (o_d * s_wd)[None, :], mask=m_k[:, None] & m_d[None, :], other=0.0
-            )  # [BK, BD]
-            b_dx = dot(b_dm, b_w, tl.zeros([BLOCK_R, BLOCK_D], ACC), PRECISION)  # E10
-            m_rd = m_r[:, None] & m_d[None, :]
-            if p_scale is not None:  # E11
-                o_x = (o_n * s_xn + o_p * s_xp)[:, None] + (o_d * s_xd)[None, :]
-                b_x = tl.load(p_x + o_x, mask=m_rd, other=0.0).to(ACC)
-                b_scale = tl.load(p_scale + o_d, mask=m_d, other=0.0)
-                b_shift = tl.load(p_shift + o_d, mask=m_d, other=0.0)
-                # Not "where above zero": what is NaN, in pixels or scale, passes the gate as it does in torch.relu.
-                b_dx = tl.where(b_x * b_scale[None, :] + b_shift[None, :] <= 0, 0.0, b_dx)
-                if p_dscale is not None:
-                    o_td = i_t.to(tl.int64) * D + o_d
-                    tl.store(p_dscale + o_td, tl.sum(tl.where(m_r[:, None], b_dx * b_x, 0.0), 0), mask=m_d)
-                    tl.store(p_dshift + o_td, tl.sum(tl.where(m_r[:, None], b_dx, 0.0), 0), mask=m_d)
-                b_dx *= b_scale[None, :]
-            if p_dx is not None:
-                o_dx = (o_n * s_dn + o_p * s_dp)[:, None] + (o_d * s_dd)[None, :]
-                if ADD:
-                    b_dx += tl.load(p_dx + o_dx, mask=m_rd, other=0.0).to(ACC)
-                tl.store(p_dx + o_dx, b_dx, mask=m_rd)
+    o_rk = (o_n * P + o_p)[:, None] * K + o_k[None, :]
+    b_dm = tl.load(p_dm + o_rk, mask=m_r[:, None] & m_k[None, :], other=0.0)  # [BR, BK]
+    for i_c in range(CHUNKS):
+        o_d = (tl.program_id(1) * CHUNKS + i_c) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+        m_d = o_d < D
+        b_w = tl.load(
+            p_w + (o_k * s_wk)[:, None] + (o_d * s_wd)[None, :], mask=m_k[:, None] & m_d[None, :], other=0.0
+        )  # [BK, BD]
+        b_dx = dot(b_dm, b_w, tl.zeros([BLOCK_R, BLOCK_D], ACC), PRECISION)
+        m_rd = m_r[:, None] & m_d[None, :]
+        if p_scale is not None:  # E11
+            o_x = (o_n * s_xn + o_p * s_xp)[:, None] + (o_d * s_xd)[None, :]
+            b_x = tl.load(p_x + o_x, mask=m_rd, other=0.0).to(ACC)
+            b_scale = tl.load(p_scale + o_d, mask=m_d, other=0.0)
+            b_shift = tl.load(p_shift + o_d, mask=m_d, other=0.0)
+            # Not "where above zero": what is NaN, in pixels or scale, passes the gate as it does in torch.relu.
+            b_dx = tl.where(b_x * b_scale[None, :] + b_shift[None, :] <= 0, 0.0, b_dx)
+            if p_dscale is not None:  # rows that are not there add nothing: their dM is 0
+                o_td = i_t.to(tl.int64) * D + o_d
+                tl.store(p_dscale + o_td, total(b_dx * b_x, 0), mask=m_d)
+                tl.store(p_dshift + o_td, total(b_dx, 0), mask=m_d)
+            b_dx *= b_scale[None, :]
+        if p_dx is not None:
+            o_dx = (o_n * s_dn + o_p * s_dp)[:, None] + (o_d * s_dd)[None, :]
+            if ADD:
+                b_dx += tl.load(p_dx + o_dx, mask=m_rd, other=0.0).to(ACC)
+            tl.store(p_dx + o_dx, b_dx, mask=m_rd)
 
 
 @triton.jit(do_not_specialize=["R", "tiles_each"])
@@ -171,7 +180,7 @@ def weight_bwd_kernel(
     p_scale,  # (D,) or None, of E0
     p_shift,  # (D,) or None
     p_dw,  # (S, K, D), each part laid out as dW, or None where it is not wanted
-    p_db,  # (S, K) or None
+    p_db,  # (S, K) in float64, or None
     R, P, K, D, tiles, tiles_each,
     s_xn, s_xd, s_xp,
     s_vk, s_vd,
@@ -185,7 +194,7 @@ def weight_bwd_kernel(
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
     m_k = o_k < K
     b_dw = tl.zeros([BLOCK_K, BLOCK_D], ACC)
-    b_db = tl.zeros([BLOCK_K], ACC)
+    b_db = tl.zeros([BLOCK_K], tl.float64)
     for i_t in range(tl.program_id(2) * tiles_each, tl.minimum((tl.program_id(2) + 1) * tiles_each, tiles)):
         o_n, o_p, m_r = rows_of(i_t, R, P, BLOCK_R, TILING)
         o_r = o_n * P + o_p
@@ -197,22 +206,22 @@ def weight_bwd_kernel(
                 b_x = activate(b_x, p_scale, p_shift, o_d, m_d, ACC)
             b_dw = dot(tl.trans(b_dm), b_x, b_dw, PRECISION)  # [BK, BD]
         if p_db is not None:
-            b_db += tl.sum(b_dm.to(ACC), 0)
+            b_db += total(b_dm.to(ACC), 0).to(tl.float64)
     if p_dw is not None:
         o_dw = i_s * K * D + (o_k * s_vk)[:, None] + (o_d * s_vd)[None, :]
         tl.store(p_dw + o_dw, b_dw, mask=m_k[:, None] & m_d[None, :])
-    if p_db is not None:
+    if p_db is not None:  # known to the compiler, unlike the next  # noqa: SIM102
         if tl.program_id(0) == 0:
             tl.store(p_db + i_s * K + o_k, b_db, mask=m_k)
 
 
 @triton.jit(do_not_specialize=["S"])
-def sum_kernel(p_parts, p_sum, S, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """The second stage: parts (S, size) summed over S in order, rounded once."""
+def sum_kernel(p_parts, p_sum, S, size, BLOCK: tl.constexpr):
+    """The second stage: parts (S, size) summed over S in order, in float64, and rounded once."""
     o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < size
-    b_sum = tl.zeros([BLOCK], ACC)
+    b_sum = tl.zeros([BLOCK], tl.float64)
     for _ in range(S):
-        b_sum += tl.load(p_parts + o_x, mask=m_x, other=0.0)
+        b_sum += tl.load(p_parts + o_x, mask=m_x, other=0.0).to(tl.float64)
         p_parts += size
     tl.store(p_sum + o_x, b_sum, mask=m_x)

@@ -1,8 +1,8 @@
 """What several kernels share. E1-E11 are the equations of docs/math.md.
 
-In all kernels i_ is the index of a program or tile, o_ offsets, m_ a mask, p_ a pointer, s_ a stride in elements and b_ a
-block in registers, tagged with its shape where it is made. Offsets into tensors are 64-bit before they are multiplied.
-Rows are the R = N P positions of the batch; `heat` and everything like it is stored as rows of K maps.
+In all kernels i_ is the index of a program or tile, o_ offsets, m_ a mask, p_ a pointer, s_ a stride in elements and
+b_ a block in registers, tagged with its shape where it is made. Offsets into tensors are 64-bit before they are
+multiplied. Rows are the R = N P positions of the batch; `heat` and everything like it is stored as rows of K maps.
 """
 
 import triton
@@ -18,6 +18,16 @@ def dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
         b_a = b_a.to(b_sum.dtype)
         b_b = b_b.to(b_sum.dtype)
     return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
+
+
+@triton.jit
+def total(b_x, AXIS: tl.constexpr):
+    """The sum of a block over an axis."""
+    if INTERPRETED:  # which adds one after the other, where a GPU adds in pairs
+        b_sum = tl.sum(b_x.to(tl.float64), AXIS).to(b_x.dtype)
+    else:
+        b_sum = tl.sum(b_x, AXIS)
+    return b_sum
 
 
 @triton.jit

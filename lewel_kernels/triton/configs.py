@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -40,20 +42,21 @@ def power(size: int) -> int:
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """The table for a device. sm80 is for whatever has its 99 KB of shared memory in each block, or more."""
-    return "sm90" if capability[0] in (9, 10) else "sm80"
+    """The table for a device: sm80 or sm90; others have none, for their shared memory is smaller, and take the rule."""
+    return {(8, 0): "sm80", (9, 0): "sm90", (10, 0): "sm90"}.get(capability, "other")
 
 
 def key_of(name: str, dtype: torch.dtype, **sizes: int | str) -> str:
     """The name of an entry of a table: kernel, dtype, and what else its best configuration depends on."""
-    return " ".join([name, NAMES[dtype], *(f"{n}{s}" if isinstance(s, int) else s for n, s in sizes.items())])
+    words = (x if isinstance(x, str) else n if x is True else f"{n}{x}" for n, x in sizes.items())
+    return " ".join([name, NAMES[dtype], *words])
 
 
 @functools.cache
-def table(name: str) -> dict[str, dict[str, object]]:
+def table(name: str) -> dict[str, dict[str, Any]]:
     """The committed entries of an architecture by key."""
     path = FOLDER / f"{name}.json"
-    entries: dict[str, dict[str, object]] = json.loads(path.read_text())["entries"] if path.exists() else {}
+    entries: dict[str, dict[str, Any]] = json.loads(path.read_text())["entries"] if path.exists() else {}
     return entries
 
 
@@ -65,64 +68,67 @@ def find(name: str, arch: str, dtype: torch.dtype, **sizes: int | str) -> Config
 @functools.cache
 def _find(name: str, arch: str, dtype: torch.dtype, sizes: tuple[tuple[str, int | str], ...]) -> Config:
     key = key_of(name, dtype, **dict(sizes))
-    entry = table(arch).get(key)
-    if entry is not None:
-        blocks, warps, stages = entry["blocks"], entry["num_warps"], entry["num_stages"]
-        return Config(key, blocks, warps, stages, f"configs/{arch}.json")  # type: ignore[arg-type]
-    numbers = {n: s for n, s in sizes if isinstance(s, int) and n != "E0"}
-    blocks, num_warps, num_stages = _RULES[name](dtype.itemsize, **numbers)
+    if (entry := table(arch).get(key)) is not None:
+        source = f"configs/{arch}.json ({entry['provenance']})"
+        return Config(key, entry["blocks"], entry["num_warps"], entry["num_stages"], source)
+    blocks, num_warps, num_stages = _RULES[name](dtype.itemsize, **{n: s for n, s in sizes if n != "E0"})
     return Config(key, blocks, num_warps, num_stages, RULE)
 
 
-# The rules. Sizes are of 16-bit, 32-bit and 64-bit storage: products of the latter two run without tensor cores, and
-# their operands sit in registers. A block of shared memory stays below 99 KB, which every GPU from sm_80 on has.
+# The rules. The size is that of an element: products of 4 and 8 bytes run without tensor cores, or on small ones, and
+# keep their operands in registers. Planes, in loads of two bytes, take more registers than rows. A block of shared
+# memory stays below the 99 KB that every GPU from sm_80 on has.
 _Rule = tuple[dict[str, int], int, int]
 
 
-def _by_size(size: int, *values: int) -> int:
+def _by(size: int, *values: int) -> int:
     return values[{2: 0, 4: 1, 8: 2}[size]]
 
 
-def _project(size: int, K: int) -> _Rule:
-    block_k = min(K, _by_size(size, 256, 64, 32))
-    blocks = {"BLOCK_R": 64, "BLOCK_K": block_k, "BLOCK_D": _by_size(size, 64, 16, 16)}
+def _project(size: int, layout: str, K: int) -> _Rule:
     if size > 2:
-        return {**blocks, "BLOCK_R": 32}, 4, 2
-    return blocks, 8 if block_k == 256 else 4, 3 if block_k == 256 else 4
+        return {"BLOCK_R": _by(size, 0, 32, 16), "BLOCK_K": min(K, _by(size, 0, 64, 32)), "BLOCK_D": 16}, 4, 2
+    wide = K > 128
+    blocks = {"BLOCK_R": 64, "BLOCK_K": min(K, 256), "BLOCK_D": 64 if layout == "rows" else 32}
+    return blocks, 8 if wide else 4, 2 if wide else 3
 
 
-def _tile(size: int, P: int, L: int) -> int:
-    """Positions in a tile that has L maps: all of them where registers allow it."""
-    most = _by_size(size, 8192, 2048, 1024) // L
-    return P if P <= min(most, 256) else max(16, min(64, most))
+def _tile(P: int, most: int) -> int:
+    """Positions in a tile: all of them where they fit, else a few."""
+    return P if min(most, 256) >= P else max(16, min(64, most))
 
 
-def _pool(size: int, P: int, L: int) -> _Rule:
-    tile = _tile(size, P, L)
-    blocks = {"BLOCK_P": tile, "BLOCK_C": _by_size(size, 128 if tile <= 64 else 64, 32, 16), "CHUNKS": 2}
-    return blocks, 8 if tile * L > 4096 else 4, 2
+def _pool(size: int, layout: str, P: int, L: int) -> _Rule:
+    tile = _tile(P, _by(size, 8192, 2048, 1024) // L)
+    channels = _by(size, 128 if tile <= 64 else 64 if layout == "rows" else 32, 32, 16)
+    return {"BLOCK_P": tile, "BLOCK_C": channels, "CHUNKS": 2}, 8 if tile * L > 4096 else 4, 2
 
 
-def _pool_bwd(size: int, P: int, L: int) -> _Rule:
-    tile = _tile(size, P, L)
-    blocks = {"BLOCK_P": tile, "BLOCK_C": _by_size(size, 64, 32, 16)}
-    return blocks, 8 if tile * L > 4096 else 4, 2
+def _pool_bwd(size: int, layout: str, P: int, L: int) -> _Rule:
+    tile = _tile(P, _by(size, 8192, 1024, 1024) // L)
+    channels = _by(size, 64 if layout == "rows" and tile <= 64 else 32, 32, 16)
+    return {"BLOCK_P": tile, "BLOCK_C": channels}, 8 if tile * L >= 4096 else 4, 2
 
 
-def _project_bwd(size: int, K: int) -> _Rule:
-    rows = max(16, min(64, _by_size(size, 8192, 4096, 2048) // K))
-    blocks = {"BLOCK_R": rows, "BLOCK_D": _by_size(size, 64, 32, 16), "CHUNKS": 8}
-    return blocks, 8 if K >= 256 else 4, 2
+def _maps_bwd(size: int, K: int) -> _Rule:
+    return {"BLOCK_R": _by(size, 4096, 4096, 1024) // K}, 4, 2
 
 
-def _weight_bwd(size: int, K: int) -> _Rule:
-    block_k = min(K, _by_size(size, 256, 64, 32))
-    blocks = {"BLOCK_R": _by_size(size, 64, 16, 16), "BLOCK_K": block_k, "BLOCK_D": _by_size(size, 64, 32, 32)}
-    return blocks, 8 if block_k == 256 else 4, 3
+def _pixels_bwd(size: int, layout: str, K: int) -> _Rule:
+    rows = _by(size, 64, max(16, min(32, 4096 // K)), 16)
+    blocks = {"BLOCK_R": rows, "BLOCK_D": _by(size, 64, 32, 32), "CHUNKS": 8}
+    return blocks, 8 if K >= 256 or size == 8 else 4, 1 if size == 8 else 2
 
 
-def _dense(size: int, K: int, C: int) -> _Rule:
-    return {"BLOCK_P": _by_size(size, 64, 16, 16), "BLOCK_D": _by_size(size, 64, 16, 16), "TILES": 8}, 8, 2
+def _weight_bwd(size: int, layout: str, K: int) -> _Rule:
+    if size > 2:
+        return {"BLOCK_R": 16, "BLOCK_K": min(K, _by(size, 0, 64, 32)), "BLOCK_D": 32}, 4, 3
+    blocks = {"BLOCK_R": 64, "BLOCK_K": min(K, 256), "BLOCK_D": 64 if layout == "rows" else 32}
+    return blocks, 8 if K > 128 else 4, 2 if K > 128 else 3
+
+
+def _dense(size: int, layout: str, K: int, C: int) -> _Rule:
+    return {"BLOCK_P": _by(size, 32, 16, 16), "BLOCK_D": _by(size, 64, 16, 16), "TILES": 16}, 8, _by(size, 3, 2, 2)
 
 
 def _dense_sum(size: int, L: int) -> _Rule:
@@ -137,7 +143,7 @@ def _sum(size: int) -> _Rule:
     return {"BLOCK": 1024}, 4, 2
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., _Rule]] = {
     "project": _project,
     "softmax": _maps,
     "pool": _pool,
@@ -145,7 +151,8 @@ _RULES = {
     "dense_sum": _dense_sum,
     "maps": _maps,
     "pool_bwd": _pool_bwd,
-    "project_bwd": _project_bwd,
+    "maps_bwd": _maps_bwd,
+    "pixels_bwd": _pixels_bwd,
     "weight_bwd": _weight_bwd,
     "sum": _sum,
 }

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, unit_maps, weights
+from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, total, unit_maps, weights
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -47,7 +47,7 @@ def project_kernel(
         b_heat = b_m.to(dtype)
         tl.store(p_heat + o_r[:, None] * K + o_k[None, :], b_heat, mask=m_r[:, None] & m_k[None, :])
         b_m = b_heat.to(ACC)
-        b_square += tl.sum(b_m * b_m, 1)
+        b_square += total(b_m * b_m, 1)
     tl.store(p_norm + o_r, tl.sqrt(b_square), mask=m_r)
 
 
@@ -74,7 +74,7 @@ def softmax_kernel(
         b_u = unit_maps(p_heat, p_norm, i_n * P + o_p, m_p, o_k, m_k, K, eps, ACC)  # [BP, BK]
         b_u = tl.where(m_p[:, None], b_u, float("-inf"))
         b_above = tl.maximum(b_top, tl.max(b_u, 0))
-        b_sum = b_sum * weights(b_top, b_above, factor) + tl.sum(weights(b_u, b_above[None, :], factor), 0)
+        b_sum = b_sum * weights(b_top, b_above, factor) + total(weights(b_u, b_above[None, :], factor), 0)
         b_top = b_above
     tl.store(p_top + i_n * K + o_k, b_top, mask=m_k)
     tl.store(p_inverse + i_n * K + o_k, 1 / b_sum, mask=m_k)
@@ -109,7 +109,7 @@ def pool_kernel(
         b_u = unit_maps(p_heat, p_norm, i_n * P + o_p, m_p, o_k, m_l, G * L, eps, ACC)  # [BP, BL]
         b_u = tl.where(m_p[:, None], b_u, float("-inf"))
         b_a = weights(b_u, tl.max(b_u, 0)[None, :], factor)
-        b_a = tl.trans((b_a / tl.sum(b_a, 0)[None, :]).to(dtype))  # [BL, BP]
+        b_a = tl.trans((b_a / total(b_a, 0)[None, :]).to(dtype))  # [BL, BP]
     else:
         b_top = tl.load(p_top + i_n * (G * L) + o_k, mask=m_l, other=0.0)
         b_inverse = tl.load(p_inverse + i_n * (G * L) + o_k, mask=m_l, other=0.0)
@@ -201,7 +201,7 @@ def dense_kernel(
         o_r = i_n * P + o_p
         tl.store(p_heat + o_r[:, None] * K + o_k[None, :], b_heat, mask=m_p[:, None] & m_k[None, :])
         b_m = b_heat.to(ACC)
-        b_norm = tl.sqrt(tl.sum(b_m * b_m, 1))  # [BP]
+        b_norm = tl.sqrt(total(b_m * b_m, 1))  # [BP]
         tl.store(p_norm + o_r, b_norm, mask=m_p)
 
         b_u = b_m / clamped(b_norm, eps)[:, None]
@@ -212,7 +212,7 @@ def dense_kernel(
             b_sum *= b_old
             b_part *= tl.reshape(b_old, [BLOCK_G, BLOCK_L])[:, :, None]
         b_e = tl.where(m_p[:, None], weights(b_u, b_top[None, :], factor), 0.0)  # [BP, BK]
-        b_sum += tl.sum(b_e, 0)
+        b_sum += total(b_e, 0)
         b_f = tl.load(
             p_f + i_n * s_fn + (o_p * s_fp)[:, None] + (o_c * s_fc)[None, :],
             mask=m_p[:, None] & m_c[None, :], other=0.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lewel_kernels import reference
+from lewel_kernels.dispatch import Gradients, Needs
 from lewel_kernels.triton import backward_kernels, configs, forward_kernels
 from lewel_kernels.triton.configs import power
 
@@ -35,6 +36,9 @@ class Launch:
     arguments: dict[str, Any]
     constants: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"{self.config.key}: {self.config}; from {self.config.source}"
+
     def run(self) -> None:
         self.kernel[self.grid](
             **self.arguments, **self.constants,
@@ -47,7 +51,7 @@ class Call:
     """What all launches of a call have in common."""
 
     features: Tensor  # (N, C, P)
-    pixels: Tensor  # (N, D, P); the features where these are projected
+    given: Tensor | None  # (N, D, P); None where features are projected
     weight: Tensor  # (K, D)
     bias: Tensor | None
     scale: Tensor | None  # of E0
@@ -56,6 +60,11 @@ class Call:
     temperature: float
     eps: float
     arch: str
+
+    @property
+    def pixels(self) -> Tensor:
+        """What is projected."""
+        return self.features if self.given is None else self.given
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,6 +79,11 @@ class Call:
         """N, C, D, K, L, P."""
         (n, c, p), (k, d) = self.features.shape, self.weight.shape
         return n, c, d, k, k // self.num_groups, p
+
+    @property
+    def e0(self) -> dict[str, bool]:
+        """For the keys of kernels that read pixels: E0 takes registers."""
+        return {"E0": True} if self.scale is not None else {}
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -87,9 +101,8 @@ class Call:
         self, config: configs.Config, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **constants: Any
     ) -> Launch:
         """A launch with the blocks of its configuration, those of ``constants``, and the types of this call."""
-        constants |= config.blocks | {"ACC": tl.float64 if self.acc == torch.float64 else tl.float32}
-        if "PRECISION" in kernel.arg_names:
-            constants["PRECISION"] = self.precision
+        common = {"ACC": tl.float64 if self.acc == torch.float64 else tl.float32, "PRECISION": self.precision}
+        constants |= config.blocks | {name: x for name, x in common.items() if name in kernel.arg_names}
         return Launch(config, kernel, (*grid, 1, 1)[:3], arguments, constants)
 
 
@@ -100,6 +113,15 @@ def run(launches: list[Launch], device: torch.device) -> None:
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
         for launch in launches:
             launch.run()
+
+
+def describe(call: Call, out_dtype: torch.dtype) -> str:
+    """The launches of a call and of its backward with all gradients, in lines for a person."""
+    outputs, forward = plan_forward(call, out_dtype=out_dtype, return_maps=False)
+    _, backward = plan_backward(call, outputs[0], None, *outputs[2:], needs=(True,) * 6)
+    design = "projection kept on chip" if is_dense(call) else "projection, then pooling"
+    lines = [f"forward ({design}):", *map(str, forward), "backward:", *map(str, backward)]
+    return "\n".join(line if line.endswith(":") else f"  {line}" for line in lines)
 
 
 def layout(x: Tensor) -> str:
@@ -134,11 +156,11 @@ def rows_like(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
 
 
 def is_dense(call: Call) -> bool:
-    """Whether the projection stays on chip: many positions, and few enough channels for one program."""
-    _, c, d, k, l, p = call.sizes
-    g = call.num_groups
-    maps, channels = triton.next_power_of_2(g) * power(l), triton.next_power_of_2(g) * power(c // g)
-    return p > 256 and d <= 512 and maps <= 128 and channels <= 256
+    """Whether the projection stays on chip: many positions, and all maps and channels at once in the registers."""
+    _, c, d, _, l, p = call.sizes
+    g = triton.next_power_of_2(call.num_groups)
+    maps, channels = g * power(l), g * power(c // call.num_groups)
+    return p > 256 and d <= 512 and maps <= 128 and channels <= 256 and maps * channels * call.dtype.itemsize <= 2**17
 
 
 def plan_forward(
@@ -171,8 +193,8 @@ def plan_forward(
 
 def _project(call: Call, heat: Tensor, norm: Tensor) -> Launch:
     n, _, d, k, _, p = call.sizes
-    x, e0 = call.pixels, call.scale is not None
-    config = call.config("project", layout=layout(x), K=min(power(k), 512), **({"E0": 1} if e0 else {}))
+    x = call.pixels
+    config = call.config("project", layout=layout(x), K=min(power(k), 512), **call.e0)
     arguments = {
         "p_x": x, "p_w": call.weight, "p_b": call.bias, "p_scale": call.scale, "p_shift": call.shift,
         "p_heat": heat, "p_norm": norm, "R": n * p, "P": p, "D": d, "K": k,
@@ -221,7 +243,7 @@ def _dense(call: Call, heat: Tensor, norm: Tensor, pooled: Tensor) -> list[Launc
     g, x, f = call.num_groups, call.pixels, call.features
     sizes = {"BLOCK_G": triton.next_power_of_2(g), "BLOCK_L": power(l), "BLOCK_C": power(c // g)}
     key = {"K": sizes["BLOCK_G"] * sizes["BLOCK_L"], "C": sizes["BLOCK_G"] * sizes["BLOCK_C"]}
-    config = call.config("dense", layout=layout(x), **key, **({"E0": 1} if call.scale is not None else {}))
+    config = call.config("dense", layout=layout(x), **key, **call.e0)
     splits = cdiv(p, config.blocks["BLOCK_P"] * config.blocks["TILES"])
     part = norm.new_empty(n, splits, l, c)
     top, total = (norm.new_empty(n, splits, k) for _ in range(2))
@@ -255,22 +277,18 @@ def _maps(call: Call, heat: Tensor, norm: Tensor, stats: _Stats, maps: Tensor) -
     return call.launch(config, forward_kernels.maps_kernel, grid, arguments)
 
 
-Gradients = tuple[Tensor | None, ...]
-
-
 def plan_backward(
-    call: Call, grad_pooled: Tensor, grad_maps: Tensor | None, heat: Tensor, norm: Tensor, needs: tuple[bool, ...]
+    call: Call, grad_pooled: Tensor, grad_maps: Tensor | None, heat: Tensor, norm: Tensor, needs: Needs
 ) -> tuple[Gradients, list[Launch]]:
     """Gradients of (features, pixels, weight, bias, scale, shift), None where not needed, and what fills them.
 
-    Where the features are projected, ``call.pixels`` is ``call.features``, and the gradient of features holds E6 + E10.
+    Where the features are projected, their gradient holds both of its terms, E6 and E10.
     """
-    n, _, d, k, _, p = call.sizes
-    shared = call.pixels is call.features
-    inputs = (call.features, None if shared else call.pixels, call.weight, call.bias, call.scale, call.shift)
-    gradients = tuple(
-        torch.empty_like(x) if need and x is not None else None for x, need in zip(inputs, needs, strict=True)
-    )
+    n, _, _, k, _, _ = call.sizes
+    shared = call.given is None
+    inputs = (call.features, call.given, call.weight, call.bias, call.scale, call.shift)
+    given = zip(inputs, needs, strict=True)
+    gradients = cast(Gradients, tuple(torch.empty_like(x) if need and x is not None else None for x, need in given))
     d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = gradients
     if n == 0:
         for x in gradients[2:]:
@@ -283,9 +301,11 @@ def plan_backward(
     launches, stats, delta = _pool_bwd(call, grad_pooled, grad_maps, heat, norm, d_features, da)
     if da is None:
         return gradients, launches
-    dm = rows_like(call.features, k, call.dtype) if d_weight is not None or d_bias is not None else None
-    launches += _project_bwd(call, heat, norm, stats, delta, da, dm, d_x, d_scale, d_shift, add=shared)
-    if dm is not None:
+    dm = rows_like(call.features, k, call.dtype)
+    launches.append(_maps_bwd(call, heat, norm, stats, delta, da, dm))
+    if any(x is not None for x in (d_x, d_scale, d_shift)):
+        launches += _pixels_bwd(call, dm, d_x, d_scale, d_shift, add=shared)
+    if d_weight is not None or d_bias is not None:
         launches += _weight_bwd(call, dm, d_weight, d_bias)
     return gradients, launches
 
@@ -325,33 +345,38 @@ def _pool_bwd(
     return launches, (top, inverse), delta
 
 
-def _project_bwd(
-    call: Call, heat: Tensor, norm: Tensor, stats: tuple[Tensor, Tensor], delta: Tensor, da: Tensor,
-    dm: Tensor | None, d_x: Tensor | None, d_scale: Tensor | None, d_shift: Tensor | None, *, add: bool,
-) -> list[Launch]:  # fmt: skip
-    n, _, d, k, _, p = call.sizes
-    x, e0 = call.pixels, call.scale is not None
-    config = call.config("project_bwd", layout=layout(x), K=power(k), **({"E0": 1} if e0 else {}))
-    blocks = config.blocks
-    tiles = row_tiles(x, blocks["BLOCK_R"])
-    affine = d_scale is not None or d_shift is not None
-    parts = norm.new_empty(2, tiles, d) if affine else None
+def _maps_bwd(
+    call: Call, heat: Tensor, norm: Tensor, stats: tuple[Tensor, Tensor], delta: Tensor, da: Tensor, dm: Tensor
+) -> Launch:
+    n, _, _, k, _, p = call.sizes
+    config = call.config("maps_bwd", K=power(k))
     arguments = {
         "p_heat": heat, "p_norm": norm, "p_top": stats[0], "p_inverse": stats[1], "p_delta": delta, "p_da": da,
-        "p_w": call.weight, "p_x": x if e0 else None, "p_scale": call.scale, "p_shift": call.shift,
-        "p_dm": dm, "p_dx": d_x,
+        "p_dm": dm, "R": n * p, "P": p, "K": k, **call.numbers, "inverse_tau": 1 / call.temperature,
+    }  # fmt: skip
+    grid = (cdiv(n * p, config.blocks["BLOCK_R"]),)
+    return call.launch(config, backward_kernels.maps_bwd_kernel, grid, arguments, BLOCK_K=power(k))
+
+
+def _pixels_bwd(
+    call: Call, dm: Tensor, d_x: Tensor | None, d_scale: Tensor | None, d_shift: Tensor | None, *, add: bool
+) -> list[Launch]:
+    n, _, d, k, _, p = call.sizes
+    x, e0 = call.pixels, call.scale is not None
+    config = call.config("pixels_bwd", layout=layout(x), K=power(k), **call.e0)
+    blocks = config.blocks
+    tiles = row_tiles(x, blocks["BLOCK_R"])
+    parts = None if d_scale is None and d_shift is None else x.new_empty(2, tiles, d, dtype=call.acc)
+    arguments = {
+        "p_dm": dm, "p_w": call.weight, "p_x": x if e0 else None, "p_scale": call.scale, "p_shift": call.shift,
+        "p_dx": d_x,
         "p_dscale": None if parts is None else parts[0], "p_dshift": None if parts is None else parts[1],
         "R": n * p, "P": p, "K": k, "D": d,
-        **strides("wk wd", call.weight), **strides("xn xd xp", x), **strides("dn dd dp", d_x),
-        **call.numbers, "inverse_tau": 1 / call.temperature,
+        **strides("wk wd", call.weight), **strides("xn xd xp", x if e0 else None), **strides("dn dd dp", d_x),
     }  # fmt: skip
-    chunks = cdiv(d, blocks["BLOCK_D"] * blocks["CHUNKS"]) if d_x is not None or affine else 1
-    launches = [
-        call.launch(
-            config, backward_kernels.project_bwd_kernel, (tiles, chunks), arguments,
-            BLOCK_K=power(k), ADD=add, TILING=tiling(x),
-        )
-    ]  # fmt: skip
+    grid = (tiles, cdiv(d, blocks["BLOCK_D"] * blocks["CHUNKS"]))
+    kernel = backward_kernels.pixels_bwd_kernel
+    launches = [call.launch(config, kernel, grid, arguments, BLOCK_K=power(k), ADD=add, TILING=tiling(x))]
     for i, total in enumerate((d_scale, d_shift)):
         if parts is not None and total is not None:
             launches.append(_sum(call, parts[i], total))
@@ -360,15 +385,15 @@ def _project_bwd(
 
 def _weight_bwd(call: Call, dm: Tensor, d_weight: Tensor | None, d_bias: Tensor | None) -> list[Launch]:
     n, _, d, k, _, p = call.sizes
-    x, e0 = call.pixels, call.scale is not None
-    config = call.config("weight_bwd", layout=layout(x), K=min(power(k), 512), **({"E0": 1} if e0 else {}))
+    x = call.pixels
+    config = call.config("weight_bwd", layout=layout(x), K=min(power(k), 512), **call.e0)
     blocks = config.blocks
     tiles = row_tiles(x, blocks["BLOCK_R"])
     columns = (1 if d_weight is None else cdiv(d, blocks["BLOCK_D"]), cdiv(k, blocks["BLOCK_K"]))
     each = cdiv(tiles, max(1, PROGRAMS // (columns[0] * columns[1])))
     splits = cdiv(tiles, each)
     dw = None if d_weight is None else d_weight.new_empty(splits, k, d, dtype=call.acc)
-    db = None if d_bias is None else d_bias.new_empty(splits, k, dtype=call.acc)
+    db = None if d_bias is None else d_bias.new_empty(splits, k, dtype=torch.float64)
     equal = tiling(x) == "rows" and (n == 1 or x.stride(0) == p * x.stride(2))
     arguments = {
         "p_dm": dm, "p_x": x, "p_scale": call.scale, "p_shift": call.shift, "p_dw": dw, "p_db": db,
@@ -376,9 +401,7 @@ def _weight_bwd(call: Call, dm: Tensor, d_weight: Tensor | None, d_bias: Tensor 
         **strides("xn xd xp", x), **strides("vk vd", d_weight),
     }  # fmt: skip
     kernel = backward_kernels.weight_bwd_kernel
-    launches = [
-        call.launch(config, kernel, (*columns, splits), arguments, TILING="dense" if equal else tiling(x))
-    ]
+    launches = [call.launch(config, kernel, (*columns, splits), arguments, TILING="dense" if equal else tiling(x))]
     launches += [_sum(call, dw, d_weight)] if dw is not None and d_weight is not None else []
     launches += [_sum(call, db, d_bias)] if db is not None and d_bias is not None else []
     return launches
