@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.providers import eager_maps, eager_pool
 from lewel_kernels import dispatch, fused_align_aggregate
+from lewel_kernels.reference import accumulator
 
 # At temperature 1 the maps are nearly flat, the result is nearly a mean over positions, and a broken pooling passes.
 SHARP = 0.05
@@ -20,7 +21,10 @@ kernels = pytest.mark.parametrize("backend", [name for name in dispatch.BACKENDS
 
 @dataclass(frozen=True)
 class OpCase:
-    """One request. ``space`` is (H, W) or (P,); D None means that features are projected (D == C)."""
+    """One request. ``space`` is (H, W) or (P,); D None means that features are projected (D == C).
+
+    With ``affine``, relu(scale * pixels + shift) is projected.
+    """
 
     name: str
     N: int
@@ -30,6 +34,7 @@ class OpCase:
     G: int
     space: tuple[int, ...]
     bias: bool = False
+    affine: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -71,16 +76,23 @@ class OpInputs:
     bias: Tensor | None
     grad_pooled: Tensor
     grad_maps: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def leaves(self) -> dict[str, Tensor]:
         named = {"features": self.features, "pixels": self.pixels, "weight": self.weight, "bias": self.bias}
+        named |= {"scale": self.scale, "shift": self.shift}
         return {name: x for name, x in named.items() if x is not None}
 
-    def to(self, dtype: torch.dtype) -> OpInputs:
-        """Fresh leaves holding the same values in another dtype."""
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.scale is None or self.shift is None else (self.scale, self.shift)
 
-        def cast(x: Tensor | None) -> Tensor | None:
+    def to(self, dtype: torch.dtype) -> OpInputs:
+        """Fresh leaves holding the same values in another dtype; scale and shift in its accumulator type."""
+
+        def cast(x: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
             return None if x is None else x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad)
 
         features, weight = cast(self.features), cast(self.weight)
@@ -89,6 +101,7 @@ class OpInputs:
         return OpInputs(
             self.case, features, cast(self.pixels), weight, cast(self.bias),
             self.grad_pooled.to(dtype), self.grad_maps.to(dtype),
+            cast(self.scale, accumulator(dtype)), cast(self.shift, accumulator(dtype)),
         )  # fmt: skip
 
 
@@ -112,6 +125,8 @@ def make(
         grad_pooled=normal(case.N, case.K // case.G, case.C),
         grad_maps=normal(case.N, case.K, p),
     )
+    if case.affine:
+        inputs.scale, inputs.shift = (normal(width).to(accumulator(dtype)) for _ in range(2))
     for x in inputs.leaves.values():
         x.requires_grad_()
     return inputs
@@ -120,10 +135,10 @@ def make(
 def run_op(
     inputs: OpInputs, backend: str, *, temperature: float = SHARP, return_maps: bool = False, **options: object
 ) -> dict[str, Tensor]:
-    """The op's output and gradients by name: pooled, (maps,) d_features, d_pixels, d_weight, d_bias."""
+    """The op's output and gradients by name: pooled, (maps,) d_features, d_pixels, d_weight and so on."""
     result = fused_align_aggregate(
-        inputs.features, inputs.weight, inputs.bias, pixels=inputs.pixels, num_groups=inputs.case.G,
-        temperature=temperature, return_maps=return_maps, backend=backend, **options,
+        inputs.features, inputs.weight, inputs.bias, pixels=inputs.pixels, pixels_affine=inputs.affine,
+        num_groups=inputs.case.G, temperature=temperature, return_maps=return_maps, backend=backend, **options,
     )  # type: ignore[call-overload]  # fmt: skip
     outputs = dict(zip(("pooled", "maps"), result, strict=True)) if return_maps else {"pooled": result}
     return outputs | gradients(outputs, inputs)
@@ -139,6 +154,9 @@ def run_eager(
 
     features = image(inputs.features)
     pixels = features if inputs.pixels is None else image(inputs.pixels)
+    if inputs.scale is not None and inputs.shift is not None:
+        # As a batch normalisation of 16-bit pixels: computed in float32 and stored in 16 bits, then the ReLU.
+        pixels = (inputs.scale[:, None, None] * pixels + inputs.shift[:, None, None]).to(pixels.dtype).relu()
     maps = eager_maps(pixels, inputs.weight, inputs.bias, temperature=temperature, eps=eps)
     outputs = {"pooled": eager_pool(features, maps, num_groups=inputs.case.G)}
     if return_maps:

@@ -7,12 +7,16 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from op_cases import OpCase, make, run_op
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lewel_kernels import (
+    AlignAggregate,
     BackendUnavailable,
     dispatch,
     explain,
@@ -31,17 +35,22 @@ def call(**options: object) -> torch.Tensor:
 class Spy(types.ModuleType):
     """A backend for tests: delegates to the reference and notes every call."""
 
-    def __init__(self, name: str, *, refusal: str | None = None, device_type: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, refusal: str | None = None, device_type: str | None = None, heat_rows: bool = False
+    ) -> None:
         super().__init__(f"spy_{name}")
-        self.name, self.device_type, self._refusal, self.heat_rows = name, device_type, refusal, False
+        self.name, self.device_type, self._refusal, self.heat_rows = name, device_type, refusal, heat_rows
         self.calls: list[str] = []
+        self.requests: list[dispatch.Request] = []
 
     def refuse(self, request: dispatch.Request) -> str | None:
+        self.requests.append(request)
         return self._refusal
 
     def forward(self, *args: object, **kwargs: object) -> object:
         self.calls.append("forward")
-        return dispatch.load("reference").forward(*args, **kwargs)  # type: ignore[arg-type]
+        pooled, maps, heat, norm = dispatch.load("reference").forward(*args, **kwargs)  # type: ignore[arg-type]
+        return pooled, maps, heat.mT.contiguous().mT if self.heat_rows else heat, norm
 
     def backward(self, *args: object, **kwargs: object) -> object:
         self.calls.append("backward")
@@ -55,7 +64,7 @@ Install = Callable[..., Spy]
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Puts a spy into BACKENDS, in front of the others."""
 
-    def add(name: str, **options: str) -> Spy:
+    def add(name: str, **options: Any) -> Spy:
         spy = Spy(name, **options)
         monkeypatch.setitem(sys.modules, spy.__name__, spy)
         monkeypatch.setattr(dispatch, "BACKENDS", {name: spy.__name__, **dispatch.BACKENDS})
@@ -176,11 +185,10 @@ def test_unknown_names_are_errors_that_list_the_known(demand: str, monkeypatch: 
 
 
 def test_one_error_lists_every_reason(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in dispatch.BACKENDS:
+        monkeypatch.setattr(dispatch.load(name), "refuse", lambda request: "it is on strike")
     install("tired", refusal="it is having a rest")
     install("elsewhere", device_type="cuda")
-    monkeypatch.setattr(dispatch.load("reference"), "refuse", lambda request: "it is on strike")
-    if "cpu" in dispatch.BACKENDS:
-        monkeypatch.setattr(dispatch.load("cpu"), "refuse", lambda request: "there is no compiler")
     with pytest.raises(BackendUnavailable) as caught:
         call()
     lines = str(caught.value).splitlines()
@@ -192,8 +200,8 @@ def test_one_error_lists_every_reason(install: Install, monkeypatch: pytest.Monk
 
 
 def test_an_unusable_fast_backend_is_worth_one_warning(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "cpu" in dispatch.BACKENDS:
-        monkeypatch.setattr(dispatch.load("cpu"), "refuse", lambda request: "no compiler; run apt-get install g++")
+    for name in set(dispatch.BACKENDS) - {"reference"}:
+        monkeypatch.setattr(dispatch.load(name), "refuse", lambda request: "no compiler; run apt-get install g++")
     install("elsewhere", device_type="cuda", refusal="no GPU")
     install("quick", device_type="cpu", refusal="no compiler; run apt-get install g++")
     with pytest.warns(UserWarning, match="reference.*quick.*run apt-get install") as caught:
@@ -234,3 +242,82 @@ def test_explain_agrees_with_what_runs(backend: str, device: torch.device) -> No
     inputs = make(CASE, dtype=torch.float32, device=device)
     told = explain(inputs.features, inputs.weight, pixels=inputs.pixels, num_groups=2, backend=backend)
     assert told.backend == backend
+
+
+@pytest.mark.parametrize("heat_rows", [False, True], ids=["maps", "rows"])
+def test_heat_maps_may_be_stored_as_rows(heat_rows: bool, install: Install) -> None:
+    """Fake and real results have the strides that the backend says, and the backward reads them."""
+    # A name of its own: the compiler's cache on disk knows an op by its arguments, not by its fake kernel.
+    name = f"spy_of_{'rows' if heat_rows else 'maps'}"
+    spy = install(name, heat_rows=heat_rows)
+    features, weight = torch.randn(2, 8, 9), torch.randn(4, 8)
+    arguments = (None, weight, None, None, None, 2, 1.0, 1e-12, torch.float32, False, name)
+    mode, forward = FakeTensorMode(), torch.ops.lewel_kernels.align_aggregate_fwd
+    with mode:
+        fakes = (mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+        fake = forward(mode.from_tensor(features), *fakes)
+    found = forward(features, *arguments)
+    strides = (36, 1, 4) if heat_rows else (36, 9, 1)
+    assert [x[2].stride() for x in (fake, found)] == [strides, strides]
+    for op in (fused_align_aggregate, torch.compile(fused_align_aggregate, fullgraph=True)):
+        gradients = []
+        for backend in (name, "reference"):
+            leaf = features.clone().requires_grad_()
+            op(leaf, weight, num_groups=2, backend=backend).square().sum().backward()
+            gradients.append(leaf.grad)
+        torch.testing.assert_close(*gradients)
+    assert spy.calls == ["forward", *2 * ["forward", "backward"]]
+
+
+def test_a_backend_is_told_the_number_of_maps(install: Install) -> None:
+    spy = install("spy")
+    call()
+    explain(torch.zeros(2, 8, 9), torch.zeros(12, 8))
+    repr(AlignAggregate(8, 20))
+    assert [request.num_maps for request in spy.requests] == [4, 12, 20]
+
+
+def test_the_number_of_maps_may_be_a_symbol_of_the_compiler(install: Install) -> None:
+    spy = install("spy")
+    counter = CompileCounter()
+    compiled = torch.compile(fused_align_aggregate, fullgraph=True, dynamic=True, backend=counter)
+    for n in (4, 3, 5):
+        compiled(torch.zeros(n, 8, 9), torch.zeros(12, 8))
+    assert counter.frame_count == 1
+    assert {request.num_maps for request in spy.requests} == {12}
+
+
+def test_explain_shows_what_the_backend_would_launch(install: Install) -> None:
+    spy = install("spy")
+    x, pixels, weight, bias = torch.zeros(2, 8, 3, 3), torch.zeros(2, 6, 9), torch.zeros(4, 6, 1, 1), torch.zeros(4)
+    scale, shift = torch.zeros(6), torch.zeros(6)
+    options = {"num_groups": 2, "temperature": 0.5, "eps": 1e-6, "out_dtype": torch.float64}
+
+    def tell(**changes: object) -> dispatch.Explanation:
+        arguments = {"pixels": pixels, "pixels_affine": (scale, shift), **options, **changes}
+        return explain(x, weight, bias, **arguments)  # type: ignore[arg-type]
+
+    assert tell().plan == ""
+    assert len(str(tell()).splitlines()) == len(dispatch.BACKENDS)
+
+    def describe(*tensors: torch.Tensor | None, **constants: object) -> str:
+        assert [None if t is None else tuple(t.shape) for t in tensors] == [
+            (2, 8, 9),
+            (2, 6, 9),
+            (4, 6),
+            (4,),
+            (6,),
+            (6,),
+        ]
+        assert constants == options
+        return "one kernel\nanother kernel"
+
+    spy.describe = describe  # type: ignore[attr-defined]
+    told = tell()
+    assert told.plan == "one kernel\nanother kernel"
+    assert str(told).splitlines()[1:3] == ["  one kernel", "  another kernel"]
+    assert tell(backend="reference").plan == ""
+    spy.describe = lambda *tensors, out_dtype, **constants: str(out_dtype)  # type: ignore[attr-defined]
+    assert tell(out_dtype=None).plan == "torch.float32"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tell(out_dtype=None).plan == "torch.bfloat16"

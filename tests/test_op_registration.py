@@ -20,16 +20,18 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 OPS = torch.ops.lewel_kernels
 CASE = OpCase("usual", N=4, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
 SHARED = OpCase("shared", N=4, C=12, D=None, K=8, G=4, space=(15,))
+AFFINE = OpCase("affine", N=4, C=16, D=12, K=8, G=4, space=(5, 3), bias=True, affine=True)
 EMPTY = OpCase("empty", N=0, C=16, D=12, K=8, G=4, space=(5, 3), bias=True)
 
 
 def flat(inputs: OpInputs) -> tuple[Tensor | None, ...]:
     pixels = None if inputs.pixels is None else inputs.pixels.detach().flatten(2).requires_grad_()
-    return inputs.features.detach().flatten(2).requires_grad_(), pixels, inputs.weight, inputs.bias, None, None
+    features = inputs.features.detach().flatten(2).requires_grad_()
+    return features, pixels, inputs.weight, inputs.bias, inputs.scale, inputs.shift
 
 
 @pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
-@pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
+@pytest.mark.parametrize("case", [CASE, SHARED, AFFINE, EMPTY], ids=str)
 def test_opcheck_of_the_forward(case: OpCase, return_maps: bool, backend: str, device: torch.device) -> None:
     inputs = flat(make(case, dtype=torch.float32, device=device))
     arguments = (*inputs, case.G, 0.3, 1e-12, torch.float32, return_maps, backend)
@@ -41,7 +43,7 @@ def layout(outputs: Iterable[Tensor]) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, AFFINE], ids=str)
 def test_the_fake_kernels_tell_the_truth(case: OpCase, dtype: torch.dtype, backend: str, device: torch.device) -> None:
     """Shapes, strides and dtypes of results and statistics; opcheck does not compare strides."""
     inputs = make(case, dtype=dtype, device=device)
@@ -57,21 +59,21 @@ def test_the_fake_kernels_tell_the_truth(case: OpCase, dtype: torch.dtype, backe
         with mode:
             assert layout(OPS.align_aggregate_fwd(*fakes(arguments))) == layout(outputs)
         gradients = (inputs.grad_pooled.to(out_dtype), inputs.grad_maps.to(out_dtype) if return_maps else None)
-        needs = [True, False, True, True, False, False]
+        needs = [True, case.affine, True, True, False, case.affine]
         arguments = (*gradients, *tensors, *outputs[2:], case.G, 0.3, 1e-12, needs, backend)
         outputs = OPS.align_aggregate_bwd(*arguments)
         with mode:
             assert layout(OPS.align_aggregate_bwd(*fakes(arguments))) == layout(outputs)
 
 
-@pytest.mark.parametrize("case", [CASE, SHARED, EMPTY], ids=str)
+@pytest.mark.parametrize("case", [CASE, SHARED, AFFINE, EMPTY], ids=str)
 def test_opcheck_of_the_backward(case: OpCase, backend: str, device: torch.device) -> None:
     inputs = make(case, dtype=torch.float32, device=device)
     tensors = flat(inputs)
     constants = (case.G, 0.3, 1e-12)
     _, _, *saved = OPS.align_aggregate_fwd(*tensors, *constants, torch.float32, False, backend)
     for grad_maps in (None, inputs.grad_maps):
-        needs = [True, case.D is not None, True, case.bias, False, False]
+        needs = [True, case.D is not None, True, case.bias, case.affine, case.affine]
         arguments = (inputs.grad_pooled, grad_maps, *tensors, *(x.detach() for x in saved), *constants, needs, backend)
         torch.library.opcheck(OPS.align_aggregate_bwd.default, arguments, rtol=1e-3, atol=1e-3)
 
