@@ -111,7 +111,7 @@ def make(
     """Fresh random inputs; every leaf requires a gradient."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*size: int, scale: float = 1.0) -> Tensor:
+    def normal(*size: int, scale: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
         return (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(device, dtype)
 
     width = case.C if case.D is None else case.D
@@ -126,7 +126,7 @@ def make(
         grad_maps=normal(case.N, case.K, p),
     )
     if case.affine:
-        inputs.scale, inputs.shift = (normal(width).to(accumulator(dtype)) for _ in range(2))
+        inputs.scale, inputs.shift = (normal(width, dtype=accumulator(dtype)) for _ in range(2))
     for x in inputs.leaves.values():
         x.requires_grad_()
     return inputs

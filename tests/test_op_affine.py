@@ -23,6 +23,7 @@ from lewel_kernels import AlignAggregate, explain, fused_align_aggregate, refere
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 TINY = OpCase("tiny", N=2, C=4, D=3, K=4, G=2, space=(2, 3), affine=True)
+TINIEST = OpCase("tiniest", N=2, C=2, D=2, K=4, G=2, space=(3,), affine=True)
 CASE = OpCase("usual", N=3, C=16, D=12, K=8, G=4, space=(5, 3), bias=True, affine=True)
 WIDE = OpCase("wide", N=3, C=40, D=37, K=16, G=4, space=(7, 7), bias=True, affine=True)
 EMPTY = OpCase("empty", N=0, C=16, D=12, K=8, G=4, space=(5, 3), affine=True)
@@ -47,7 +48,7 @@ def exact(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 @pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
 def test_gradcheck_of_the_reference(return_maps: bool, check: Callable[..., bool]) -> None:
-    inputs = make(TINY)
+    inputs = make(TINIEST)
     *others, scale, shift = inputs.leaves
 
     def op(*leaves: Tensor) -> object:
@@ -122,9 +123,9 @@ def test_the_mask_is_of_the_unrounded_sum(backend: str, device: torch.device) ->
     pixels, _, shift = affine(inputs)
     pixels.detach()[:, 0] = 0
     shift.detach()[0] = 1e-9
-    found, truth = run_op(inputs, backend, temperature=0.3), run_eager(inputs.to(torch.float64), temperature=0.3)
-    assert truth["d_shift"][0] != 0
-    torch.testing.assert_close(found["d_shift"][0].double(), truth["d_shift"][0], rtol=2e-2, atol=2e-3)
+    found, truth = run_op(inputs, backend), run_eager(inputs.to(torch.float64))
+    assert truth["d_shift"][0].abs() > 1
+    torch.testing.assert_close(found["d_shift"][0].double(), truth["d_shift"][0], rtol=2e-2, atol=0)
 
 
 def test_the_gradient_at_zero_is_zero(backend: str, device: torch.device) -> None:
