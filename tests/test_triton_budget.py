@@ -1,0 +1,155 @@
+"""The Triton kernels, compiled for sm_80 and sm_90 without a GPU: none spills, each keeps its budget of registers.
+
+After a change that is meant: python -m lewel_kernels.triton.offline --write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from lewel_kernels.triton import configs, offline  # noqa: E402
+from lewel_kernels.triton.offline import Report  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+CAPABILITIES = (80, 90)
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    return offline.compile_all(offline.SHIPPED, CAPABILITIES, processes=2)
+
+
+@pytest.fixture
+def budget() -> dict[str, Any]:
+    budget: dict[str, Any] = json.loads((ROOT / offline.BUDGET).read_text())
+    return budget
+
+
+def test_no_kernel_spills_or_leaves_the_fast_instructions(reports: list[Report]) -> None:
+    sentences = [sentence for report in reports for sentence in offline.faults(report)]
+    assert not sentences, "\n".join(["", *sentences])
+
+
+def test_kernels_keep_their_budget(reports: list[Report], budget: dict[str, Any]) -> None:
+    if triton.__version__ != budget["triton"]:
+        pytest.skip(f"the budget is of Triton {budget['triton']}, and this is {triton.__version__}")
+    sentences = offline.excesses(reports, budget)
+    assert not sentences, "\n".join(["", *sentences])
+
+
+def test_everything_shipped_is_compiled_once(reports: list[Report]) -> None:
+    for capability in CAPABILITIES:
+        names, dtypes = zip(*(r.key.split()[:2] for r in reports if r.capability == capability), strict=True)
+        assert set(names) == set(configs._RULES)
+        assert set(dtypes) == set(offline.DTYPES)
+    anonymous = [replace(report, request="") for report in reports]
+    assert all(report not in anonymous[:i] for i, report in enumerate(anonymous))
+
+
+@pytest.fixture
+def fine() -> Report:
+    return Report(
+        "some_kernel", "some bf16 rows K128", "K128, 4 warps, 3 stages", "the rule", "M bf16 rows", 80,
+        registers=123, shared=1000, precision="ieee", tensor_cores={"mma.sync": 4}, loads={4: 1, 16: 8},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"spill_stores": 8, "spill_loads": 4, "stack": 16},
+            "spills registers: 8 bytes stored, 4 loaded, a stack of 16",
+        ),
+        ({"stack": 16}, "a stack of 16; allowed: 0"),
+        ({"shared": 166913}, "takes 166913 bytes of shared memory; a block may have 166912"),
+        ({"tensor_cores": {}}, "without tensor cores; expected: mma.sync or wgmma"),
+        ({"loads": {2: 32, 16: 1}}, "loads rows by 32 of 2 bytes, 1 of 16 bytes; expected: the most of it 16 bytes"),
+        ({"error": "no such block"}, "does not compile: no such block"),
+    ],
+)
+def test_faults_are_found(fine: Report, change: dict[str, Any], sentence: str) -> None:
+    assert offline.faults(fine) == []
+    (found,) = offline.faults(replace(fine, **change))
+    assert found.startswith("some_kernel (some bf16 rows K128; M bf16 rows) on sm_80")
+    assert sentence in found
+
+
+def test_float32_needs_no_tensor_cores_unless_tf32_is_allowed(fine: Report) -> None:
+    report = replace(fine, key="some fp32 rows K128", tensor_cores={})
+    assert offline.faults(report) == []
+    assert len(offline.faults(replace(report, precision="tf32"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"registers": 129}, "has registers: 129; allowed: 128"),
+        ({"shared": 1001}, "has shared: 1001; allowed: 1000"),
+        ({"loads": {2: 2, 16: 8}}, "has narrow loads: 2; allowed: 1"),
+    ],
+)
+def test_a_budget_that_is_exceeded_is_named(fine: Report, change: dict[str, Any], sentence: str) -> None:
+    budget = offline.budget_of([fine])
+    assert offline.excesses([fine, replace(fine, registers=128)], budget) == []
+    (found,) = offline.excesses([fine, replace(fine, **change)], budget)
+    assert found == f"some_kernel (some bf16 rows K128; M bf16 rows) on sm_80 {sentence}"
+
+
+def test_a_kernel_without_a_budget_and_a_budget_without_a_kernel_are_errors(fine: Report) -> None:
+    hopper = replace(fine, capability=90)
+    budget = offline.budget_of([fine, hopper])
+    (found,) = offline.excesses([fine, hopper, replace(fine, key="new bf16 rows")], budget)
+    assert "(new bf16 rows; M bf16 rows) on sm_80 has no budget" in found
+    budget["sm_90"]["old bf16 rows"] = budget["sm_90"]["some bf16 rows K128"]
+    budget = json.loads(offline.to_text(budget))
+    (found,) = offline.excesses([fine, hopper], budget)
+    assert found.startswith("the budget of old bf16 rows on sm_90 is nobody's")
+    assert offline.excesses([fine], budget) == []  # sm_90 was not compiled
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> None:
+    """Registers and stack as NVIDIA's tool reads them from the binary; the process can go on to launch on a GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("spilling_kernel.py"), str(capability)],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    report = offline._from_json(found["report"])
+    assert report.spill_stores > 0
+    assert {"REG": report.registers, "STACK": report.stack} == found["said"]
+    (sentence,) = offline.faults(report)
+    assert sentence.startswith(f"spilling_kernel (spilling fp32; a test) on sm_{capability} spills registers")
+    assert found["is_restored"]
+    assert not isinstance(found["device"], int)
+
+
+def test_accesses_are_counted_by_their_bytes() -> None:
+    ptx = """
+    @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    ld.global.L1::evict_last.v2.b64 { %rd5, %rd6 }, [ %rd1 + 0 ];
+    @%p1 ld.global.b16 { %rs1 }, [ %rd1 + 0 ];
+    ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r9 + 0 ];
+    cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r5;
+    cp.async.ca.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x4, %r5;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r3}], [%r4];
+    st.global.v2.b32 [ %rd7 + 0 ], { %r1, %r2 };
+    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %f1 }, { %r1 }, { %r2 }, { %f1 };
+    wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%f1}, %rd1, %rd2, p, 1, 1, 0, 1;
+    wgmma.commit_group.sync.aligned;
+    """
+    found = offline.instructions(ptx)
+    assert found == {"tensor_cores": {"mma.sync": 1, "wgmma": 1}, "loads": {2: 1, 4: 1, 16: 4}, "stores": {8: 1}}
