@@ -6,9 +6,10 @@ tuned while it runs, so that the ranks of a job agree. ``python -m benchmarks tu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,21 @@ def _find(name: str, arch: str, dtype: torch.dtype, sizes: tuple[tuple[str, int 
         return Config(key, entry["blocks"], entry["num_warps"], entry["num_stages"], source)
     blocks, num_warps, num_stages = _RULES[name](dtype.itemsize, **{n: s for n, s in sizes if n != "E0"})
     return Config(key, blocks, num_warps, num_stages, RULE)
+
+
+@contextlib.contextmanager
+def in_force(arch: str, key: str, entry: dict[str, Any]) -> Iterator[None]:
+    """Inside the block the table of an architecture has this entry, in place of its own if it has one. For tuning."""
+    entries = table(arch)
+    before = dict(entries)
+    entries[key] = entry
+    _find.cache_clear()
+    try:
+        yield
+    finally:
+        entries.clear()
+        entries.update(before)
+        _find.cache_clear()
 
 
 # The rules. The size is that of an element: products of 4 and 8 bytes run without tensor cores, or on small ones, and
