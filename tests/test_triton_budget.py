@@ -17,7 +17,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from lewel_kernels.triton import configs, offline  # noqa: E402
+from lewel_kernels.triton import INTERPRETED, configs, offline  # noqa: E402
 from lewel_kernels.triton.offline import Report  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +135,13 @@ def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> No
     assert sentence.startswith(f"spilling_kernel (spilling fp32; a test) on sm_{capability} spills registers")
     assert found["is_restored"]
     assert not isinstance(found["device"], int)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are interpreted with --device cpu only")
+def test_what_is_interpreted_cannot_be_compiled() -> None:
+    launch, *_ = offline.launches_of(offline.SHIPPED[0], 80)
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
+        offline.compile_launch(launch, 80)
 
 
 def test_accesses_are_counted_by_their_bytes() -> None:
