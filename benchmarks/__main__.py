@@ -11,6 +11,7 @@ from . import commands, session
 from .cases import DTYPES, LAYOUTS, SUITES
 from .options import command, device, duration, limit
 from .providers import PROVIDERS
+from .tune_space import SHAPES
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,6 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     calls.add_argument("--seconds", type=duration, default=4.0, help="time spent on each shape")
     loss = command(chosen, "loss", commands.run_loss, "the aligned InfoNCE as the batch grows: time and memory")
     loss.add_argument("--seconds", type=duration, default=1.0, help="time spent on each batch size")
+    tune = command(chosen, "tune", commands.run_tune, "choose block sizes, warps and stages of the triton kernels")
+    tune.add_argument("--minutes", type=limit, default=float("inf"), help="then stop, keeping what was found")
+    tune.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES), help="whose kernels are tuned")
+    tune.add_argument("--dtype", choices=("bf16", "fp16"), nargs="+", default=["bf16", "fp16"])
     for name, about in (("check", "the op's tests and speed on a device"), ("report", "overhead, growth, whole steps")):
         parts = chosen.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
         parts.add_argument("--device", default="cuda", type=device, help="cuda, cuda:1, or cpu to rehearse")

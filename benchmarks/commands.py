@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -13,12 +14,14 @@ import torch
 
 from lewel.errors import LewelError
 
-from . import aligned_loss, machine, overhead, report, results, session
+from . import aligned_loss, machine, overhead, report, results, session, tune, tune_space
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure, sentence
 from .providers import PROVIDERS, prepare_compiler
 from .rates import measure_rates
+
+WRITE_BUDGET = "python -m lewel_kernels.triton.offline --write writes their budget"
 
 
 def quiet_machine(device: str) -> dict[str, object]:
@@ -99,6 +102,36 @@ def run_loss(options: argparse.Namespace) -> None:
         aligned_loss.print_row(row)
         if not options.no_record:
             recorder.append([row])
+
+
+def run_tune(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    if told := tune.refusal(options.device):
+        sys.exit(f"Nothing is tuned: {told}")
+    about = quiet_machine(options.device)
+    rehearsed = torch.device(options.device).type == "cpu"
+    major, minor = (9, 0) if rehearsed else torch.cuda.get_device_capability(options.device)
+    state = f"commit {str(about['commit'])[:7]}{' with changes' if about['dirty'] else ''}"
+    tuner = tune.Tuner(
+        options.device, 10 * major + minor, None, f"{about['device']}, {str(about['date'])[:10]}, {state}",
+        deadline=start + 60 * options.minutes,
+    )  # fmt: skip
+    shapes = tune_space.SHAPES
+    if rehearsed:
+        shapes, tuner.batches, tuner.most = tune_space.TINY, tune.TINY_BATCHES, tune.TINY_CHOICES
+    elif not options.no_record:
+        tuner.path = tune.table_of(tuner.arch)
+    dtypes = list(dict.fromkeys(options.dtype))
+    every = tune_space.problems({name: shapes[name] for name in options.shape}, dtypes, tuner.capability)
+    # A core is left to this process, which launches.
+    with tune.Compiler(tuner.capability, max(1, (os.cpu_count() or 2) - 1)) as compiler:
+        found = tuner.run(every, compiler)
+    if not found:
+        sys.exit("Nothing was timed.")
+    better = sum(new.winner is not None for new in found)
+    print(f"\n{len(found)} of {len(every)} keys were tried, {better} have a faster configuration.")
+    if tuner.path is not None:
+        print(f"Written to {tuner.path}; registers and shared memory changed: {WRITE_BUDGET}")
 
 
 def run_plot(options: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ from benchmarks import (
     results,
     session,
     timing,
+    tune,
 )
 from benchmarks.cost import MODES
 
@@ -322,6 +323,19 @@ def test_loss(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["case"]["N"] for row in rows] == [1, 2]
     assert {row["peak_bytes"] for row in rows} == {PEAK}
     assert all(0 < row["logits_bytes"] <= row["live_bytes"] for row in rows)
+
+
+def test_candidates_of_the_tuner_are_timed_as_replays_of_a_graph(gpu: SimpleNamespace) -> None:
+    """Each of the launches of all calls; one alone takes less time than the host needs for it."""
+    ran: list[str] = []
+
+    def stage(name: str) -> Any:
+        return [SimpleNamespace(run=lambda: ran.append(name))] * 2
+
+    times = tune.seconds_of({name: [stage(name), stage(name)] for name in ("a", "b")}, "cuda:0", 0.01)
+    assert {name: len(found) > 2 for name, found in times.items()} == {"a": True, "b": True}
+    assert CUDAGraph.replays > 10
+    assert ran == ["a"] * 8 + ["b"] * 8  # to warm up, and while it is captured
 
 
 def test_step(gpu: SimpleNamespace) -> None:
