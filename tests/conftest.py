@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     name = config.getoption("--device")
-    if torch.device(name).type == "cpu":  # read where triton's kernels are defined: nothing has imported them yet
+    if interpreted(config):  # read where triton's kernels are defined: nothing has imported them yet
         os.environ["TRITON_INTERPRET"] = "1"
     try:
         torch.ones((), device=name).add(1).item()
@@ -44,7 +45,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     device = asked_device(config)
     model = f" ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})" if device.type == "cuda" else ""
     lines = [f"op: device {device}{model}, torch {torch.__version__}, backends {', '.join(dispatch.BACKENDS)}"]
-    return lines + [f"op: tests of {name} are deselected: it does not run on {device}" for name in elsewhere(config)]
+    lines += [f"op: tests of {name} are deselected: it does not run on {device}" for name in elsewhere(config)]
+    if interpreted(config):
+        lines.append("op: triton runs in its interpreter, on the CPU; of its tests those are deselected that need a GPU")
+    return lines
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,7 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = elsewhere(config)
 
     def left_out(item: pytest.Item) -> bool:
-        return hasattr(item, "callspec") and item.callspec.params.get("backend") in names
+        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        needs_gpu = backend == "triton" and interpreted(config) and NOT_INTERPRETED.search(item.nodeid)
+        return backend in names or bool(needs_gpu)
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
@@ -68,9 +74,31 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def slow(backend: str, request: pytest.FixtureRequest) -> bool:
+    """Whether a call takes a second: a test may then be content with fewer."""
+    return backend == "triton" and interpreted(request.config)
+
+
+@pytest.fixture
 def device(backend: str, request: pytest.FixtureRequest) -> torch.device:
     """Where the tensors of a test for ``backend`` live."""
     return device_of(backend, request.config)
+
+
+def interpreted(config: pytest.Config) -> bool:
+    """Whether triton's kernels run on the CPU, one program after the other."""
+    return asked_device(config).type == "cpu"
+
+
+# The interpreter takes a second for what a GPU does in a microsecond, and cuts off where a GPU rounds to bfloat16. Left
+# out there are bfloat16, what calls the op hundreds of times, and what tests the code around the kernels, which the
+# other backends go through as well.
+NOT_INTERPRETED = re.compile(
+    "bf16|bfloat16|rounded_once|second_order|inductor|compile_once|fresh_process|two_ranks|batched_gradients"
+    "|run_to_run|repeats_of_a_large_batch|any_number_of_threads|row_alone.*dense|subset_of_gradients"
+    "|layouts.*fp64|tell_the_truth.*(float64|float16)|opcheck_of_the_backward.*(shared|affine)"
+    "|as_accurate_as_eager.*pooled]|vectors_and_tiles.*fp16"
+)
 
 
 def device_of(backend: str, config: pytest.Config) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
+    from lewel_kernels.triton import launch
 
 name = "triton"
 heat_rows = True
@@ -50,6 +51,18 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
 
 
+def _call(
+    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, num_groups: int, temperature: float, eps: float,
+) -> launch.Call:  # fmt: skip
+    from lewel_kernels.triton import launch
+
+    if scale is not None and shift is not None:
+        scale, shift = scale.contiguous(), shift.contiguous()
+    arch = _architecture(features.device)
+    return launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
+
+
 def _architecture(device: torch.device) -> str:
     from lewel_kernels.triton import configs
 
@@ -73,8 +86,7 @@ def forward(
     """E0-E5; see `lewel_kernels.reference.forward`."""
     from lewel_kernels.triton import launch
 
-    arch = _architecture(features.device)
-    call = launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
+    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
     outputs, launches = launch.plan_forward(call, out_dtype=out_dtype, return_maps=return_maps)
     launch.run(launches, features.device)
     return outputs
@@ -100,12 +112,8 @@ def backward(
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     from lewel_kernels.triton import launch
 
-    arch = _architecture(features.device)
-    call = launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
-    rows = launch.rows_like(heat, heat.shape[1], heat.dtype)
-    if heat.stride() != rows.stride():  # of a vmap
-        heat = rows.copy_(heat)
-    norm = norm.contiguous()
+    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
+    heat, norm = launch.as_rows(heat), norm.contiguous()
     gradients, launches = launch.plan_backward(call, grad_pooled, grad_maps, heat, norm, needs)
     launch.run(launches, features.device)
     return gradients
@@ -127,13 +135,8 @@ def describe(
     """The design that a call would take, each kernel that it would launch with its configuration, and whose that is."""
     from lewel_kernels.triton import launch
 
-    empty = _without_contents
-    call = launch.Call(
-        features=empty(features), given=pixels if pixels is None else empty(pixels),
-        weight=empty(weight), bias=bias if bias is None else empty(bias),
-        scale=scale if scale is None else empty(scale), shift=shift if shift is None else empty(shift),
-        num_groups=num_groups, temperature=temperature, eps=eps, arch=_architecture(features.device),
-    )  # fmt: skip
+    tensors = [x if x is None else _without_contents(x) for x in (features, pixels, weight, bias, scale, shift)]
+    call = launch.Call(*tensors, num_groups, temperature, eps, _architecture(features.device))  # type: ignore[arg-type, call-arg]
     return launch.describe(call, out_dtype)
 
 

@@ -216,12 +216,12 @@ def weight_bwd_kernel(
 
 
 @triton.jit(do_not_specialize=["S"])
-def sum_kernel(p_parts, p_sum, S, size, BLOCK: tl.constexpr):
-    """The second stage: parts (S, size) summed over S in order, in float64, and rounded once."""
+def sum_kernel(p_parts, p_sum, S, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """The second stage: parts (S, size) summed over S in order, in float64."""
     o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < size
     b_sum = tl.zeros([BLOCK], tl.float64)
     for _ in range(S):
         b_sum += tl.load(p_parts + o_x, mask=m_x, other=0.0).to(tl.float64)
         p_parts += size
-    tl.store(p_sum + o_x, b_sum, mask=m_x)
+    tl.store(p_sum + o_x, b_sum.to(ACC), mask=m_x)

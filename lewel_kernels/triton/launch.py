@@ -155,6 +155,12 @@ def rows_like(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     return torch.empty_strided((n, k, p), (p * k, 1, k), dtype=dtype, device=x.device)
 
 
+def as_rows(heat: Tensor) -> Tensor:
+    """The heat maps (N, K, P) in the strides of `rows_like`, which they have unless vmap took them apart."""
+    _, k, p = heat.shape
+    return heat if heat.stride() == (p * k, 1, k) else rows_like(heat, k, heat.dtype).copy_(heat)
+
+
 def is_dense(call: Call) -> bool:
     """Whether the projection stays on chip: many positions, and all maps and channels at once in the registers."""
     _, c, d, _, l, p = call.sizes
