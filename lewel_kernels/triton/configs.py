@@ -33,7 +33,7 @@ class Config:
     source: str
 
     def __str__(self) -> str:
-        sizes = " ".join(f"{name.removeprefix('BLOCK_')}{size}" for name, size in self.blocks.items())
+        sizes = " ".join(f"{name.removeprefix('BLOCK').removeprefix('_')}{size}" for name, size in self.blocks.items())
         return f"{sizes}, {self.num_warps} warps, {self.num_stages} stages"
 
 

@@ -1,0 +1,293 @@
+"""The triton backend's own: each design of its kernels, the bounded softmax, offsets, configurations, refusals.
+
+What the op promises on every backend is tested by the files test_op_*. Without a GPU the kernels run in Triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+pytest.importorskip("triton")
+
+from op_cases import OpCase, OpInputs, make, run_eager, run_op
+
+import lewel_kernels.triton as backend_module
+from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate
+from lewel_kernels.triton import (
+    backward_kernels,
+    blocks,
+    configs,
+    forward_kernels,
+    launch,
+    offline,
+)
+
+DEVICE = torch.device(backend_module.device_type)
+needs_a_device = pytest.mark.skipif(
+    DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="triton is not interpreted, and there is no GPU"
+)
+# Many positions and few channels: the projection on chip. Many positions, or many maps, and many channels: in tiles.
+DENSE = OpCase("dense", N=2, C=24, D=20, K=12, G=3, space=(19, 16), bias=True)
+TILES = OpCase("tiles", N=2, C=195, D=20, K=12, G=3, space=(19, 16), bias=True)
+ONE_TILE = OpCase("one_tile", N=3, C=24, D=20, K=12, G=3, space=(5, 4), bias=True)
+DESIGNS = (DENSE, TILES, ONE_TILE)
+LAYOUTS = {"rows": torch.channels_last, "planes": torch.contiguous_format}
+TOLERANCE = {"fp64": 1e-11, "fp32": 1e-4, "fp16": 1e-2}
+
+
+def in_layout(inputs: OpInputs, layout: str) -> OpInputs:
+    for name in ("features", "pixels"):
+        x = getattr(inputs, name)
+        setattr(inputs, name, x.detach().contiguous(memory_format=LAYOUTS[layout]).requires_grad_())
+    return inputs
+
+
+def call_of(inputs: OpInputs, *, temperature: float = 0.05, arch: str = "sm90") -> launch.Call:
+    pixels = None if inputs.pixels is None else inputs.pixels.detach().flatten(2)
+    return launch.Call(
+        inputs.features.detach().flatten(2), pixels, inputs.weight.detach(),
+        None if inputs.bias is None else inputs.bias.detach(),
+        None, None, inputs.case.G, temperature, 1e-12, arch,
+    )  # fmt: skip
+
+
+def names(launches: list[launch.Launch]) -> list[str]:
+    return [each.config.key.split()[0] for each in launches]
+
+
+def backward_of(call: launch.Call, outputs: tuple[Tensor, ...], needs: tuple[bool, ...] = (True,) * 6) -> list[str]:
+    _, launches = launch.plan_backward(call, torch.empty_like(outputs[0]), None, outputs[2], outputs[3], needs)  # type: ignore[arg-type]
+    return names(launches)
+
+
+def test_each_design_launches_its_kernels() -> None:
+    plans = {}
+    for case in DESIGNS:
+        call = call_of(make(case, dtype=torch.float32))
+        outputs, forward = launch.plan_forward(call, out_dtype=torch.float32, return_maps=False)
+        plans[case.name] = names(forward), backward_of(call, outputs)
+    gradients = ["maps_bwd", "pixels_bwd", "weight_bwd", "sum", "sum"]  # of weight and bias
+    assert plans == {
+        "dense": (["dense", "dense_sum"], ["softmax", "pool_bwd", "sum", *gradients]),
+        "tiles": (["project", "softmax", "pool"], ["softmax", "pool_bwd", "sum", *gradients]),
+        "one_tile": (["project", "pool"], ["pool_bwd", *gradients]),
+    }
+
+
+def test_work_that_nobody_needs_is_not_launched() -> None:
+    call = call_of(make(ONE_TILE, dtype=torch.float32))
+    outputs, _ = launch.plan_forward(call, out_dtype=torch.float32, return_maps=False)
+
+    def needing(*wanted: str) -> list[str]:
+        every = ("features", "pixels", "weight", "bias", "scale", "shift")
+        return backward_of(call, outputs, tuple(name in wanted for name in every))
+
+    assert needing("features") == ["pool_bwd"]
+    assert needing("pixels") == ["pool_bwd", "maps_bwd", "pixels_bwd"]
+    assert needing("weight") == ["pool_bwd", "maps_bwd", "weight_bwd", "sum"]
+    assert needing("bias") == ["pool_bwd", "maps_bwd", "weight_bwd", "sum"]
+
+
+@needs_a_device
+@pytest.mark.parametrize(
+    ("dtype", "affine"), [("fp64", True), ("fp32", False), ("fp16", False)], ids=["fp64-affine", "fp32", "fp16"]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", DESIGNS, ids=str)
+def test_design(case: OpCase, affine: bool, layout: str, dtype: str) -> None:
+    inputs = in_layout(make(replace(case, affine=affine), dtype=offline.DTYPES[dtype], device=DEVICE), layout)
+    truth = run_eager(inputs.to(torch.float64), temperature=0.2, return_maps=True)
+    for name, x in run_op(inputs, "triton", temperature=0.2, return_maps=True).items():
+        scale = truth[name].abs().max().item()
+        torch.testing.assert_close(x.double(), truth[name], rtol=0, atol=TOLERANCE[dtype] * scale, msg=name)
+
+
+@needs_a_device
+@pytest.mark.parametrize("case", [DENSE, TILES], ids=str)
+def test_gradcheck_of_many_positions(case: OpCase) -> None:
+    inputs = make(replace(case, N=1, affine=True), device=DEVICE)
+    leaves = inputs.leaves
+
+    def op(*tensors: Tensor) -> object:
+        given = dict(zip(leaves, tensors, strict=True))
+        pair = (given.pop("scale"), given.pop("shift"))
+        return fused_align_aggregate(
+            **given, pixels_affine=pair, num_groups=case.G, temperature=0.3, return_maps=True, backend="triton"
+        )  # type: ignore[call-overload]
+
+    assert gradcheck(op, tuple(leaves.values()), fast_mode=True)
+
+
+@needs_a_device
+@pytest.mark.parametrize("temperature", [1e-4, launch.LEAST_BOUNDED_TEMPERATURE, 1.0])
+@pytest.mark.parametrize("bounded", [False, True], ids=["running_maximum", "bounded"])
+def test_one_pass_softmax(bounded: bool, temperature: float) -> None:
+    """Both ways in float64, whatever way its dtype would take: exp((U - 1) / tau) needs no maximum above a bound."""
+    inputs = make(DENSE, device=DEVICE)
+    call = call_of(inputs, temperature=temperature)
+    outputs, launches = launch.plan_forward(call, out_dtype=torch.float64, return_maps=False)
+    first = replace(launches[0], constants={**launches[0].constants, "BOUNDED": bounded})
+    launch.run([first, *launches[1:]], DEVICE)
+    expected = run_eager(inputs, temperature=temperature)["pooled"]
+    if bounded and temperature < launch.LEAST_BOUNDED_TEMPERATURE:
+        assert not torch.allclose(outputs[0], expected)  # everything underflows: the bound is there for a reason
+    else:
+        torch.testing.assert_close(outputs[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_which_softmax_is_bounded() -> None:
+    def bounded(dtype: torch.dtype, temperature: float) -> bool:
+        call = call_of(make(DENSE, dtype=dtype), temperature=temperature)
+        constants = launch.plan_forward(call, out_dtype=dtype, return_maps=False)[1][0].constants
+        return bool(constants["BOUNDED"])
+
+    assert bounded(torch.bfloat16, 0.05)
+    assert not bounded(torch.bfloat16, 0.02)
+    assert not bounded(torch.float16, 0.05)
+    assert not bounded(torch.float32, 0.05)
+    # The smallest weight there is at the bound is a normal float32.
+    assert torch.tensor(-2 / launch.LEAST_BOUNDED_TEMPERATURE).exp() > torch.finfo(torch.float32).tiny
+
+
+@needs_a_device
+@pytest.mark.parametrize("case", [ONE_TILE, DENSE], ids=str)
+def test_offsets_beyond_32_bits(case: OpCase) -> None:
+    """Images and channels more than 2^31 elements apart, in memory of which a few pages are touched."""
+
+    def far(x: Tensor) -> Tensor:
+        n, c, p = x.detach().flatten(2).shape
+        apart = (2**31 + 64) // (c - 1)
+        y = torch.empty(apart * (c - 1) + 2 * p * n + p, dtype=x.dtype, device=DEVICE)
+        return y.as_strided((n, c, p), (p, apart, 1)).copy_(x.detach().flatten(2)).requires_grad_()
+
+    inputs = make(replace(case, D=6, C=6, N=2), dtype=torch.float16, device=DEVICE)
+    expected = run_op(inputs, "triton")
+    assert inputs.pixels is not None
+    inputs.features, inputs.pixels = far(inputs.features), far(inputs.pixels)
+    for name, x in run_op(inputs, "triton").items():
+        torch.testing.assert_close(x.flatten(), expected[name].flatten(), rtol=2e-2, atol=2e-2, msg=name)
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm90", "other"])
+@pytest.mark.parametrize("case", DESIGNS, ids=str)
+def test_nothing_but_the_grid_depends_on_the_batch(case: OpCase, arch: str) -> None:
+    """Otherwise an image would not give the same bits alone and in a batch; sums over the batch may be split."""
+
+    def plan(n: int) -> list[tuple[str, configs.Config, dict[str, object]]]:
+        call = call_of(make(replace(case, N=n), dtype=torch.bfloat16), arch=arch)
+        outputs, forward = launch.plan_forward(call, out_dtype=torch.bfloat16, return_maps=True)
+        grad = torch.empty_like(outputs[0])
+        _, backward = launch.plan_backward(call, grad, None, outputs[2], outputs[3], (True,) * 6)
+        return [(e.config.key, e.config, e.constants) for e in forward + backward]
+
+    assert plan(1) == plan(7)
+
+
+def test_kernels_hold_no_atomics() -> None:
+    for module in (blocks, forward_kernels, backward_kernels):
+        assert "atomic" not in inspect.getsource(module)
+
+
+def test_tf32_only_where_pytorch_allows_it() -> None:
+    call = call_of(make(ONE_TILE, dtype=torch.float32))
+    assert call.precision == "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert call.precision == "tf32"
+        assert call_of(make(ONE_TILE, dtype=torch.float16)).precision == "ieee"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@dataclass
+class Pretended:
+    capability: tuple[int, int]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
+    """A GPU whose capability a test chooses."""
+    gpu = Pretended((9, 0))
+    monkeypatch.setattr(backend_module, "INTERPRETED", False)
+    monkeypatch.setattr(backend_module, "_capability", lambda device: gpu.capability)
+    return gpu
+
+
+def test_what_it_refuses(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(dtype: torch.dtype = torch.bfloat16, num_maps: int = 512) -> str | None:
+        return backend_module.refuse(dispatch.Request(torch.device("cuda:0"), dtype, num_maps=num_maps))
+
+    for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)):
+        pretended.capability = capability
+        assert refusal() is None
+    pretended.capability = (7, 0)
+    assert "needs a GPU from sm_80 on (A100), and cuda:0 is sm_70" in (refusal() or "")
+    pretended.capability = (9, 0)
+    assert "at most 512 maps; weight has 513 rows" in (refusal(num_maps=513) or "")
+    assert "float8" in (refusal(torch.float8_e4m3fn) or "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install triton" in (refusal() or "")
+
+
+def test_too_many_maps_are_refused_at_the_door() -> None:
+    x, weight = torch.zeros(1, 4, 3, device=DEVICE), torch.zeros(516, 4, device=DEVICE)
+    with pytest.raises(BackendUnavailable, match="at most 512 maps"):
+        fused_align_aggregate(x, weight, backend="triton")
+
+
+def test_a_cpu_tensor_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "device_type", "cuda")
+    found = explain(torch.zeros(1, 4, 3), torch.zeros(4, 4), backend="triton")
+    assert found.backend is None
+    assert "it runs on cuda tensors; the features are on cpu" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((8, 0), "sm80"), ((8, 6), "other"), ((8, 9), "other"), ((9, 0), "sm90"), ((10, 0), "sm90"), ((12, 0), "other")],
+)
+def test_table_of_a_device(capability: tuple[int, int], name: str) -> None:
+    """A table may use the shared memory of its data-centre GPU; consumer GPUs have less and take the rule."""
+    assert configs.architecture(capability) == name
+
+
+def test_the_table_wins_over_the_rule_and_says_so() -> None:
+    key = {"layout": "rows", "K": 128}
+    ruled = configs.find("project", "other", torch.bfloat16, **key)
+    tabled = configs.find("project", "sm90", torch.bfloat16, **key)
+    entry = configs.table("sm90")["project bf16 rows K128"]
+    assert ruled.source == configs.RULE
+    assert tabled.blocks == entry["blocks"]
+    assert tabled.num_stages == entry["num_stages"] != ruled.num_stages
+    assert tabled.source == f"configs/sm90.json ({entry['provenance']})"
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm90"])
+def test_every_entry_of_a_table_has_its_origin(arch: str) -> None:
+    file = json.loads((configs.FOLDER / f"{arch}.json").read_text())
+    assert file["architecture"] == arch
+    for key, entry in file["entries"].items():
+        assert set(entry) == {"blocks", "num_warps", "num_stages", "provenance"}, key
+        assert entry["provenance"], key
+
+
+def test_explain_names_the_design_and_where_each_configuration_comes_from() -> None:
+    features = torch.zeros(2, 2048, 7, 7, dtype=torch.bfloat16, device=DEVICE).contiguous(
+        memory_format=torch.channels_last
+    )
+    dense = torch.zeros(1, 256, 28, 28, dtype=torch.bfloat16, device=DEVICE)
+    weight = torch.zeros(128, 2048, dtype=torch.bfloat16, device=DEVICE)
+    told = str(explain(features, weight, backend="triton"))
+    assert "forward (projection, then pooling):" in told
+    assert "pool_bwd bf16 rows P64 L32: P64 C64, 4 warps, 3 stages; from configs/sm90.json (" in told
+    assert "sum bf16: 1024, 4 warps, 2 stages; from the rule in lewel_kernels/triton/configs.py" in told
+    assert "forward (projection kept on chip):" in str(explain(dense, weight[:, :256], backend="triton"))
