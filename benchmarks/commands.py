@@ -14,7 +14,7 @@ import torch
 
 from lewel.errors import LewelError
 
-from . import aligned_loss, machine, overhead, report, results, session, tune, tune_space
+from . import aligned_loss, machine, overhead, prologue, report, results, session, tune, tune_space
 from .cases import DTYPES, LAYOUTS, SUITES, Case
 from .cost import Rates
 from .measure import Row, measure, sentence
@@ -102,6 +102,33 @@ def run_loss(options: argparse.Namespace) -> None:
         aligned_loss.print_row(row)
         if not options.no_record:
             recorder.append([row])
+
+
+def run_prologue(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    recorder = results.Recorder("prologue", options.device, quiet_machine(options.device))
+    prepare_compiler(PROVIDERS, options.device)
+    cases = prologue.suite(options.device)
+    measured = longest = 0.0
+    for done, case in enumerate(cases):
+        began = time.monotonic()
+        if began - start + longest > 60 * options.minutes:
+            print(f"\n{options.minutes:g} minutes are not enough for these: {'; '.join(map(str, cases[done:]))}")
+            break
+        try:
+            rows = prologue.measure(case, options.seconds)
+        except Exception as error:  # out of memory, say: the other cases are worth having
+            print(f"\n{case}\n  left out: {sentence(error)}")
+            continue
+        measured += 1
+        prologue.print_rows(rows)
+        if not options.no_record:
+            recorder.append(rows)
+        longest = max(longest, time.monotonic() - began)
+    if not measured:
+        sys.exit("Nothing was measured.")
+    if not options.no_record:
+        print(f"\nAppended to {recorder.path}")
 
 
 def run_tune(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks that each must have
     "README.md": ("speed", "speed", "overhead", "step"),
     "docs/performance.md": (
-        "predictions", "passes", "saved", "memory", "growth", "dense", "branch", "infonce",
+        "predictions", "passes", "prologue", "saved", "memory", "growth", "dense", "branch", "infonce",
         "gpus",
     ),
 }  # fmt: skip
@@ -34,6 +34,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "step": tables.step,
     "predictions": performance.predictions,
     "passes": performance.passes,
+    "prologue": performance.prologue,
     "saved": performance.saved,
     "branch": performance.branch,
     "growth": performance.growth,

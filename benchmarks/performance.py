@@ -16,6 +16,7 @@ from lewel.method import Method
 from . import aligned_loss, results, roofline, tables
 from .cases import D14, D56, PAPER, SWEEP, Case, Shape
 from .cost import MODES, floor_of, least
+from .prologue import WAYS
 from .results import Record
 from .roofline import GPUS
 from .tables import KERNELS, circumstances, markdown
@@ -266,6 +267,32 @@ def infonce(device: str) -> str:
     )
 
 
+def prologue() -> str:
+    """Batch normalisation, ReLU and the op in each of four ways: on the GPUs, and where a processor ran it there."""
+    lines = []
+    for shape in (B_256, _BY_NAME["M256"]):
+        for gpu in GPUS:
+            case = replace(_case(shape), dtype=gpu.dtype)
+            lines.append([str(shape), gpu.name, *(_found(gpu, ("prologue",), partial(_way, case, way)) or NOT_RUN
+                                                  for way in WAYS)])  # fmt: skip
+    text = "Microseconds forward / backward, channels_last, 16 bits.\n\n" + markdown(["shape", "GPU", *WAYS], lines)
+    for device in results.devices():
+        records = results.latest(device, "prologue")
+        if records and records[0]["instructions"] is not None:
+            text += "\n" + tables.prologue(device)
+    return text
+
+
+def _way(case: Case, way: str, records: list[Record]) -> str:
+    found = {
+        r["mode"]: r["p50"] / 1e3
+        for r in records
+        if r["provider"] == way and r["launch"] == "plain" and r["samples"] and not r["problem"]
+        if r["case"]["dtype"] == case.dtype and r["case"]["shape"]["name"] == case.shape.name
+    }
+    return _both(found[MODES[0]], found[MODES[1]]) if len(found) == len(MODES) else ""
+
+
 # What is told of a GPU: the suite, a heading, and the table.
 PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     *(("paper", f"Suite paper, {mode}", partial(tables.speed, suite="paper", mode=mode)) for mode in MODES),
@@ -275,6 +302,7 @@ PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
         for suite in ("sweep", "quick")
     ),
     ("overhead", "Overhead of a call", tables.overhead),
+    ("prologue", "Batch norm and ReLU before the op", tables.prologue),
     ("step", "A training step", tables.step),
     ("loss", "The aligned InfoNCE", loss),
 )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lewel_kernels import BACKENDS, explain, fused_align_aggregate
+from lewel_kernels import BACKENDS, dispatch, explain, fused_align_aggregate
 
 from .cases import NUM_GROUPS, TEMPERATURE, Inputs
 
@@ -84,5 +84,7 @@ def refusal(name: str, inputs: Inputs) -> str | None:
     """Why a backend cannot run these inputs, as a sentence; None for whatever may be tried."""
     if name not in BACKENDS:
         return None
+    if getattr(dispatch.load(name), "INTERPRETED", False):
+        return "its kernels are interpreted in this process (TRITON_INTERPRET=1): their time says nothing"
     explanation = explain(inputs.features, inputs.weight.to(inputs.features.dtype), pixels=inputs.pixels, backend=name)
     return None if explanation.backend else explanation.refusals[name]

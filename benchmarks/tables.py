@@ -153,6 +153,26 @@ def overhead(device: str) -> str:
     return f"{about}. {circumstances(records)}.\n\n" + markdown(header, lines)
 
 
+def prologue(device: str) -> str:
+    """Milliseconds of each way to run a batch normalisation, its ReLU and the op, and what it gains on eager."""
+    records = results.latest(device, "prologue")
+    if not records:
+        raise ValueError(f"there are no results of prologue on {device}")
+    found = {(results.identity(r, ("case", "mode", "launch")), r["provider"]): r for r in records}
+    names = list(dict.fromkeys(r["provider"] for r in records))
+    lines = []
+    for row, first in {key: r for (key, _), r in found.items()}.items():
+        s, mode = first["case"]["shape"], first["mode"] + (" graph" if first["launch"] == "graph" else "")
+        line = [f"{s['name']} (N={s['N']} D={s['D']} K={s['K']} {s['H']}x{s['W']})", first["case"]["dtype"], mode]
+        for name in names:
+            r = found.get((row, name), {})
+            gain = f" (x {r['speedup']:.2f})" if r.get("speedup") and name != "eager" else ""
+            line.append(f"{r['p50']:.3f}{gain}{f' {STAR}' * bool(r['problem'])}" if r.get("samples") else "")
+        lines.append(line)
+    table = f"Milliseconds. {circumstances(records)}.\n\n" + markdown(["shape", "dtype", "mode", *names], lines)
+    return table + (f"\n{OUTSIDE}\n" if any(r["problem"] and r["samples"] for r in records) else "")
+
+
 def step(device: str) -> str:
     """Milliseconds of a training step of each method, what its aligned branch costs and what the fused op saves."""
     records = results.latest(device, "step")

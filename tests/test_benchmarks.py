@@ -391,6 +391,16 @@ class _Refused:
     refusals = {"reference": "it is Sunday"}  # noqa: RUF012
 
 
+def test_what_is_interpreted_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TRITON_INTERPRET=1, as in the tests, the triton backend takes tensors of the CPU, a thousand times slower."""
+    inputs = make_inputs(Case(TINY, "channels_last", "fp32"))
+    monkeypatch.setattr("lewel_kernels.triton.INTERPRETED", True)
+    assert "interpreted" in str(providers.refusal("triton", inputs))
+    monkeypatch.setattr("lewel_kernels.triton.INTERPRETED", False)
+    monkeypatch.setattr("lewel_kernels.triton.device_type", "cuda")
+    assert "it runs on cuda tensors" in str(providers.refusal("triton", inputs))
+
+
 def test_suites_hold_what_they_promise() -> None:
     paper = {(case.shape.name, case.layout, case.dtype) for case in SUITES["paper"]}
     shapes = ("M32", "M64", "M128", "M256", "B64", "B128", "B256", "14x14", "56x56")
