@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench gpu-check gpu-report docs clean
-# The machine's own Python with what it has, for gpu-check and gpu-report: make gpu-check SYSTEM=1
+.PHONY: help train test lint bench gpu-check gpu-tune gpu-report docs clean
+# The machine's own Python with what it has, for gpu-check, gpu-tune and gpu-report: make gpu-check SYSTEM=1
 SYSTEM ?=
 GPU_PYTHON := $(if $(SYSTEM),$(PYTHON),$(BIN)/python)
 DEVICE ?= cuda
@@ -16,7 +16,8 @@ help:
 	@echo "make bench   the op against eager PyTorch and torch.compile on this machine"
 	@echo "make docs    write the generated documents and pictures"
 	@echo "make gpu-check   on a GPU: the op's tests, and its speed (ten minutes; DEVICE=cpu rehearses, SYSTEM=1 installs nothing)"
-	@echo "make gpu-report  on a GPU: call overhead, growth, whole training steps (ten minutes)"
+	@echo "make gpu-tune    on a GPU: the triton kernels tuned, and their speed again (ten minutes)"
+	@echo "make gpu-report  on a GPU: call overhead, the prologue, growth, whole training steps (ten minutes)"
 
 # The stamp is rebuilt when what it installs changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,6 +44,9 @@ bench: $(VENV)/.installed
 
 gpu-check: $(if $(SYSTEM),,$(VENV)/.installed)
 	$(GPU_PYTHON) -m benchmarks check --device $(DEVICE)
+
+gpu-tune: $(if $(SYSTEM),,$(VENV)/.installed)
+	$(GPU_PYTHON) -m benchmarks tune-session --device $(DEVICE)
 
 gpu-report: $(if $(SYSTEM),,$(VENV)/.installed)
 	$(GPU_PYTHON) -m benchmarks report --device $(DEVICE)

@@ -41,7 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
     tune.add_argument("--minutes", type=limit, default=float("inf"), help="then stop, keeping what was found")
     tune.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES), help="whose kernels are tuned")
     tune.add_argument("--dtype", choices=("bf16", "fp16"), nargs="+", default=["bf16", "fp16"])
-    for name, about in (("check", "the op's tests and speed on a device"), ("report", "overhead, growth, whole steps")):
+    for name, about in (
+        ("check", "the op's tests and speed on a device"),
+        ("tune-session", "the triton kernels tuned, and their speed"),
+        ("report", "overhead, the prologue, growth, whole steps"),
+    ):
         parts = chosen.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
         parts.add_argument("--device", default="cuda", type=device, help="cuda, cuda:1, or cpu to rehearse")
         parts.set_defaults(call=commands.run_session)

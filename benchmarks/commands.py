@@ -184,7 +184,9 @@ def _plot(documents: ModuleType, plot: ModuleType, *, check: bool) -> int:
 
 
 def run_session(options: argparse.Namespace) -> int:
-    parts = {"check": session.check, "report": session.report}[options.command](options.device)
+    parts = {"check": session.check, "tune-session": session.tune, "report": session.report}[options.command](
+        options.device
+    )
     return session.run(parts, options.device)
 
 

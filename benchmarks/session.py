@@ -1,4 +1,4 @@
-"""A session on a GPU, scripted: ``check`` (right, then fast) and ``report`` (what else to know), ten minutes each.
+"""A session on a GPU, scripted: ``check`` (right, then fast), ``tune`` and ``report`` (what else), ten minutes each.
 
 Every part is a command of its own with a limit, so that one that fails or hangs costs the others nothing. On the CPU
 the same parts run with the CPU's providers, smaller, so that no minute of a GPU is spent on finding a typing error.
@@ -33,42 +33,64 @@ class Part:
     minutes: float
     command: tuple[str, ...] = ()
     left_out: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def check(device: str) -> list[Part]:
     """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
     gpu = torch.device(device).type == "cuda"
     tests = ("-m", "pytest", "tests", "-k", "test_op_", "--device", device, "-q", *(["--large"] if gpu else []))
-    # A rehearsal measures less than a run of the suite does, so that it never takes its place in the documents.
-    suite = ["--suite", "paper"] if gpu else ["--suite", "quick", "--provider", "eager", "compile", *KERNELS]
-    speed = ("-m", "benchmarks", "run", *suite, "--seconds", "0.5", "--minutes", "4.3", "--device", device)
     return [
         Part("tests", 3.5, tests),
         *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
-        Part("speed", 4.9, speed),
+        _speed(device, gpu),
     ]
 
 
+def tune(device: str) -> list[Part]:
+    """The triton kernels tuned, then the suite of the paper again, as `check` has it, so that the two compare."""
+    gpu = torch.device(device).type == "cuda"
+    command = ("-m", "benchmarks", "tune", "--minutes", "4.6", "--device", device)
+    if gpu:
+        return [Part("tune", 5.0, command), _speed(device, gpu)]
+    interpreted = (("TRITON_INTERPRET", "1"),)
+    return [
+        Part("tune", 5.0, (*command, "--shape", "M", "--dtype", "bf16"), environment=interpreted),
+        _speed(device, gpu),
+    ]
+
+
+def _speed(device: str, gpu: bool) -> Part:
+    # A rehearsal measures less than a run of the suite does, so that it never takes its place in the documents.
+    suite = ["--suite", "paper"] if gpu else ["--suite", "quick", "--provider", "eager", "compile", *KERNELS]
+    return Part("speed", 4.9, ("-m", "benchmarks", "run", *suite, "--seconds", "0.5", "--minutes", "4.3",
+                               "--device", device))  # fmt: skip
+
+
 def report(device: str) -> list[Part]:
-    """How it grows, what a call costs, what a training step gains."""
+    """How it grows, what a call costs, what the prologue and a training step gain."""
     return [
         Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
         Part("loss", 0.8, ("-m", "benchmarks", "loss", "--device", device)),
-        Part("step", 3.5, ("-m", "benchmarks", "step", "--seconds", "30", "--device", device)),
-        Part("scaling", 4.7, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.3", "--minutes", "4.3",
+        Part("prologue", 1.5, ("-m", "benchmarks", "prologue", "--seconds", "0.3", "--minutes", "1.3",
+                               "--device", device)),
+        Part("step", 3.2, ("-m", "benchmarks", "step", "--seconds", "27", "--device", device)),
+        Part("scaling", 3.5, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.2", "--minutes", "3.2",
                               "--provider", "eager", "compile", *KERNELS, "--device", device)),
     ]  # fmt: skip
 
 
 def _sanitized(tool: str, device: str, gpu: bool) -> Part:
-    """compute-sanitizer over the op's contract on one small shape."""
+    """compute-sanitizer over the triton kernels on one small shape of the op's contract."""
     name = f"compute-sanitizer {tool}"
     if not gpu:
         return Part(name, 0, left_out="it watches kernels on a GPU")
     if (sanitizer := shutil.which("compute-sanitizer")) is None:
         return Part(name, 0, left_out="compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
-    tests = ("-m", "pytest", "tests/test_op_contract.py", "-k", "tall", "--device", device, "-q")
-    return Part(name, 0.8, (sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests))
+    tests = ("-m", "pytest", "tests/test_op_contract.py", "-k", "tall and triton", "--device", device, "-q")
+    command = (sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests)
+    # An access beyond a tensor would else fall into the block that PyTorch keeps for others, unseen.
+    return Part(name, 0.8, command, environment=(("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),))
 
 
 def run(parts: list[Part], device: str) -> int:
@@ -98,7 +120,8 @@ def run(parts: list[Part], device: str) -> int:
 def _run(part: Part, seconds: float) -> str:
     command = part.command if Path(part.command[0]).is_absolute() else (sys.executable, *part.command)
     # A group of its own, so that a limit ends the compilers that it started too.
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    environment = {**os.environ, **dict(part.environment)}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -325,6 +325,29 @@ def test_a_session_goes_on_after_a_part_that_fails_or_hangs(capfd: pytest.Captur
     assert session.run(parts[2:], "cpu") == 0
 
 
+def test_a_part_has_the_environment_that_it_asks_for(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import os; print('told', os.environ.get('LEWEL_TOLD'), 'path' if os.environ.get('PATH') else '')"
+    told = session.Part("told", 1, ("-c", code), environment=(("LEWEL_TOLD", "this"),))
+    assert session.run([told, session.Part("not told", 1, ("-c", code))], "cpu") == 0
+    assert [x for x in capfd.readouterr().out.splitlines() if x.startswith("told ") and "path" in x] == [
+        "told this path", "told None path"
+    ]  # fmt: skip
+
+
+def test_the_sanitizer_watches_the_triton_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.shutil, "which", lambda name: f"/usr/bin/{name}")
+    parts = [part for part in session.check("cuda") if "sanitizer" in part.name]
+    assert [part.command[1:3] for part in parts] == [("--tool", "memcheck"), ("--tool", "racecheck")]
+    for part in parts:
+        assert part.command[part.command.index("-k") + 1] == "tall and triton"
+        assert dict(part.environment) == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def test_the_speed_after_tuning_is_measured_as_before() -> None:
+    for device in ("cpu", "cuda"):
+        assert session.tune(device)[-1] == session.check(device)[-1]
+
+
 def test_a_part_for_which_no_time_is_left_is_not_begun(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,7 +359,7 @@ def test_a_part_for_which_no_time_is_left_is_not_begun(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", ["check", "report"])
+@pytest.mark.parametrize("name", ["check", "tune", "report"])
 def test_a_session_fits_its_ten_minutes(name: str, device: str) -> None:
     parts = getattr(session, name)(device)
     assert sum(part.minutes for part in parts) <= session.MINUTES

@@ -392,7 +392,7 @@ class _Refused:
 
 
 def test_what_is_interpreted_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TRITON_INTERPRET=1, as in the tests, the triton backend takes tensors of the CPU, a thousand times slower."""
+    """With TRITON_INTERPRET=1, as in the tests, the triton backend takes tensors of the CPU, far more slowly."""
     inputs = make_inputs(Case(TINY, "channels_last", "fp32"))
     monkeypatch.setattr("lewel_kernels.triton.INTERPRETED", True)
     assert "interpreted" in str(providers.refusal("triton", inputs))
