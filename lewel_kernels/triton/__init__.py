@@ -25,17 +25,18 @@ heat_rows = True
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 device_type = "cpu" if INTERPRETED else "cuda"
 
-MOST_MAPS = 512  # a program holds a row of them in registers
+# A program holds a row of them in registers.
+MOST_MAPS = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512, torch.float64: 256}
 
 
 def refuse(request: Request) -> str | None:
     """Why it cannot run, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton"
-    if request.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    if request.dtype not in MOST_MAPS:
         return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
-    if request.num_maps > MOST_MAPS:
-        return f"it computes at most {MOST_MAPS} maps; weight has {request.num_maps} rows"
+    if request.num_maps > (most := MOST_MAPS[request.dtype]):
+        return f"it computes at most {most} maps in {request.dtype}; weight has {request.num_maps} rows"
     if not INTERPRETED:
         major, minor = _capability(request.device)
         if major < 8:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 # Bytes of shared memory that one block may have, by compute capability.
-SHARED_LIMITS = {80: 166912, 90: 232448}
+SHARED_LIMITS = {80: 166912, 89: 101376, 90: 232448}
 BUDGET = Path("tests/triton_budget.json")
 WRITE = "python -m lewel_kernels.triton.offline --write"
 
@@ -61,6 +61,7 @@ class Request:
     tf32: bool = False  # allowed for matrix products in float32
     temperature: float = 0.05
     needs: Needs = (True,) * 6
+    capabilities: tuple[int, ...] = (80, 90)
 
     def __str__(self) -> str:
         extras = [name for name in ("bias", "affine", "shared", "maps", "tf32") if getattr(self, name)]
@@ -78,6 +79,13 @@ def _shipped() -> Iterator[Request]:
         yield replace(shape, layout="planes")
         yield replace(shape, affine=True)
     yield replace(m, bias=True, shared=True, maps=True)
+    # The ablations of the paper, more maps or one group; and GPUs with little shared memory, which have no table.
+    every = (80, 89, 90)
+    for dtype in ("bf16", "fp32"):
+        yield replace(m, name="K512", K=512, dtype=dtype, capabilities=every)
+        yield replace(m, name="K256 G1", K=256, G=1, dtype=dtype, capabilities=every)
+    for shape in (m, b, d14, d56):
+        yield replace(shape, capabilities=(89,))
 
 
 SHIPPED = tuple(_shipped())
@@ -305,9 +313,11 @@ def _from_json(report: dict[str, Any]) -> Report:
 
 def _work(work: dict[str, Any]) -> list[Report]:
     """The share of one process. Launches that differ in types and sizes alone stay together: Triton sees duplicates."""
-    requests = [Request(**request | {"needs": tuple(request["needs"])}) for request in work["requests"]]
+    requests = [Request(**{n: tuple(x) if isinstance(x, list) else x for n, x in r.items()}) for r in work["requests"]]
     groups: dict[str, list[tuple[Launch, int, str]]] = defaultdict(list)
     for capability, request in itertools.product(work["capabilities"], requests):
+        if capability not in request.capabilities:
+            continue
         for launch in launches_of(request, capability):
             constants = sorted(launch.constants.items(), key=str)
             group = f"{launch.config.key} {capability} {launch.kernel.__name__} {launch.config} {constants}"
