@@ -66,7 +66,7 @@ def _measured(case: Case, gpu: roofline.GPU) -> str:
 
 
 def predictions() -> str:
-    """Floor, planned design and eager at the shapes of the paper on each GPU, and the measurement.
+    """Floor, passes of the kernels and eager at the shapes of the paper on each GPU, and the measurement.
 
     Eager in NCHW is left out: cuDNN transposes inside its convolutions, in passes that are not counted here.
     """
@@ -75,26 +75,26 @@ def predictions() -> str:
         case = _case(shape)
         for gpu in GPUS:
             floors = [floor_of(case, mode, gpu.rates) for mode in MODES]
-            planned = roofline.predicted_seconds(case, gpu)
+            kernels = roofline.predicted_seconds(case, gpu)
             eager = [roofline.eager(case).seconds(mode, gpu.rates) for mode in MODES]
-            cells = [_both(*times) for times in (floors, planned.values(), eager)]
+            cells = [_both(*times) for times in (floors, kernels.values(), eager)]
             lines.append([str(shape), gpu.name, *cells, _measured(case, gpu)])
-    header = ["shape", "GPU", "floor", "planned kernels", "eager", "measured"]
+    header = ["shape", "GPU", "floor", "kernels", "eager", "measured"]
     kinds = ", ".join(f"{gpu.name} {gpu.dtype}" for gpu in GPUS)
     return f"Microseconds forward / backward, channels_last, 16 bits ({kinds}).\n\n" + markdown(header, lines)
 
 
 def passes() -> str:
-    """Bytes and flops of each pass of the planned design at shape B, and of all operators of eager."""
+    """Bytes and flops of each pass of the triton backend at shape B, and of all operators of eager."""
     case = _case(B_256)
     lines = [
-        [f"planned, {way}", name, f"{cost.bytes / MB:.0f}", f"{cost.flops / GB:.1f}"]
+        [f"triton, {way}", name, f"{cost.bytes / MB:.0f}", f"{cost.flops / GB:.1f}"]
         for way, ps in roofline.passes(case).items()
         for name, cost in ps
     ]
     least_cost = least(case, MODES[1])
-    planned = [cost for ps in roofline.passes(case).values() for _, cost in ps]
-    for name, costs in (("planned, all", planned), ("at least", [least_cost])):
+    every = [cost for ps in roofline.passes(case).values() for _, cost in ps]
+    for name, costs in (("triton, all", every), ("at least", [least_cost])):
         lines.append([name, "", f"{sum(c.bytes for c in costs) / MB:.0f}", f"{sum(c.flops for c in costs) / GB:.1f}"])
     eager = roofline.eager(case)
     total, count = eager.total(MODES[1]), len(eager.operators[MODES[1]])

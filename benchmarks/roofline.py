@@ -48,30 +48,46 @@ GPUS = (
 )
 
 
-def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
-    """The design that is planned for 7x7 and 14x14: E1 by a GEMM, then one kernel each way over the features.
+# Of the triton backend: the programs that the sums for dW are spread over, and what one of them holds of dW.
+PROGRAMS, DW_ROWS, DW_COLUMNS = 264, 256, 128
 
-    Forward: the weight, a float32 parameter, to 16 bits where features are; E1 with the row norms in its epilogue;
-    E2-E5. Backward: E6-E8 with the partial sums of E9; E9; two GEMMs for E10, the gradient of the weight in float32.
+
+def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
+    """What the triton backend launches at 7x7 and 14x14, and the casts of the weight and its gradient by autocast.
+
+    Forward: E1 with the row norms in its epilogue; E2-E5. Backward: E6-E7; E8-E9; dX; dW as partial sums in float32,
+    and their sum. dA, the gradient of the maps, is float32 too; what a map sums over positions goes beside it.
     """
     s, size = case.shape, DTYPES[case.dtype].itemsize
     features, pixels, heat = (s.N * s.P * width * size for width in (s.C, s.D, s.K))
     pooled, norms, weight, copy = s.N * s.L * s.C * size, 4 * s.N * s.P, s.K * s.D * 4, _weight_copy(case)
+    d_maps, sums, parts = 4 * s.N * s.P * s.K, 3 * 4 * s.N * s.K, dw_parts(case) * weight
     projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
-    cast = [("weight to 16 bits", Cost(weight + copy, 0))] if copy else []
+    stored = copy or weight
+    cast, cast_back = ([(name, Cost(weight + copy, 0))] if copy else [] for name in ("W to 16 bits", "dW to 32 bits"))
     return {
         "forward": [
             *cast,
-            ("E1, norms", Cost(pixels + (copy or weight) + heat + norms, projection)),
+            ("E1, norms", Cost(pixels + stored + heat + norms, projection)),
             ("E2-E5", Cost(heat + norms + features + pooled, pooling)),
         ],
         "backward": [
-            ("E6-E8", Cost(heat + norms + features + pooled + features + heat, 2 * pooling)),
-            ("E9", Cost(3 * heat + norms, 0)),
-            ("E10, pixels", Cost(heat + (copy or weight) + pixels, projection)),
-            ("E10, weight", Cost(heat + pixels + weight, projection)),
+            ("E6-E7", Cost(heat + norms + features + pooled + features + d_maps + sums, 2 * pooling)),
+            ("E8-E9", Cost(heat + norms + d_maps + sums + heat, 0)),
+            ("E10, dX", Cost(heat + stored + pixels, projection)),
+            ("E10, parts of dW", Cost(heat + pixels + parts, projection)),
+            ("E10, sum of dW", Cost(parts + stored, 0)),
+            *cast_back,
         ],
     }
+
+
+def dw_parts(case: Case) -> int:
+    """Parts in which dW is summed, in 16 bits: few, so that all programs together just fill a GPU."""
+    s = case.shape
+    columns = -(-s.D // DW_COLUMNS) * -(-s.K // min(s.K, DW_ROWS))
+    tiles = -(-s.N * s.P // 64)
+    return -(-tiles // -(-tiles // max(1, PROGRAMS // columns)))
 
 
 def _weight_copy(case: Case) -> int:
@@ -87,7 +103,7 @@ def saved_bytes(case: Case) -> int:
 
 
 def predicted_seconds(case: Case, gpu: GPU) -> dict[str, float]:
-    """Seconds of the planned design by mode."""
+    """Seconds of the passes of the triton backend by mode."""
     sums = {way: sum(floor_seconds(cost, gpu.rates) for _, cost in ps) for way, ps in passes(case).items()}
     return {"forward": sums["forward"], "forward+backward": sums["forward"] + sums["backward"]}
 
