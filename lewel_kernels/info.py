@@ -22,11 +22,27 @@ def report() -> str:
         *_gpus(),
         "backends, in automatic order:",
     ]
-    for name in dispatch.BACKENDS:
-        lines.append(f"  {name}: {native.status() if name == 'cpu' else 'runs everywhere PyTorch runs'}")
+    lines += [f"  {name}: {_status(name)}" for name in dispatch.BACKENDS]
     lines.append("environment:")
     lines += [f"  {v.name}={os.environ.get(v.name, '')!r} (unset: {v.default})" for v in env.VARIABLES]
     return "\n".join(lines)
+
+
+def _status(name: str) -> str:
+    if name == "cpu":
+        return native.status()
+    kind = dispatch.load(name).device_type
+    if kind is None:
+        return "runs everywhere PyTorch runs"
+    if kind != "cuda":
+        return f"runs on {kind} tensors, in its interpreter"
+    if not torch.cuda.is_available():
+        return "runs on cuda tensors; PyTorch sees no GPU here"
+    answers = []
+    for index in range(torch.cuda.device_count()):
+        request = dispatch.Request(torch.device("cuda", index), torch.float32)
+        answers.append(f"gpu {index}: {dispatch.refusal(name, request) or 'runs'}")
+    return "; ".join(answers)
 
 
 def _version(package: str) -> str:

@@ -42,6 +42,18 @@ def test_info_names_versions_backends_and_variables(monkeypatch: pytest.MonkeyPa
         assert word in report
 
 
+def test_info_says_what_each_gpu_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = dispatch.load("triton")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "device_type", "cuda")
+    assert "  triton: runs on cuda tensors; PyTorch sees no GPU here" in info.report()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(info, "_gpus", list)
+    monkeypatch.setattr(triton, "_capability", lambda device: [(9, 0), (7, 0)][device.index])
+    assert "  triton: gpu 0: runs; gpu 1: it needs a GPU from sm_80 on" in info.report()
+
+
 def test_importing_the_package_loads_no_compiler_and_no_gpu_library() -> None:
     code = (
         "import sys, torch; before = set(sys.modules); import lewel_kernels\n"
@@ -64,10 +76,12 @@ def test_the_wheel_holds_every_source() -> None:
         file
         for package, patterns in project["package-data"].items()
         for pattern in patterns
-        for file in (root / folders.get(package, package)).glob(pattern)
+        for file in (root / folders.get(package, package.replace('.', '/'))).glob(pattern)
     }
     sources = {file for file in (root / "csrc").rglob("*") if file.suffix in (".h", ".cpp", ".cu", ".cuh")}
+    tables = set((root / "lewel_kernels" / "triton" / "configs").glob("*.json"))
     assert sources
-    assert sources <= packed
+    assert tables
+    assert sources | tables <= packed
     modules = {file.parent for name in ("lewel", "lewel_kernels") for file in (root / name).rglob("*.py")}
     assert {".".join(folder.relative_to(root).parts) for folder in modules} <= set(project["packages"])

@@ -21,7 +21,7 @@ from lewel_kernels.triton import INTERPRETED, configs, offline  # noqa: E402
 from lewel_kernels.triton.offline import Report  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 89, 90)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,18 @@ def test_kernels_keep_their_budget(reports: list[Report], budget: dict[str, Any]
 
 
 def test_everything_shipped_is_compiled_once(reports: list[Report]) -> None:
-    for capability in CAPABILITIES:
+    for capability in (80, 90):
         names, dtypes = zip(*(r.key.split()[:2] for r in reports if r.capability == capability), strict=True)
         assert set(names) == set(configs._RULES)
         assert set(dtypes) == set(offline.DTYPES)
     anonymous = [replace(report, request="") for report in reports]
     assert all(report not in anonymous[:i] for i, report in enumerate(anonymous))
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm90"])
+def test_every_entry_of_a_table_is_compiled(arch: str, reports: list[Report]) -> None:
+    compiled = {report.key for report in reports if report.source.startswith(f"configs/{arch}.json")}
+    assert compiled == set(configs.table(arch))
 
 
 @pytest.fixture

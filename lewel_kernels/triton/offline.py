@@ -77,7 +77,7 @@ def _shipped() -> Iterator[Request]:
         yield from (replace(shape, dtype=dtype) for dtype in DTYPES)
         yield replace(shape, dtype="fp32", tf32=True)
         yield replace(shape, layout="planes")
-        yield replace(shape, affine=True)
+        yield from (replace(shape, affine=True, dtype=dtype) for dtype in ("bf16", "fp16"))
     yield replace(m, bias=True, shared=True, maps=True)
     # The ablations of the paper, more maps or one group; and GPUs with little shared memory, which have no table.
     every = (80, 89, 90)
