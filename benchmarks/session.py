@@ -39,7 +39,8 @@ class Part:
 def check(device: str) -> list[Part]:
     """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
     gpu = torch.device(device).type == "cuda"
-    tests = ("-m", "pytest", "tests", "-k", "test_op_", "--device", device, "-q", *(["--large"] if gpu else []))
+    which = ("-k", "test_op_ or test_triton_kernels", *(["--large"] if gpu else []))
+    tests = ("-m", "pytest", "tests", *which, "--device", device, "-q")
     return [
         Part("tests", 3.5, tests),
         *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
