@@ -1,6 +1,6 @@
 """The offline tuner of the triton backend: block sizes, warps and pipeline stages, tried on the GPU that is there.
 
-A candidate is dropped untimed when the compiler finds a fault with it (lewel_kernels/triton/offline.py), and refused
+A candidate is dropped untimed when the compiler finds a fault with it (lewel_kernels/triton/budget.py), and refused
 when its results are not those of the configuration in force. What is timed is a kernel with the launches that its
 configuration decides about: the statistics that it needs where one tile does not hold all positions, the sums of its
 parts. No configuration depends on N, so one must be faster over all of `BATCHES`.
@@ -115,9 +115,9 @@ def _sentences(future: Future[list[list[str]]], index: int, timeout: float | Non
 
 def compiled(work: Mapping[str, Any]) -> list[list[str]]:
     """What one process is told to do: the faults of each choice, or nothing where everything is only compiled."""
-    from lewel_kernels.triton import configs, offline
+    from lewel_kernels.triton import budget, configs, offline
 
-    request = offline.Request(**work["request"] | {"needs": tuple(work["request"]["needs"])})
+    request = offline.Request.from_json(work["request"])
     capability, key = work["capability"], work["key"]
     arch = configs.architecture((capability // 10, capability % 10))
     if key is None:
@@ -130,7 +130,7 @@ def compiled(work: Mapping[str, Any]) -> list[list[str]]:
         with configs.in_force(arch, key, choice.entry()):
             (launch,) = (x for x in offline.launches_of(request, capability) if x.config.key == key)
             try:
-                found.append(offline.faults(offline.compile_launch(launch, capability, str(request))))
+                found.append(budget.faults(offline.compile_launch(launch, capability, str(request))))
             except Exception as error:  # the compiler's own, ptxas', or any of Python in a kernel
                 found.append([f"it does not compile: {str(error).strip() or repr(error)}".split("\n", 1)[0]])
     return found
@@ -170,13 +170,13 @@ def make_call(request: Request, device: str, arch: str, seed: int) -> Call:
 
 def planned(call: Call, key: str, seed: int = 0) -> list[Launch]:
     """The launches that a key decides about, after all of the call ran once: their inputs are what they will be."""
-    from lewel_kernels.triton import launch
+    from lewel_kernels.triton import backward_launches, forward_launches, launch
 
     n, c, _, _, l, _ = call.sizes
     generator = torch.Generator(call.features.device).manual_seed(seed)
     grad = torch.randn(n, l, c, generator=generator, device=call.features.device).to(call.dtype)
-    (_, _, heat, norm), launches = launch.plan_forward(call, out_dtype=call.dtype, return_maps=False)
-    _, backward = launch.plan_backward(call, grad, None, heat, norm, needs=(True,) * 6)
+    (_, _, heat, norm), launches = forward_launches.plan(call, out_dtype=call.dtype, return_maps=False)
+    _, backward = backward_launches.plan(call, grad, None, heat, norm, needs=(True,) * 6)
     launches += backward
     launch.run(launches, call.features.device)
     return stages(launches)[key]
@@ -409,11 +409,13 @@ def refusal(device: str) -> str | None:
         )
     if backend.INTERPRETED:
         return "TRITON_INTERPRET=1 has the kernels interpreted on the CPU; unset it to tune on a GPU"
+    from lewel_kernels.triton import configs
     from lewel_kernels.triton.offline import SHARED_LIMITS
 
     major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor not in SHARED_LIMITS:
-        known = " and ".join(f"sm_{capability}" for capability in SHARED_LIMITS)
+    tuned = [c for c in SHARED_LIMITS if (configs.FOLDER / f"{configs.architecture(divmod(c, 10))}.json").exists()]
+    if 10 * major + minor not in tuned:
+        known = " and ".join(f"sm_{capability}" for capability in tuned)
         return f"there are tables for {known}; this GPU is sm_{major}{minor}, which takes the rule in configs.py"
     return None
 

@@ -47,7 +47,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     lines = [f"op: device {device}{model}, torch {torch.__version__}, backends {', '.join(dispatch.BACKENDS)}"]
     lines += [f"op: tests of {name} are deselected: it does not run on {device}" for name in elsewhere(config)]
     if interpreted(config):
-        lines.append("op: triton runs in its interpreter, on the CPU; those of its tests that want a GPU are deselected")
+        lines.append("op: triton runs in its interpreter, on the CPU; its tests that want a GPU are deselected")
     return lines
 
 

@@ -76,7 +76,7 @@ def test_the_wheel_holds_every_source() -> None:
         file
         for package, patterns in project["package-data"].items()
         for pattern in patterns
-        for file in (root / folders.get(package, package.replace('.', '/'))).glob(pattern)
+        for file in (root / folders.get(package, package.replace(".", "/"))).glob(pattern)
     }
     sources = {file for file in (root / "csrc").rglob("*") if file.suffix in (".h", ".cpp", ".cu", ".cuh")}
     tables = set((root / "lewel_kernels" / "triton" / "configs").glob("*.json"))

@@ -1,6 +1,6 @@
 """The Triton kernels, compiled for sm_80 and sm_90 without a GPU: none spills, each keeps its budget of registers.
 
-After a change that is meant: python -m lewel_kernels.triton.offline --write.
+After a change that is meant: python -m lewel_kernels.triton.budget --write.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 from lewel_kernels.triton import INTERPRETED, configs, offline  # noqa: E402
+from lewel_kernels.triton import budget as budgets  # noqa: E402
 from lewel_kernels.triton.offline import Report  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -31,19 +32,19 @@ def reports() -> list[Report]:
 
 @pytest.fixture
 def budget() -> dict[str, Any]:
-    budget: dict[str, Any] = json.loads((ROOT / offline.BUDGET).read_text())
+    budget: dict[str, Any] = json.loads((ROOT / budgets.BUDGET).read_text())
     return budget
 
 
 def test_no_kernel_spills_or_leaves_the_fast_instructions(reports: list[Report]) -> None:
-    sentences = [sentence for report in reports for sentence in offline.faults(report)]
+    sentences = [sentence for report in reports for sentence in budgets.faults(report)]
     assert not sentences, "\n".join(["", *sentences])
 
 
 def test_kernels_keep_their_budget(reports: list[Report], budget: dict[str, Any]) -> None:
     if triton.__version__ != budget["triton"]:
         pytest.skip(f"the budget is of Triton {budget['triton']}, and this is {triton.__version__}")
-    sentences = offline.excesses(reports, budget)
+    sentences = budgets.excesses(reports, budget)
     assert not sentences, "\n".join(["", *sentences])
 
 
@@ -85,16 +86,16 @@ def fine() -> Report:
     ],
 )
 def test_faults_are_found(fine: Report, change: dict[str, Any], sentence: str) -> None:
-    assert offline.faults(fine) == []
-    (found,) = offline.faults(replace(fine, **change))
+    assert budgets.faults(fine) == []
+    (found,) = budgets.faults(replace(fine, **change))
     assert found.startswith("some_kernel (some bf16 rows K128; M bf16 rows) on sm_80")
     assert sentence in found
 
 
 def test_float32_needs_no_tensor_cores_unless_tf32_is_allowed(fine: Report) -> None:
     report = replace(fine, key="some fp32 rows K128", tensor_cores={})
-    assert offline.faults(report) == []
-    assert len(offline.faults(replace(report, precision="tf32"))) == 1
+    assert budgets.faults(report) == []
+    assert len(budgets.faults(replace(report, precision="tf32"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,22 +107,22 @@ def test_float32_needs_no_tensor_cores_unless_tf32_is_allowed(fine: Report) -> N
     ],
 )
 def test_a_budget_that_is_exceeded_is_named(fine: Report, change: dict[str, Any], sentence: str) -> None:
-    budget = offline.budget_of([fine])
-    assert offline.excesses([fine, replace(fine, registers=128)], budget) == []
-    (found,) = offline.excesses([fine, replace(fine, **change)], budget)
+    budget = budgets.budget_of([fine])
+    assert budgets.excesses([fine, replace(fine, registers=128)], budget) == []
+    (found,) = budgets.excesses([fine, replace(fine, **change)], budget)
     assert found == f"some_kernel (some bf16 rows K128; M bf16 rows) on sm_80 {sentence}"
 
 
 def test_a_kernel_without_a_budget_and_a_budget_without_a_kernel_are_errors(fine: Report) -> None:
     hopper = replace(fine, capability=90)
-    budget = offline.budget_of([fine, hopper])
-    (found,) = offline.excesses([fine, hopper, replace(fine, key="new bf16 rows")], budget)
+    budget = budgets.budget_of([fine, hopper])
+    (found,) = budgets.excesses([fine, hopper, replace(fine, key="new bf16 rows")], budget)
     assert "(new bf16 rows; M bf16 rows) on sm_80 has no budget" in found
     budget["sm_90"]["old bf16 rows"] = budget["sm_90"]["some bf16 rows K128"]
-    budget = json.loads(offline.to_text(budget))
-    (found,) = offline.excesses([fine, hopper], budget)
+    budget = json.loads(budgets.to_text(budget))
+    (found,) = budgets.excesses([fine, hopper], budget)
     assert found.startswith("the budget of old bf16 rows on sm_90 is nobody's")
-    assert offline.excesses([fine], budget) == []  # sm_90 was not compiled
+    assert budgets.excesses([fine], budget) == []  # sm_90 was not compiled
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -137,7 +138,7 @@ def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> No
     report = offline._from_json(found["report"])
     assert report.spill_stores > 0
     assert {"REG": report.registers, "STACK": report.stack} == found["said"]
-    (sentence,) = offline.faults(report)
+    (sentence,) = budgets.faults(report)
     assert sentence.startswith(f"spilling_kernel (spilling fp32; a test) on sm_{capability} spills registers")
     assert found["is_restored"]
     assert not isinstance(found["device"], int)

@@ -24,9 +24,11 @@ import lewel_kernels.triton as backend_module
 from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate
 from lewel_kernels.triton import (
     backward_kernels,
+    backward_launches,
     blocks,
     configs,
     forward_kernels,
+    forward_launches,
     launch,
     offline,
 )
@@ -65,7 +67,7 @@ def names(launches: list[launch.Launch]) -> list[str]:
 
 
 def backward_of(call: launch.Call, outputs: tuple[Tensor, ...], needs: tuple[bool, ...] = (True,) * 6) -> list[str]:
-    _, launches = launch.plan_backward(call, torch.empty_like(outputs[0]), None, outputs[2], outputs[3], needs)  # type: ignore[arg-type]
+    _, launches = backward_launches.plan(call, torch.empty_like(outputs[0]), None, outputs[2], outputs[3], needs)  # type: ignore[arg-type]
     return names(launches)
 
 
@@ -73,7 +75,7 @@ def test_each_design_launches_its_kernels() -> None:
     plans = {}
     for case in DESIGNS:
         call = call_of(make(case, dtype=torch.float32))
-        outputs, forward = launch.plan_forward(call, out_dtype=torch.float32, return_maps=False)
+        outputs, forward = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
         plans[case.name] = names(forward), backward_of(call, outputs)
     gradients = ["maps_bwd", "pixels_bwd", "weight_bwd", "sum", "sum"]  # of weight and bias
     assert plans == {
@@ -85,7 +87,7 @@ def test_each_design_launches_its_kernels() -> None:
 
 def test_work_that_nobody_needs_is_not_launched() -> None:
     call = call_of(make(ONE_TILE, dtype=torch.float32))
-    outputs, _ = launch.plan_forward(call, out_dtype=torch.float32, return_maps=False)
+    outputs, _ = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
 
     def needing(*wanted: str) -> list[str]:
         every = ("features", "pixels", "weight", "bias", "scale", "shift")
@@ -128,17 +130,17 @@ def test_gradcheck_of_many_positions(case: OpCase) -> None:
 
 
 @needs_a_device
-@pytest.mark.parametrize("temperature", [1e-4, launch.LEAST_BOUNDED_TEMPERATURE, 1.0])
+@pytest.mark.parametrize("temperature", [1e-4, forward_launches.LEAST_BOUNDED_TEMPERATURE, 1.0])
 @pytest.mark.parametrize("bounded", [False, True], ids=["running_maximum", "bounded"])
 def test_one_pass_softmax(bounded: bool, temperature: float) -> None:
     """Both ways in float64, whatever way its dtype would take: exp((U - 1) / tau) needs no maximum above a bound."""
     inputs = make(DENSE, device=DEVICE)
     call = call_of(inputs, temperature=temperature)
-    outputs, launches = launch.plan_forward(call, out_dtype=torch.float64, return_maps=False)
+    outputs, launches = forward_launches.plan(call, out_dtype=torch.float64, return_maps=False)
     first = replace(launches[0], constants={**launches[0].constants, "BOUNDED": bounded})
     launch.run([first, *launches[1:]], DEVICE)
     expected = run_eager(inputs, temperature=temperature)["pooled"]
-    if bounded and temperature < launch.LEAST_BOUNDED_TEMPERATURE:
+    if bounded and temperature < forward_launches.LEAST_BOUNDED_TEMPERATURE:
         assert not torch.allclose(outputs[0], expected)  # everything underflows: the bound is there for a reason
     else:
         torch.testing.assert_close(outputs[0], expected, rtol=1e-9, atol=1e-9)
@@ -147,7 +149,7 @@ def test_one_pass_softmax(bounded: bool, temperature: float) -> None:
 def test_which_softmax_is_bounded() -> None:
     def bounded(dtype: torch.dtype, temperature: float) -> bool:
         call = call_of(make(DENSE, dtype=dtype), temperature=temperature)
-        constants = launch.plan_forward(call, out_dtype=dtype, return_maps=False)[1][0].constants
+        constants = forward_launches.plan(call, out_dtype=dtype, return_maps=False)[1][0].constants
         return bool(constants["BOUNDED"])
 
     assert bounded(torch.bfloat16, 0.05)
@@ -155,7 +157,7 @@ def test_which_softmax_is_bounded() -> None:
     assert not bounded(torch.float16, 0.05)
     assert not bounded(torch.float32, 0.05)
     # The smallest weight there is at the bound is a normal float32.
-    assert torch.tensor(-2 / launch.LEAST_BOUNDED_TEMPERATURE).exp() > torch.finfo(torch.float32).tiny
+    assert torch.tensor(-2 / forward_launches.LEAST_BOUNDED_TEMPERATURE).exp() > torch.finfo(torch.float32).tiny
 
 
 @needs_a_device
@@ -184,9 +186,9 @@ def test_nothing_but_the_grid_depends_on_the_batch(case: OpCase, arch: str) -> N
 
     def plan(n: int) -> list[tuple[str, configs.Config, dict[str, object]]]:
         call = call_of(make(replace(case, N=n), dtype=torch.bfloat16), arch=arch)
-        outputs, forward = launch.plan_forward(call, out_dtype=torch.bfloat16, return_maps=True)
+        outputs, forward = forward_launches.plan(call, out_dtype=torch.bfloat16, return_maps=True)
         grad = torch.empty_like(outputs[0])
-        _, backward = launch.plan_backward(call, grad, None, outputs[2], outputs[3], (True,) * 6)
+        _, backward = backward_launches.plan(call, grad, None, outputs[2], outputs[3], (True,) * 6)
         return [(e.config.key, e.config, e.constants) for e in forward + backward]
 
     assert plan(1) == plan(7)
@@ -243,6 +245,13 @@ def test_too_many_maps_are_refused_at_the_door() -> None:
     x, weight = torch.zeros(1, 4, 3, device=DEVICE), torch.zeros(516, 4, device=DEVICE)
     with pytest.raises(BackendUnavailable, match="at most 512 maps"):
         fused_align_aggregate(x, weight, backend="triton")
+
+
+def test_more_positions_than_indices_are_refused() -> None:
+    weight = torch.zeros(4, 1, device=DEVICE)
+    for shape in ((1, 1, 2**20 + 1), (2**12, 1, 2**20)):
+        with pytest.raises(BackendUnavailable, match=f"at most 1048576 positions in an image.*got {shape[2]} and"):
+            fused_align_aggregate(torch.zeros((), device=DEVICE).expand(shape), weight, num_groups=1, backend="triton")
 
 
 def test_a_cpu_tensor_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lewel_kernels.dispatch import BackendUnavailable
+
 if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
     from lewel_kernels.triton import launch
@@ -25,6 +27,8 @@ heat_rows = True
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 device_type = "cpu" if INTERPRETED else "cuda"
 
+_MOST_ROWS = 2**31 - 1  # their indices are 32-bit, unlike the offsets made of them
+_MOST_POSITIONS = 2**20  # of which each tile is a program along an axis of the grid that has 2^16
 # A program holds a row of them in registers.
 MOST_MAPS = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512, torch.float64: 256}
 
@@ -58,6 +62,12 @@ def _call(
 ) -> launch.Call:  # fmt: skip
     from lewel_kernels.triton import launch
 
+    n, _, p = features.shape
+    if n * p > _MOST_ROWS or p > _MOST_POSITIONS:
+        raise BackendUnavailable(
+            f"the triton backend takes at most {_MOST_POSITIONS} positions in an image and {_MOST_ROWS} in a batch; "
+            f"got {p} and {n * p}: split the batch, or use backend='reference'"
+        )
     if scale is not None and shift is not None:
         scale, shift = scale.contiguous(), shift.contiguous()
     arch = _architecture(features.device)
@@ -85,10 +95,10 @@ def forward(
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E0-E5; see `lewel_kernels.reference.forward`."""
-    from lewel_kernels.triton import launch
+    from lewel_kernels.triton import forward_launches, launch
 
     call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
-    outputs, launches = launch.plan_forward(call, out_dtype=out_dtype, return_maps=return_maps)
+    outputs, launches = forward_launches.plan(call, out_dtype=out_dtype, return_maps=return_maps)
     launch.run(launches, features.device)
     return outputs
 
@@ -111,11 +121,11 @@ def backward(
     needs: Needs,
 ) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
-    from lewel_kernels.triton import launch
+    from lewel_kernels.triton import backward_launches, launch
 
     call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
     heat, norm = launch.as_rows(heat), norm.contiguous()
-    gradients, launches = launch.plan_backward(call, grad_pooled, grad_maps, heat, norm, needs)
+    gradients, launches = backward_launches.plan(call, grad_pooled, grad_maps, heat, norm, needs)
     launch.run(launches, features.device)
     return gradients
 
@@ -134,11 +144,15 @@ def describe(
     out_dtype: torch.dtype,
 ) -> str:
     """The design that a call would take, each kernel that it would launch with its configuration, and whose that is."""
-    from lewel_kernels.triton import launch
+    from lewel_kernels.triton import backward_launches, forward_launches, launch
 
     tensors = [x if x is None else _without_contents(x) for x in (features, pixels, weight, bias, scale, shift)]
     call = launch.Call(*tensors, num_groups, temperature, eps, _architecture(features.device))  # type: ignore[arg-type, call-arg]
-    return launch.describe(call, out_dtype)
+    outputs, first = forward_launches.plan(call, out_dtype=out_dtype, return_maps=False)
+    _, second = backward_launches.plan(call, outputs[0], None, *outputs[2:], needs=(True,) * 6)
+    design = "projection kept on chip" if forward_launches.is_dense(call) else "projection, then pooling"
+    lines = [f"forward ({design}):", *(f"  {x}" for x in first), "backward:", *(f"  {x}" for x in second)]
+    return "\n".join(lines)
 
 
 def _without_contents(x: Tensor) -> Tensor:

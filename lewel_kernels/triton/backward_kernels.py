@@ -1,4 +1,4 @@
-"""The kernels of the backward, E6-E11. launch.py has their grids; blocks.py the conventions of their names."""
+"""The kernels of the backward, E6-E11. Grids are in backward_launches.py, the conventions of names in blocks.py."""
 
 import triton
 import triton.language as tl

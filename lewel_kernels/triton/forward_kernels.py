@@ -1,4 +1,4 @@
-"""The kernels of the forward, E1-E5. launch.py has their grids; blocks.py the conventions of their names."""
+"""The kernels of the forward, E1-E5. Grids are in forward_launches.py, the conventions of names in blocks.py."""
 
 import triton
 import triton.language as tl

@@ -1,12 +1,10 @@
 """The kernels compiled for GPUs that need not be here, and what the compiler made of them.
 
-`python -m lewel_kernels.triton.offline` prints a table of `SHIPPED` and checks it against the committed budget. Triton
-and the ptxas that comes with it compile without a GPU; they only have to be told of one.
+Triton and the ptxas that comes with it compile without a GPU; they only have to be told of one.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -20,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 # Bytes of shared memory that one block may have, by compute capability.
 SHARED_LIMITS = {80: 166912, 89: 101376, 90: 232448}
-BUDGET = Path("tests/triton_budget.json")
-WRITE = "python -m lewel_kernels.triton.offline --write"
 
 
 # What is compiled.
@@ -62,6 +57,12 @@ class Request:
     temperature: float = 0.05
     needs: Needs = (True,) * 6
     capabilities: tuple[int, ...] = (80, 90)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Request:
+        """What `dataclasses.asdict` and JSON made of a request: its tuples are lists there."""
+        fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        return cls(**fields)
 
     def __str__(self) -> str:
         extras = [name for name in ("bias", "affine", "shared", "maps", "tf32") if getattr(self, name)]
@@ -94,7 +95,7 @@ SHIPPED = tuple(_shipped())
 def launches_of(request: Request, capability: int) -> list[Launch]:
     """What a request launches, forward and backward, on tensors of device "meta"."""
     from lewel_kernels.reference import accumulator
-    from lewel_kernels.triton import configs, launch
+    from lewel_kernels.triton import backward_launches, configs, forward_launches, launch
 
     r, dtype = request, DTYPES[request.dtype]
     acc = accumulator(dtype)
@@ -121,9 +122,9 @@ def launches_of(request: Request, capability: int) -> list[Launch]:
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, r.tf32
     try:
-        (pooled, maps, heat, norm), forward = launch.plan_forward(call, out_dtype=dtype, return_maps=r.maps)
+        (pooled, maps, heat, norm), forward = forward_launches.plan(call, out_dtype=dtype, return_maps=r.maps)
         d_maps = torch.empty_like(maps) if r.maps else None
-        _, backward = launch.plan_backward(call, torch.empty_like(pooled), d_maps, heat, norm, r.needs)
+        _, backward = backward_launches.plan(call, torch.empty_like(pooled), d_maps, heat, norm, r.needs)
     finally:
         matmul.allow_tf32 = before
     return forward + backward
@@ -293,7 +294,7 @@ def compile_all(requests: Iterable[Request], capabilities: Sequence[int], proces
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
     def worker(rank: int) -> list[Report]:
-        command = [sys.executable, "-m", "lewel_kernels.triton.offline", "--worker"]
+        command = [sys.executable, "-m", "lewel_kernels.triton.offline"]
         share = json.dumps(work | {"rank": rank, "processes": processes})
         done = subprocess.run(command, input=share, capture_output=True, text=True, env=environment)
         if done.returncode:
@@ -313,7 +314,7 @@ def _from_json(report: dict[str, Any]) -> Report:
 
 def _work(work: dict[str, Any]) -> list[Report]:
     """The share of one process. Launches that differ in types and sizes alone stay together: Triton sees duplicates."""
-    requests = [Request(**{n: tuple(x) if isinstance(x, list) else x for n, x in r.items()}) for r in work["requests"]]
+    requests = [Request.from_json(request) for request in work["requests"]]
     groups: dict[str, list[tuple[Launch, int, str]]] = defaultdict(list)
     for capability, request in itertools.product(work["capabilities"], requests):
         if capability not in request.capabilities:
@@ -333,115 +334,5 @@ def _work(work: dict[str, Any]) -> list[Report]:
     return list(reports.values())
 
 
-# The budget.
-
-
-def faults(report: Report) -> list[str]:
-    """What no kernel may do, whatever its budget, as sentences."""
-    if report.error:
-        return [f"{report} does not compile: {report.error}"]
-    sentences = []
-    if report.stack or report.spill_stores or report.spill_loads:
-        sentences.append(
-            f"{report} spills registers: {report.spill_stores} bytes stored, {report.spill_loads} loaded, a stack of "
-            f"{report.stack}; allowed: 0"
-        )
-    limit = SHARED_LIMITS[report.capability]
-    if report.shared > limit:
-        sentences.append(f"{report} takes {report.shared} bytes of shared memory; a block may have {limit}")
-    words = report.key.split()
-    is_tf32 = report.precision == "tf32"
-    if (is_tf32 or (report.precision and ("bf16" in words or "fp16" in words))) and not report.tensor_cores:
-        sentences.append(f"{report} multiplies matrices without tensor cores; expected: mma.sync or wgmma")
-    # What TF32 multiplies may have to be transposed on its way to shared memory, number by number.
-    if "rows" in words and report.wide_share < 0.5 and not is_tf32:
-        found = ", ".join(f"{count} of {size} bytes" for size, count in report.loads.items())
-        sentences.append(f"{report} loads rows by {found}; expected: the most of it 16 bytes at a time")
-    return sentences
-
-
-def budget_of(reports: Iterable[Report]) -> dict[str, Any]:
-    """The least budget that the reports keep, by architecture and key.
-
-    Registers are counted in steps of 8, in which the hardware hands them to threads.
-    """
-    archs: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
-    for report in reports:
-        found = {
-            "registers": min(-(-report.registers // 8) * 8, 255),
-            "shared": report.shared,
-            "narrow_loads": report.narrow_loads,
-        }
-        entry = archs[report.arch].setdefault(report.key, found)
-        entry.update({name: max(entry[name], number) for name, number in found.items()})
-    return {"triton": triton.__version__, **{arch: dict(sorted(archs[arch].items())) for arch in sorted(archs)}}
-
-
-def to_text(budget: dict[str, Any]) -> str:
-    """JSON with a line for each entry."""
-
-    def block(entries: dict[str, Any]) -> str:
-        return (
-            "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items()) + "\n }"
-        )
-
-    parts = (f" {json.dumps(k)}: {block(x) if isinstance(x, dict) else json.dumps(x)}" for k, x in budget.items())
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def excesses(reports: Sequence[Report], budget: dict[str, Any]) -> list[str]:
-    """Where kernels and budget disagree, as sentences. The numbers are those of the budget's version of Triton."""
-    sentences = []
-    for report in reports:
-        allowed = budget.get(report.arch, {}).get(report.key)
-        if allowed is None:
-            sentences.append(f"{report} has no budget; {WRITE} gives it one")
-            continue
-        for name, number in allowed.items():
-            if (found := getattr(report, name)) > number:
-                sentences.append(f"{report} has {name.replace('_', ' ')}: {found}; allowed: {number}")
-    compiled = {(report.arch, report.key) for report in reports}
-    for arch in sorted({report.arch for report in reports}):
-        for key in budget.get(arch, {}):
-            if (arch, key) not in compiled:
-                sentences.append(f"the budget of {key} on {arch} is nobody's; {WRITE} removes it")
-    return sentences
-
-
-def table(reports: Iterable[Report]) -> str:
-    """A line for each report. Loads and stores of global memory are instructions x bytes."""
-    rows = [["key", "arch", "request", "config", "registers", "shared", "spills", "tensor cores", "loads", "stores"]]
-    for r in reports:
-        cores = ", ".join(f"{count} {name}" for name, count in r.tensor_cores.items()) or "-"
-        loads, stores = (", ".join(f"{n}x{size}" for size, n in sizes.items()) for sizes in (r.loads, r.stores))
-        numbers = r.registers, r.shared, max(r.spill_stores, r.spill_loads)
-        rows.append([r.key, r.arch, r.request, r.config, *map(str, numbers), cores, loads, stores])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def main() -> int:
-    every = sorted(SHARED_LIMITS)
-    parser = argparse.ArgumentParser(prog="python -m lewel_kernels.triton.offline", description=__doc__)
-    parser.add_argument("--capability", type=int, nargs="+", choices=every, default=every)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--budget", type=Path, default=BUDGET)
-    parser.add_argument("--write", action="store_true", help="write the budget instead of checking it")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps([asdict(report) for report in _work(json.load(sys.stdin))]))
-        return 0
-    reports = compile_all(SHIPPED, options.capability, options.processes)
-    print(table(reports), end="\n\n")
-    budget = json.loads(options.budget.read_text()) if options.budget.exists() else {}
-    if options.write:
-        budget |= budget_of(reports)
-        options.budget.write_text(to_text(budget))
-    sentences = [sentence for report in reports for sentence in faults(report)] + excesses(reports, budget)
-    print(*sentences or ["All is in order."], sep="\n")
-    return 1 if sentences else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # a process of `compile_all`
+    print(json.dumps([asdict(report) for report in _work(json.load(sys.stdin))]))
