@@ -21,7 +21,7 @@ from .measure import Row, measure, sentence
 from .providers import PROVIDERS, prepare_compiler
 from .rates import measure_rates
 
-WRITE_BUDGET = "python -m lewel_kernels.triton.offline --write writes their budget"
+WRITE_BUDGET = "python -m lewel_kernels.triton.budget --write writes their budget"
 
 
 def quiet_machine(device: str) -> dict[str, object]:
