@@ -49,7 +49,7 @@ GPUS = (
 
 
 # Of the triton backend: the programs that the sums for dW are spread over, and what one of them holds of dW.
-PROGRAMS, DW_ROWS, DW_COLUMNS = 264, 256, 128
+PROGRAMS, LEAST_TILES, DW_ROWS, DW_COLUMNS = 132, 4, 256, 128
 
 
 def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
@@ -83,11 +83,11 @@ def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
 
 
 def dw_parts(case: Case) -> int:
-    """Parts in which dW is summed, in 16 bits: few, so that all programs together just fill a GPU."""
+    """Parts in which dW is summed, in 16 bits: few, so that all programs just fill a GPU, each with some rows."""
     s = case.shape
     columns = -(-s.D // DW_COLUMNS) * -(-s.K // min(s.K, DW_ROWS))
     tiles = -(-s.N * s.P // 64)
-    return -(-tiles // -(-tiles // max(1, PROGRAMS // columns)))
+    return -(-tiles // max(LEAST_TILES, -(-tiles // max(1, PROGRAMS // columns))))
 
 
 def _weight_copy(case: Case) -> int:

@@ -170,7 +170,7 @@ def make_call(request: Request, device: str, arch: str, seed: int) -> Call:
 
 def planned(call: Call, key: str, seed: int = 0) -> list[Launch]:
     """The launches that a key decides about, after all of the call ran once: their inputs are what they will be."""
-    from lewel_kernels.triton import backward_launches, forward_launches, launch
+    from lewel_kernels.triton import backward_launches, forward_launches
 
     n, c, _, _, l, _ = call.sizes
     generator = torch.Generator(call.features.device).manual_seed(seed)
@@ -178,7 +178,8 @@ def planned(call: Call, key: str, seed: int = 0) -> list[Launch]:
     (_, _, heat, norm), launches = forward_launches.plan(call, out_dtype=call.dtype, return_maps=False)
     _, backward = backward_launches.plan(call, grad, None, heat, norm, needs=(True,) * 6)
     launches += backward
-    launch.run(launches, call.features.device)
+    for launch in launches:
+        launch.run()
     return stages(launches)[key]
 
 

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -31,6 +36,7 @@ from lewel_kernels.triton import (
     forward_launches,
     launch,
     offline,
+    replay,
 )
 
 DEVICE = torch.device(backend_module.device_type)
@@ -138,7 +144,8 @@ def test_one_pass_softmax(bounded: bool, temperature: float) -> None:
     call = call_of(inputs, temperature=temperature)
     outputs, launches = forward_launches.plan(call, out_dtype=torch.float64, return_maps=False)
     first = replace(launches[0], constants={**launches[0].constants, "BOUNDED": bounded})
-    launch.run([first, *launches[1:]], DEVICE)
+    for each in (first, *launches[1:]):
+        each.run()
     expected = run_eager(inputs, temperature=temperature)["pooled"]
     if bounded and temperature < forward_launches.LEAST_BOUNDED_TEMPERATURE:
         assert not torch.allclose(outputs[0], expected)  # everything underflows: the bound is there for a reason
@@ -177,6 +184,84 @@ def test_offsets_beyond_32_bits(case: OpCase) -> None:
     inputs.features, inputs.pixels = far(inputs.features), far(inputs.pixels)
     for name, x in run_op(inputs, "triton").items():
         torch.testing.assert_close(x.flatten(), expected[name].flatten(), rtol=2e-2, atol=2e-2, msg=name)
+
+
+@needs_a_device
+def test_a_call_like_an_earlier_one_is_not_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And computes with its own tensors: results of the first call keep their values."""
+    monkeypatch.setattr(replay, "_replays", {})
+    plans: list[str] = []
+    for module in (forward_launches, backward_launches):
+        original = module.plan
+
+        def noting(*args: Any, _plan: Any = original, _name: str = module.__name__, **options: Any) -> Any:
+            plans.append(_name.rpartition(".")[2])
+            return _plan(*args, **options)
+
+        monkeypatch.setattr(module, "plan", noting)
+
+    def run(seed: int, **changed: object) -> None:
+        inputs = make(replace(ONE_TILE, affine=True, **changed), device=DEVICE, seed=seed)  # type: ignore[arg-type]
+        truth = run_eager(inputs, temperature=0.2)
+        runs.append((run_op(inputs, "triton", temperature=0.2), truth))
+
+    runs: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    run(0)
+    run(1)
+    assert plans == ["forward_launches", "backward_launches"]
+    run(0, N=4)
+    assert len(plans) == 4
+    for found, truth in runs:
+        for name, x in found.items():
+            torch.testing.assert_close(x, truth[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_compiled_kernel_is_launched_again_with_the_same_arguments() -> None:
+    """The interpreter has no compiled kernels: this takes a process without it, and a pretended driver."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[1]
+    environment["PYTHONPATH"] = str(root)
+    script = [sys.executable, str(root / "tests" / "replayed_launches.py")]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("launched project_kernel pool_kernel")
+
+
+def test_what_makes_a_call_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that a plan or Triton's compilation depends on: shapes, strides, dtypes, alignment, who is who."""
+    monkeypatch.setattr(replay, "_replays", {})
+    made = torch.empty(1)
+
+    def plan() -> replay.Planned:
+        return (made,), [
+            launch.Launch(configs.find("sum", "sm90", torch.float32), Kernel(), (1, 1, 1), {"x": made}, {})
+        ]
+
+    class Kernel:
+        arg_names: ClassVar = ["x"]
+
+        def __getitem__(self, grid: object) -> Any:
+            return lambda *values, **options: None
+
+    x = torch.zeros(64, 4)
+    for inputs in (
+        (x, x),
+        (x, x.clone()),  # no longer one tensor
+        (x, None),
+        (x[1:], None),
+        (x.t(), None),
+        (x.half(), None),
+        (x.flatten()[1:-3].view(63, 4), None),  # of the shape and strides of x[1:], at another alignment
+    ):
+        before = len(replay._replays)
+        replay.run("same", inputs, plan)
+        replay.run("same", inputs, plan)
+        assert len(replay._replays) == before + 1
+    replay.run("other", (x, x), plan)
+    assert len(replay._replays) == 8
+    monkeypatch.setattr(replay, "_MOST", 8)
+    replay.run("another", (x, x), plan)
+    assert len(replay._replays) == 1
 
 
 @pytest.mark.parametrize("arch", ["sm80", "sm90", "other"])

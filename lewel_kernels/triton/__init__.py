@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
     from lewel_kernels.triton import launch
 
+Forward = tuple[Tensor, Tensor, Tensor, Tensor]
 name = "triton"
 heat_rows = True
 # Decided once, as triton decides it: where its kernels are defined.
@@ -56,28 +57,29 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
 
 
-def _call(
-    features: Tensor, pixels: Tensor | None, weight: Tensor, bias: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, num_groups: int, temperature: float, eps: float,
-) -> launch.Call:  # fmt: skip
-    from lewel_kernels.triton import launch
+def _contiguous(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if scale is None or shift is None else (scale.contiguous(), shift.contiguous())
 
-    n, _, p = features.shape
+
+def _allows_tf32(features: Tensor) -> bool:
+    return features.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def _call(
+    tensors: tuple[Tensor | None, ...], num_groups: int, temperature: float, eps: float, device: torch.device
+) -> launch.Call:
+    """Of features, pixels, weight, bias, scale and shift, which may have no contents, as if on ``device``."""
+    from lewel_kernels.triton import configs, launch
+
+    arch = configs.architecture(_capability(device))
+    call = launch.Call(*tensors, num_groups, temperature, eps, arch)  # type: ignore[arg-type, call-arg]
+    n, _, _, _, _, p = call.sizes
     if n * p > _MOST_ROWS or p > _MOST_POSITIONS:
         raise BackendUnavailable(
             f"the triton backend takes at most {_MOST_POSITIONS} positions in an image and {_MOST_ROWS} in a batch; "
             f"got {p} and {n * p}: split the batch, or use backend='reference'"
         )
-    if scale is not None and shift is not None:
-        scale, shift = scale.contiguous(), shift.contiguous()
-    arch = _architecture(features.device)
-    return launch.Call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps, arch)
-
-
-def _architecture(device: torch.device) -> str:
-    from lewel_kernels.triton import configs
-
-    return configs.architecture(_capability(device))
+    return call
 
 
 def forward(
@@ -95,12 +97,16 @@ def forward(
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E0-E5; see `lewel_kernels.reference.forward`."""
-    from lewel_kernels.triton import forward_launches, launch
+    from lewel_kernels.triton import forward_launches, replay
 
-    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
-    outputs, launches = forward_launches.plan(call, out_dtype=out_dtype, return_maps=return_maps)
-    launch.run(launches, features.device)
-    return outputs
+    inputs = (features, pixels, weight, bias, *_contiguous(scale, shift))
+    constants = ("forward", num_groups, temperature, eps, out_dtype, return_maps, _allows_tf32(features))
+
+    def plan() -> replay.Planned:
+        call = _call(inputs, num_groups, temperature, eps, features.device)
+        return forward_launches.plan(call, out_dtype=out_dtype, return_maps=return_maps)
+
+    return cast(Forward, replay.run(constants, inputs, plan))
 
 
 def backward(
@@ -121,13 +127,17 @@ def backward(
     needs: Needs,
 ) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
-    from lewel_kernels.triton import backward_launches, launch
+    from lewel_kernels.triton import backward_launches, launch, replay
 
-    call = _call(features, pixels, weight, bias, scale, shift, num_groups, temperature, eps)
-    heat, norm = launch.as_rows(heat), norm.contiguous()
-    gradients, launches = backward_launches.plan(call, grad_pooled, grad_maps, heat, norm, needs)
-    launch.run(launches, features.device)
-    return gradients
+    given = (features, pixels, weight, bias, *_contiguous(scale, shift))
+    inputs = (*given, grad_pooled, grad_maps, launch.as_rows(heat), norm.contiguous())
+    constants = ("backward", num_groups, temperature, eps, needs, _allows_tf32(features))
+
+    def plan() -> replay.Planned:
+        call = _call(given, num_groups, temperature, eps, features.device)
+        return backward_launches.plan(call, *inputs[6:], needs)
+
+    return cast("Gradients", replay.run(constants, inputs, plan))
 
 
 def describe(
@@ -144,10 +154,10 @@ def describe(
     out_dtype: torch.dtype,
 ) -> str:
     """The design that a call would take, each kernel that it would launch with its configuration, and whose that is."""
-    from lewel_kernels.triton import backward_launches, forward_launches, launch
+    from lewel_kernels.triton import backward_launches, forward_launches
 
-    tensors = [x if x is None else _without_contents(x) for x in (features, pixels, weight, bias, scale, shift)]
-    call = launch.Call(*tensors, num_groups, temperature, eps, _architecture(features.device))  # type: ignore[arg-type, call-arg]
+    tensors = tuple(x if x is None else _without_contents(x) for x in (features, pixels, weight, bias, scale, shift))
+    call = _call(tensors, num_groups, temperature, eps, features.device)
     outputs, first = forward_launches.plan(call, out_dtype=out_dtype, return_maps=False)
     _, second = backward_launches.plan(call, outputs[0], None, *outputs[2:], needs=(True,) * 6)
     design = "projection kept on chip" if forward_launches.is_dense(call) else "projection, then pooling"

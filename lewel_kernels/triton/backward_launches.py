@@ -13,8 +13,10 @@ from lewel_kernels.triton.configs import power
 from lewel_kernels.triton.forward_launches import softmax
 from lewel_kernels.triton.launch import Call, Launch, cdiv, layout, row_tiles, rows_like, strides, tiling
 
-# Programs that sums over the batch are spread over: some for each multiprocessor of the largest GPU.
-PROGRAMS = 264
+# The sum over rows of dW is spread over about as many programs as a GPU has multiprocessors, each with some tiles of
+# rows at least: every further one writes, and the second stage reads, another (K, D) in the accumulator type.
+PROGRAMS = 132
+LEAST_TILES = 4
 
 
 def plan(
@@ -106,20 +108,20 @@ def _pixels_bwd(
     config = call.config("pixels_bwd", layout=layout(x), K=power(k), **call.e0)
     blocks = config.blocks
     tiles = row_tiles(x, blocks["BLOCK_R"])
-    parts = None if d_scale is None and d_shift is None else x.new_empty(2, tiles, d, dtype=call.acc)
+    affine = d_scale is not None or d_shift is not None
+    parts = [x.new_empty(tiles, d, dtype=call.acc) if affine else None for _ in range(2)]
     arguments = {
         "p_dm": dm, "p_w": call.weight, "p_x": x if e0 else None, "p_scale": call.scale, "p_shift": call.shift,
-        "p_dx": d_x,
-        "p_dscale": None if parts is None else parts[0], "p_dshift": None if parts is None else parts[1],
+        "p_dx": d_x, "p_dscale": parts[0], "p_dshift": parts[1],
         "R": n * p, "P": p, "K": k, "D": d,
         **strides("wk wd", call.weight), **strides("xn xd xp", x if e0 else None), **strides("dn dd dp", d_x),
     }  # fmt: skip
     grid = (tiles, cdiv(d, blocks["BLOCK_D"] * blocks["CHUNKS"]))
     kernel = backward_kernels.pixels_bwd_kernel
     launches = [call.launch(config, kernel, grid, arguments, BLOCK_K=power(k), ADD=add, TILING=tiling(x))]
-    for i, total in enumerate((d_scale, d_shift)):
-        if parts is not None and total is not None:
-            launches.append(_sum(call, parts[i], total))
+    for part, total in zip(parts, (d_scale, d_shift), strict=True):
+        if part is not None and total is not None:
+            launches.append(_sum(call, part, total))
     return launches
 
 
@@ -130,7 +132,7 @@ def _weight_bwd(call: Call, dm: Tensor, d_weight: Tensor | None, d_bias: Tensor 
     blocks = config.blocks
     tiles = row_tiles(x, blocks["BLOCK_R"])
     columns = (1 if d_weight is None else cdiv(d, blocks["BLOCK_D"]), cdiv(k, blocks["BLOCK_K"]))
-    each = cdiv(tiles, max(1, PROGRAMS // (columns[0] * columns[1])))
+    each = max(LEAST_TILES, cdiv(tiles, max(1, PROGRAMS // (columns[0] * columns[1]))))
     splits = cdiv(tiles, each)
     dw = None if d_weight is None else d_weight.new_empty(splits, k, d, dtype=call.acc)
     db = None if d_bias is None else d_bias.new_empty(splits, k, dtype=torch.float64)

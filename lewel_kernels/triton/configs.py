@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 FOLDER = Path(__file__).with_name("configs")
 RULE = "the rule in lewel_kernels/triton/configs.py"
@@ -39,7 +38,12 @@ class Config:
 
 def power(size: int) -> int:
     """The block that holds ``size`` elements: a power of two, and no less than a matrix product needs."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power(size))
+
+
+def next_power(size: int) -> int:
+    """The least power of two that is no less. Triton's own costs six microseconds."""
+    return 1 << (size - 1).bit_length()
 
 
 def architecture(capability: tuple[int, int]) -> str:

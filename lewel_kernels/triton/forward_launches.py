@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from lewel_kernels.triton import configs, forward_kernels
-from lewel_kernels.triton.configs import power
+from lewel_kernels.triton.configs import next_power, power
 from lewel_kernels.triton.launch import Call, Launch, cdiv, layout, row_tiles, rows_like, strides, tiling
 
 # |U| <= 1, and exp((U - 1) / tau) >= exp(-2 / tau) must be a normal float32; see docs/math.md.
@@ -47,7 +46,7 @@ def plan(
 def is_dense(call: Call) -> bool:
     """Whether the projection stays on chip: many positions, and all maps and channels at once in the registers."""
     _, c, d, _, l, p = call.sizes
-    g = triton.next_power_of_2(call.num_groups)
+    g = next_power(call.num_groups)
     maps, channels = g * power(l), g * power(c // call.num_groups)
     return p > 256 and d <= 512 and maps <= 128 and channels <= 256 and maps * channels * call.dtype.itemsize <= 2**17
 
@@ -102,7 +101,7 @@ def _pool(
 def _dense(call: Call, heat: Tensor, norm: Tensor, pooled: Tensor) -> list[Launch]:
     n, c, d, k, l, p = call.sizes
     g, x, f = call.num_groups, call.pixels, call.features
-    sizes = {"BLOCK_G": triton.next_power_of_2(g), "BLOCK_L": power(l), "BLOCK_C": power(c // g)}
+    sizes = {"BLOCK_G": next_power(g), "BLOCK_L": power(l), "BLOCK_C": power(c // g)}
     key = {"K": sizes["BLOCK_G"] * sizes["BLOCK_L"], "C": sizes["BLOCK_G"] * sizes["BLOCK_C"]}
     config = call.config("dense", layout=layout(x), **key, **call.e0)
     splits = cdiv(p, config.blocks["BLOCK_P"] * config.blocks["TILES"])

@@ -1,12 +1,11 @@
 """A kernel with its grid and arguments, and what the launches of a call share.
 
 Grids are in forward_launches.py and backward_launches.py alone. These plan from tensors that may have no contents
-(device "meta") and do nothing; `run` launches a plan.
+(device "meta") and launch nothing; replay.py does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +31,13 @@ class Launch:
     def __str__(self) -> str:
         return f"{self.config.key}: {self.config}; from {self.config.source}"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told. The fusion of products and sums is pinned: a variable could turn it off."""
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
+
     def run(self) -> None:
-        self.kernel[self.grid](
-            **self.arguments, **self.constants,
-            num_warps=self.config.num_warps, num_stages=self.config.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,6 @@ class Call:
         common = {"ACC": tl.float64 if self.acc == torch.float64 else tl.float32, "PRECISION": self.precision}
         constants |= config.blocks | {name: x for name, x in common.items() if name in kernel.arg_names}
         return Launch(config, kernel, (*grid, 1, 1)[:3], arguments, constants)
-
-
-def run(launches: list[Launch], device: torch.device) -> None:
-    """Launches them in order, on the current stream of their device."""
-    # Triton launches on the current device, which need not be that of the tensors.
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        for launch in launches:
-            launch.run()
 
 
 def layout(x: Tensor) -> str:
