@@ -1,7 +1,7 @@
 """Run by test_triton_kernels.py, without the interpreter: what reaches the driver when a call is launched again.
 
-A pretended driver notes its arguments. The first call goes through Triton's look at them, the second through the kernels
-that this has compiled; both must hand over the same, but for the tensors.
+A pretended driver notes its arguments. The first call goes through Triton's look at them, the second through kernels
+that this compiled; both must hand over the same, but for the tensors.
 """
 
 from __future__ import annotations
