@@ -50,7 +50,8 @@ class Backend(Protocol):
     """What a module named in `BACKENDS` provides; lewel_kernels/reference.py documents shapes and dtypes.
 
     It may also have ``describe(features, pixels, weight, bias, scale, shift, *, num_groups, temperature, eps,
-    out_dtype) -> str``: lines for a person about what it would launch on these tensors, the `Explanation.plan`.
+    out_dtype) -> str``: lines for a person about what it would launch on these tensors, the `Explanation.plan`; and
+    ``automatic = False`` if it is there for tests, and runs only when demanded.
     """
 
     name: str
@@ -146,6 +147,17 @@ def refusal(name: str, request: Request) -> str | None:
     return backend.refuse(request)
 
 
+def _automatic(name: str) -> bool:
+    return getattr(load(name), "automatic", True)
+
+
+def _unoffered(name: str, request: Request) -> str | None:
+    """Why the automatic choice passes the named backend over, or None."""
+    if not _automatic(name):
+        return "it is there for tests and runs only when demanded"
+    return refusal(name, request)
+
+
 def explain(request: Request, backend: str | None = None) -> Explanation:
     """Decides and reports every backend. May compile the native extension, once.
 
@@ -154,9 +166,10 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
     """
     demanded, source = _demand(backend)
     # Where one is demanded the others are not asked: to answer, they may have to be compiled.
-    asked = BACKENDS if demanded is None else (demanded,)
-    refusals = {name: sentence for name in asked if (sentence := refusal(name, request))}
-    if demanded is None:
+    if demanded is not None:
+        refusals = {demanded: sentence} if (sentence := refusal(demanded, request)) else {}
+    else:
+        refusals = {name: sentence for name in BACKENDS if (sentence := _unoffered(name, request))}
         accepted = next((name for name in BACKENDS if name not in refusals), None)
         if accepted is None:
             return Explanation(None, "every backend refuses these inputs", refusals)
@@ -185,7 +198,7 @@ def choose(device: torch.device, dtype: torch.dtype, num_maps: int, backend: str
         return demanded
     refusals: dict[str, str] = {}
     for name in BACKENDS:
-        sentence = refusal(name, request)
+        sentence = _unoffered(name, request)
         if sentence is None:
             _warn_if_slow(name, request, refusals)
             return name
@@ -225,7 +238,7 @@ def _warn_if_slow(chosen: str, request: Request, refusals: dict[str, str]) -> No
     if chosen != "reference":
         return
     for name, sentence in refusals.items():
-        if load(name).device_type == request.device.type and sentence not in _warned:
+        if _automatic(name) and load(name).device_type == request.device.type and sentence not in _warned:
             _warned.add(sentence)
             warnings.warn(
                 f"fused_align_aggregate runs the plain PyTorch reference because the {name} backend cannot: {sentence}",

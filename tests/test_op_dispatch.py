@@ -213,6 +213,19 @@ def test_an_unusable_fast_backend_is_worth_one_warning(install: Install, monkeyp
         call(backend="reference")
 
 
+def test_what_is_there_for_tests_is_never_chosen_automatically(install: Install) -> None:
+    spy = install("instrument")
+    spy.automatic = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert spy.calls == []
+    told = explain(torch.zeros(2, 8, 9), torch.zeros(4, 8))
+    assert told.refusals["instrument"] == "it is there for tests and runs only when demanded"
+    call(backend="instrument")
+    assert spy.calls == ["forward"]
+
+
 def test_explain_says_which_and_why_and_why_not(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("willing")
     install("picky", refusal="it wants a larger machine")

@@ -168,17 +168,21 @@ def test_which_softmax_is_bounded() -> None:
 
 
 @needs_a_device
-@pytest.mark.parametrize("case", [ONE_TILE, DENSE], ids=str)
-def test_offsets_beyond_32_bits(case: OpCase) -> None:
-    """Images and channels more than 2^31 elements apart, in memory of which a few pages are touched."""
+@pytest.mark.parametrize("axis", ["images", "channels", "positions"])
+@pytest.mark.parametrize("case", [ONE_TILE, DENSE, TILES], ids=str)
+def test_offsets_beyond_32_bits(case: OpCase, axis: str) -> None:
+    """Neighbours along an axis lie so far apart that the last is beyond 2^31; few pages of that memory are touched."""
 
     def far(x: Tensor) -> Tensor:
         n, c, p = x.detach().flatten(2).shape
-        apart = (2**31 + 64) // (c - 1)
-        y = torch.empty(apart * (c - 1) + 2 * p * n + p, dtype=x.dtype, device=DEVICE)
-        return y.as_strided((n, c, p), (p, apart, 1)).copy_(x.detach().flatten(2)).requires_grad_()
+        sizes = {"images": n, "channels": c, "positions": p}
+        apart = (2**31 + 2**12) // (sizes[axis] - 1) + 1
+        strides = {"images": (apart, p, 1), "channels": (p, apart, 1), "positions": (c, 1, apart)}[axis]
+        last = sum((size - 1) * stride for size, stride in zip((n, c, p), strides, strict=True))
+        y = torch.empty(last + 1, dtype=x.dtype, device=DEVICE)
+        return y.as_strided((n, c, p), strides).copy_(x.detach().flatten(2)).requires_grad_()
 
-    inputs = make(replace(case, D=6, C=6, N=2), dtype=torch.float16, device=DEVICE)
+    inputs = make(replace(case, N=2), dtype=torch.float16, device=DEVICE)
     expected = run_op(inputs, "triton")
     assert inputs.pixels is not None
     inputs.features, inputs.pixels = far(inputs.features), far(inputs.pixels)
@@ -279,20 +283,83 @@ def test_nothing_but_the_grid_depends_on_the_batch(case: OpCase, arch: str) -> N
     assert plan(1) == plan(7)
 
 
+@pytest.mark.parametrize("case", DESIGNS, ids=str)
+def test_norms_are_of_the_stored_maps(case: OpCase) -> None:
+    """The backward divides what is stored by them."""
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("triton is not interpreted, and there is no GPU")
+    call = call_of(make(case, dtype=torch.float16, device=DEVICE))
+    (_, maps, heat, norm), launches = launch_all(call, out_dtype=torch.float32, return_maps=True)
+    torch.testing.assert_close(norm, heat.float().norm(dim=1), rtol=1e-6, atol=0)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]), rtol=1e-5, atol=0)  # not rounded to 16 bits
+    splits = [each.arguments["S"] for each in launches if "S" in each.arguments]
+    assert splits == [each.arguments["S"] for each in launch_all(replace(call), n=1)[1] if "S" in each.arguments]
+
+
+def launch_all(call: launch.Call, *, n: int | None = None, **options: Any) -> Any:
+    """Outputs and launches of a forward, run; with n, planned for the first n images alone."""
+    if n is not None:
+        fewer = {name: None if x is None else x[:n] for name, x in (("features", call.features), ("given", call.given))}
+        return forward_launches.plan(replace(call, **fewer), out_dtype=call.dtype, return_maps=False)  # type: ignore[arg-type]
+    outputs, launches = forward_launches.plan(call, **options)
+    for each in launches:
+        each.run()
+    return outputs, launches
+
+
+@needs_a_device
+def test_zero_pixels_in_float16() -> None:
+    """The maps are those of float64, which is more than plain PyTorch manages: eps is zero in float16 there.
+
+    The gradient of a heat map that is zero, dU / eps, is beyond float16: what it reaches is not finite, and a gradient
+    scaler skips the step.
+    """
+    inputs = make(ONE_TILE, dtype=torch.float16, device=DEVICE)
+    assert inputs.bias is not None
+    assert inputs.pixels is not None
+    inputs.bias.detach().zero_()
+    inputs.pixels.detach()[1, :, 2, 1] = 0
+    truth = run_eager(inputs.to(torch.float64), temperature=0.2, return_maps=True)
+    found = run_op(inputs, "triton", temperature=0.2, return_maps=True)
+    for name in ("pooled", "maps", "d_features"):
+        torch.testing.assert_close(
+            found[name].double(), truth[name], rtol=0, atol=1e-2 * truth[name].abs().max().item()
+        )
+    assert not found["d_weight"].isfinite().all()
+    others = [0, 2]
+    torch.testing.assert_close(
+        found["d_pixels"][others].double(), truth["d_pixels"][others], rtol=0,
+        atol=1e-2 * truth["d_pixels"][others].abs().max().item(),
+    )  # fmt: skip
+
+
 def test_kernels_hold_no_atomics() -> None:
     for module in (blocks, forward_kernels, backward_kernels):
         assert "atomic" not in inspect.getsource(module)
 
 
-def test_tf32_only_where_pytorch_allows_it() -> None:
+@pytest.mark.parametrize("switch", ["allow_tf32", "fp32_precision", "fp32_precision everywhere"])
+def test_tf32_only_where_pytorch_allows_it(switch: str) -> None:
+    """By either of its switches; having used the newer, PyTorch raises where the older is read."""
+    code = (
+        "import torch\n"
+        "from lewel_kernels.triton.launch import allows_tf32\n"
+        "assert not allows_tf32(torch.float32)\n"
+        f"{'torch.backends.' if 'everywhere' in switch else 'torch.backends.cuda.matmul.'}"
+        f"{switch.split()[0]} = {True if switch == 'allow_tf32' else 'tf32'!r}\n"
+        "assert allows_tf32(torch.float32) and not allows_tf32(torch.float16)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     call = call_of(make(ONE_TILE, dtype=torch.float32))
     assert call.precision == "ieee"
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        assert call.precision == "tf32"
-        assert call_of(make(ONE_TILE, dtype=torch.float16)).precision == "ieee"
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_the_fusion_of_products_and_sums_is_pinned() -> None:
+    call = call_of(make(ONE_TILE, dtype=torch.float32))
+    _, launches = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
+    assert all(each.options["enable_fp_fusion"] is True for each in launches)
 
 
 @dataclass
@@ -334,8 +401,8 @@ def test_too_many_maps_are_refused_at_the_door() -> None:
 
 def test_more_positions_than_indices_are_refused() -> None:
     weight = torch.zeros(4, 1, device=DEVICE)
-    for shape in ((1, 1, 2**20 + 1), (2**12, 1, 2**20)):
-        with pytest.raises(BackendUnavailable, match=f"at most 1048576 positions in an image.*got {shape[2]} and"):
+    for shape in ((1, 1, 2**24 + 1), (2**8, 1, 2**24)):
+        with pytest.raises(BackendUnavailable, match=f"at most 16777216 positions in an image.*got {shape[2]} and"):
             fused_align_aggregate(torch.zeros((), device=DEVICE).expand(shape), weight, num_groups=1, backend="triton")
 
 

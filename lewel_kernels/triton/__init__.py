@@ -27,9 +27,10 @@ heat_rows = True
 # Decided once, as triton decides it: where its kernels are defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 device_type = "cpu" if INTERPRETED else "cuda"
+automatic = not INTERPRETED
 
 _MOST_ROWS = 2**31 - 1  # their indices are 32-bit, unlike the offsets made of them
-_MOST_POSITIONS = 2**20  # of which each tile is a program along an axis of the grid that has 2^16
+_MOST_POSITIONS = 2**24  # of which each tile of 512 is a program along an axis of the grid that has 2^16 - 1
 # A program holds a row of them in registers.
 MOST_MAPS = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512, torch.float64: 256}
 
@@ -43,6 +44,8 @@ def refuse(request: Request) -> str | None:
     if request.num_maps > (most := MOST_MAPS[request.dtype]):
         return f"it computes at most {most} maps in {request.dtype}; weight has {request.num_maps} rows"
     if not INTERPRETED:
+        if torch.version.hip is not None:
+            return "it was written for NVIDIA GPUs and never compiled for AMD's"
         major, minor = _capability(request.device)
         if major < 8:
             return (
@@ -59,10 +62,6 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _contiguous(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if scale is None or shift is None else (scale.contiguous(), shift.contiguous())
-
-
-def _allows_tf32(features: Tensor) -> bool:
-    return features.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
 def _call(
@@ -97,10 +96,10 @@ def forward(
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E0-E5; see `lewel_kernels.reference.forward`."""
-    from lewel_kernels.triton import forward_launches, replay
+    from lewel_kernels.triton import forward_launches, launch, replay
 
     inputs = (features, pixels, weight, bias, *_contiguous(scale, shift))
-    constants = ("forward", num_groups, temperature, eps, out_dtype, return_maps, _allows_tf32(features))
+    constants = ("forward", num_groups, temperature, eps, out_dtype, return_maps, launch.allows_tf32(features.dtype))
 
     def plan() -> replay.Planned:
         call = _call(inputs, num_groups, temperature, eps, features.device)
@@ -131,7 +130,7 @@ def backward(
 
     given = (features, pixels, weight, bias, *_contiguous(scale, shift))
     inputs = (*given, grad_pooled, grad_maps, launch.as_rows(heat), norm.contiguous())
-    constants = ("backward", num_groups, temperature, eps, needs, _allows_tf32(features))
+    constants = ("backward", num_groups, temperature, eps, needs, launch.allows_tf32(features.dtype))
 
     def plan() -> replay.Planned:
         call = _call(given, num_groups, temperature, eps, features.device)

@@ -6,7 +6,7 @@ import triton.language as tl
 from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, total, unit_maps, weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def pool_bwd_kernel(
     p_f,  # (N, C, P)
     p_heat,  # (N P, K)
@@ -30,9 +30,10 @@ def pool_bwd_kernel(
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """E6, E7 and the delta of E8 in one pass over features and dR: one program per image, group, tile of positions."""
-    i_n = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(P, BLOCK_P)
+    i_n = (tl.program_id(0) // tiles).to(tl.int64)
+    i_p = tl.program_id(0) % tiles
     i_g = tl.program_id(1)
-    i_p = tl.program_id(2)
     K = G * L
     o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
     m_p = o_p < P
@@ -173,7 +174,7 @@ def pixels_bwd_kernel(
             tl.store(p_dx + o_dx, b_dx, mask=m_rd)
 
 
-@triton.jit(do_not_specialize=["R", "tiles_each"])
+@triton.jit(do_not_specialize=["R", "tiles", "tiles_each"])
 def weight_bwd_kernel(
     p_dm,  # (R, K)
     p_x,  # (N, D, P)

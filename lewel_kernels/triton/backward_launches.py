@@ -77,7 +77,7 @@ def _pool_bwd(
     }  # fmt: skip
     launches.append(
         call.launch(
-            config, backward_kernels.pool_bwd_kernel, (n, g, tiles), arguments, ONE_TILE=tiles == 1, BLOCK_L=power(l)
+            config, backward_kernels.pool_bwd_kernel, (n * tiles, g), arguments, ONE_TILE=tiles == 1, BLOCK_L=power(l)
         )
     )
     if tiles > 1 and da is not None:

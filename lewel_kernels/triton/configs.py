@@ -120,27 +120,31 @@ def _tile(P: int, most: int) -> int:
 
 def _pool(size: int, layout: str, P: int, L: int) -> _Rule:
     tile = _tile(P, _by(size, 8192, 2048, 1024) // L)
-    channels = _by(size, 128 if tile <= 64 else 64 if layout == "rows" else 32, 32, 16)
+    rows = layout == "rows"
+    channels = _by(size, 128 if tile <= 64 else 64 if rows else 32, 32 if rows else 16, 16)
     channels = min(channels, max(16, _by(size, 8192, 4096, 2048) // L))
     return {"BLOCK_P": tile, "BLOCK_C": channels, "CHUNKS": 2}, 8 if tile * L > 4096 else 4, 2
 
 
 def _pool_bwd(size: int, layout: str, P: int, L: int) -> _Rule:
     tile = _tile(P, _by(size, 8192 if L <= 32 else 4096, 1024, 1024) // L)
-    channels = _by(size, 64 if layout == "rows" and tile <= 64 else 32, 32, 16)
-    channels = min(channels, max(16, _by(size, 8192, 4096, 2048) // L))
-    if size > 2 and L > 128:
-        return {"BLOCK_P": tile, "BLOCK_C": channels}, 4, 1
-    return {"BLOCK_P": tile, "BLOCK_C": channels}, 8 if tile * L >= 4096 else 4, 2
+    channels = _by(size, 64 if layout == "rows" and tile <= 64 else 32, 32, 32)
+    blocks = {"BLOCK_P": tile, "BLOCK_C": min(channels, max(16, _by(size, 8192, 1024, 2048) // L))}
+    if size > 2 and L >= 64:
+        return blocks, 4, 1
+    if size == 8:
+        return blocks, 8, 2
+    return blocks, 8 if tile * L >= 4096 else 4, 2
 
 
 def _maps_bwd(size: int, K: int) -> _Rule:
-    return {"BLOCK_R": _by(size, 4096, 4096, 1024) // K}, 4, 2
+    return {"BLOCK_R": min(32, _by(size, 4096, 4096, 1024) // K)}, 4, 2
 
 
 def _pixels_bwd(size: int, layout: str, K: int) -> _Rule:
     rows = _by(size, 64 if K <= 256 else 32, max(16, min(32, 4096 // K)), 16)
-    blocks = {"BLOCK_R": rows, "BLOCK_D": _by(size, 64 if K <= 256 else 32, 32, 32), "CHUNKS": 8}
+    columns = _by(size, 64 if K <= 256 and layout == "rows" else 32, 32, 32)
+    blocks = {"BLOCK_R": rows, "BLOCK_D": columns, "CHUNKS": 8}
     return blocks, 8 if K >= 256 or size == 8 else 4, 1 if size == 8 else 2
 
 

@@ -276,10 +276,11 @@ def maps_kernel(
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """E4 written out, for who asks for the maps."""
-    i_n = tl.program_id(0).to(tl.int64)
-    o_p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
+    tiles = tl.cdiv(P, BLOCK_P)
+    i_n = (tl.program_id(0) // tiles).to(tl.int64)
+    o_p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
     m_p = o_p < P
-    o_k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
+    o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
     m_k = o_k < K
     b_u = unit_maps(p_heat, p_norm, i_n * P + o_p, m_p, o_k, m_k, K, eps, ACC)  # [BP, BK]
     b_top = tl.load(p_top + i_n * K + o_k, mask=m_k, other=0.0)

@@ -44,11 +44,14 @@ def plan(
 
 
 def is_dense(call: Call) -> bool:
-    """Whether the projection stays on chip: many positions, and all maps and channels at once in the registers."""
+    """Whether the projection stays on chip: many positions, and what is summed for all maps at once in the registers.
+
+    Its products are one for each group; with fewer than four the operands of one take too many registers.
+    """
     _, c, d, _, l, p = call.sizes
-    g = next_power(call.num_groups)
-    maps, channels = g * power(l), g * power(c // call.num_groups)
-    return p > 256 and d <= 512 and maps <= 128 and channels <= 256 and maps * channels * call.dtype.itemsize <= 2**17
+    g, maps, channels = next_power(call.num_groups), power(l), power(c // call.num_groups)
+    fits = g * maps <= 128 and g * channels <= 256 and g * maps * channels * call.acc.itemsize <= 2**15
+    return p > 256 and d <= 512 and g >= 4 and fits
 
 
 def _project(call: Call, heat: Tensor, norm: Tensor) -> Launch:
@@ -133,5 +136,5 @@ def _maps(call: Call, heat: Tensor, norm: Tensor, stats: Stats, maps: Tensor) ->
         "p_heat": heat, "p_norm": norm, "p_top": stats.top, "p_inverse": stats.inverse, "p_a": maps,
         "P": p, "K": k, **call.numbers,
     }  # fmt: skip
-    grid = (n, cdiv(p, config.blocks["BLOCK_P"]), cdiv(k, config.blocks["BLOCK_K"]))
+    grid = (n * cdiv(p, config.blocks["BLOCK_P"]), cdiv(k, config.blocks["BLOCK_K"]))
     return call.launch(config, forward_kernels.maps_kernel, grid, arguments)

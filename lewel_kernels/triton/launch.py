@@ -86,7 +86,7 @@ class Call:
     @property
     def precision(self) -> str:
         """TF32 only where PyTorch's own products may take it."""
-        return "tf32" if self.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        return "tf32" if allows_tf32(self.dtype) else "ieee"
 
     def config(self, name: str, **key: int | str) -> configs.Config:
         return configs.find(name, self.arch, self.dtype, **key)
@@ -98,6 +98,16 @@ class Call:
         common = {"ACC": tl.float64 if self.acc == torch.float64 else tl.float32, "PRECISION": self.precision}
         constants |= config.blocks | {name: x for name, x in common.items() if name in kernel.arg_names}
         return Launch(config, kernel, (*grid, 1, 1)[:3], arguments, constants)
+
+
+def allows_tf32(dtype: torch.dtype) -> bool:
+    """Whether products of a dtype may be rounded to TF32, as PyTorch's own."""
+    if dtype != torch.float32:
+        return False
+    # Not allow_tf32, which raises where somebody has used this newer switch. "none" leaves it to the one for all.
+    allowed = torch.backends.cuda.matmul.fp32_precision
+    everywhere = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return bool((everywhere if allowed == "none" else allowed) == "tf32")
 
 
 def layout(x: Tensor) -> str:

@@ -77,9 +77,11 @@ def _shipped() -> Iterator[Request]:
     for shape in (m, b, d14, d56):
         yield from (replace(shape, dtype=dtype) for dtype in DTYPES)
         yield replace(shape, dtype="fp32", tf32=True)
-        yield replace(shape, layout="planes")
+        yield from (replace(shape, layout="planes", dtype=dtype) for dtype in ("bf16", "fp16", "fp32"))
+        yield replace(shape, layout="planes", affine=True)
         yield from (replace(shape, affine=True, dtype=dtype) for dtype in ("bf16", "fp16"))
     yield replace(m, bias=True, shared=True, maps=True)
+    yield replace(d56, name="56x56 G8", G=8)
     # The ablations of the paper, more maps or one group; and GPUs with little shared memory, which have no table.
     every = (80, 89, 90)
     for dtype in ("bf16", "fp32"):
@@ -215,12 +217,10 @@ def compile_launch(launch: Launch, capability: int, request: str = "") -> Report
     """Compiles a launch as Triton would on the GPU; its tensors may be on any device, "meta" too."""
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("kernels are interpreted in this process; unset TRITON_INTERPRET before it imports them")
-    config = launch.config
     arguments = {name: _Tensor(x) if isinstance(x, Tensor) else x for name, x in launch.arguments.items()}
     with _compiling_for(capability), contextlib.redirect_stdout(sys.stderr):  # Triton prints what ptxas refuses
         compiled = launch.kernel.warmup(
-            grid=launch.grid, **arguments, **launch.constants,
-            num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
+            grid=launch.grid, **arguments, **launch.constants, **launch.options,
         )  # fmt: skip
     return Report(**_names(launch, capability, request), **_facts(compiled))
 
