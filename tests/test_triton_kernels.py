@@ -334,6 +334,20 @@ def test_zero_pixels_in_float16() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", offline.DTYPES.values(), ids=offline.DTYPES)
+@pytest.mark.parametrize("positions", [49, 3136, backend_module._MOST_POSITIONS])
+def test_grids_fit(positions: int, dtype: torch.dtype) -> None:
+    """A grid has 2^31 - 1 programs along its first axis, 2^16 - 1 along the others."""
+    x, weight = torch.empty(1, 1, 1, dtype=dtype, device="meta"), torch.empty(128, 8, dtype=dtype, device="meta")
+    features = x.expand(2, 8, positions)
+    call = launch.Call(features, None, weight, None, None, None, 4, 0.1, 1e-12, "other")
+    outputs, launches = forward_launches.plan(call, out_dtype=dtype, return_maps=True)
+    _, more = backward_launches.plan(call, outputs[0], None, outputs[2], outputs[3], (True,) * 6)
+    for each in launches + more:
+        assert each.grid[0] < 2**31, each
+        assert max(each.grid[1:]) < 2**16, each
+
+
 def test_kernels_hold_no_atomics() -> None:
     for module in (blocks, forward_kernels, backward_kernels):
         assert "atomic" not in inspect.getsource(module)
@@ -401,8 +415,8 @@ def test_too_many_maps_are_refused_at_the_door() -> None:
 
 def test_more_positions_than_indices_are_refused() -> None:
     weight = torch.zeros(4, 1, device=DEVICE)
-    for shape in ((1, 1, 2**24 + 1), (2**8, 1, 2**24)):
-        with pytest.raises(BackendUnavailable, match=f"at most 16777216 positions in an image.*got {shape[2]} and"):
+    for shape in ((1, 1, 2**23 + 1), (2**8, 1, 2**23)):
+        with pytest.raises(BackendUnavailable, match=f"at most 8388608 positions in an image.*got {shape[2]} and"):
             fused_align_aggregate(torch.zeros((), device=DEVICE).expand(shape), weight, num_groups=1, backend="triton")
 
 

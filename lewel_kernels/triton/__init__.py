@@ -30,7 +30,7 @@ device_type = "cpu" if INTERPRETED else "cuda"
 automatic = not INTERPRETED
 
 _MOST_ROWS = 2**31 - 1  # their indices are 32-bit, unlike the offsets made of them
-_MOST_POSITIONS = 2**24  # of which each tile of 512 is a program along an axis of the grid that has 2^16 - 1
+_MOST_POSITIONS = 2**23  # each 256 of them a program along an axis of the grid that has room for 2^16 - 1
 # A program holds a row of them in registers.
 MOST_MAPS = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512, torch.float64: 256}
 
