@@ -105,7 +105,7 @@ NOT_INTERPRETED = re.compile(
     "bf16|bfloat16|rounded_once|second_order|inductor|compile_once|fresh_process|two_ranks|batched_gradients"
     "|run_to_run|repeats_of_a_large_batch|any_number_of_threads|row_alone.*dense|registration.*subset_of_gradients"
     "|layouts.*fp64|tell_the_truth.*(float64|float16)"
-    "|as_accurate_as_eager.*(pooled]|dense|full_width)|vectors_and_tiles.*(fp16|K68)"
+    "|as_accurate_as_eager.*(pooled]|dense|full_width)|vectors_and_tiles.*(fp16|K68|K65)|exact_in_float64.*full_width"
     "|opcheck_of_the_backward|tell_the_truth.*(dense|full_width)|affine.*(test_vmap|dynamic_batch)"
 )
 
