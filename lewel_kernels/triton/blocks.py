@@ -66,6 +66,36 @@ def activate(b_x, p_scale, p_shift, o_d, m_d, ACC: tl.constexpr):
 
 
 @triton.jit
+def project(
+    p_rows,  # [rows], to the first of the pixels' channels
+    m_r,
+    p_w,  # (K, D)
+    p_b,  # (K,) or None
+    p_scale,  # (D,) or None, of E0
+    p_shift,  # (D,) or None
+    o_k, m_k, D,
+    s_xd, s_wk, s_wd, s_b,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """E0 and E1 of some rows and maps: M before it is rounded, [rows, maps]."""
+    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    b_m = tl.zeros([BLOCK_R, BLOCK_K], ACC)
+    for i_d in range(0, D, BLOCK_D):
+        m_d = i_d + o_d < D
+        b_x = tl.load(p_rows[:, None] + ((i_d + o_d) * s_xd)[None, :], mask=m_r[:, None] & m_d[None, :], other=0.0)
+        b_w = tl.load(
+            p_w + (o_k * s_wk)[:, None] + ((i_d + o_d) * s_wd)[None, :], mask=m_k[:, None] & m_d[None, :], other=0.0
+        )  # [BK, BD]
+        if p_scale is not None:
+            b_x = activate(b_x, p_scale, p_shift, i_d + o_d, m_d, ACC)
+        b_m = dot(b_x, tl.trans(b_w), b_m, PRECISION)
+    if p_b is not None:
+        b_m += tl.load(p_b + o_k * s_b, mask=m_k, other=0.0).to(ACC)[None, :]
+    return b_m
+
+
+@triton.jit
 def clamped(b_norm, eps):
     """max(norm, eps) of E2; NaN stays NaN."""
     return tl.maximum(b_norm, tl.full((), eps, b_norm.dtype), propagate_nan=tl.PropagateNan.ALL)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lewel_kernels.triton.blocks import activate, clamped, dot, rows_of, total, unit_maps, weights
+from lewel_kernels.triton.blocks import clamped, dot, project, rows_of, total, unit_maps, weights
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -24,7 +24,6 @@ def project_kernel(
 ):  # fmt: skip
     """E1 and the norms of E2: one program per tile of rows and all K maps, so that the norm is at hand at its end."""
     o_n, o_p, m_r = rows_of(tl.program_id(0), R, P, BLOCK_R, TILING)
-    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
     o_r = o_n * P + o_p
     p_rows = p_x + (o_n * s_xn + o_p * s_xp)  # [BR]
     dtype = p_heat.dtype.element_ty
@@ -32,18 +31,10 @@ def project_kernel(
     for i_k in range(0, K, BLOCK_K):  # once, unless K is large
         o_k = i_k + tl.arange(0, BLOCK_K).to(tl.int64)
         m_k = o_k < K
-        b_m = tl.zeros([BLOCK_R, BLOCK_K], ACC)
-        for i_d in range(0, D, BLOCK_D):
-            m_d = i_d + o_d < D
-            b_x = tl.load(p_rows[:, None] + ((i_d + o_d) * s_xd)[None, :], mask=m_r[:, None] & m_d[None, :], other=0.0)
-            b_w = tl.load(
-                p_w + (o_k * s_wk)[:, None] + ((i_d + o_d) * s_wd)[None, :], mask=m_k[:, None] & m_d[None, :], other=0.0
-            )  # [BK, BD]
-            if p_scale is not None:
-                b_x = activate(b_x, p_scale, p_shift, i_d + o_d, m_d, ACC)
-            b_m = dot(b_x, tl.trans(b_w), b_m, PRECISION)  # [BR, BK]
-        if p_b is not None:
-            b_m += tl.load(p_b + o_k * s_b, mask=m_k, other=0.0).to(ACC)[None, :]
+        b_m = project(
+            p_rows, m_r, p_w, p_b, p_scale, p_shift, o_k, m_k, D, s_xd, s_wk, s_wd, s_b,
+            BLOCK_R, BLOCK_K, BLOCK_D, PRECISION, ACC,
+        )  # [BR, BK]  # fmt: skip
         b_heat = b_m.to(dtype)
         tl.store(p_heat + o_r[:, None] * K + o_k[None, :], b_heat, mask=m_r[:, None] & m_k[None, :])
         b_m = b_heat.to(ACC)
@@ -175,7 +166,6 @@ def dense_kernel(
     o_c = tl.arange(0, BLOCK_G * BLOCK_C).to(tl.int64)
     m_c = (o_c // BLOCK_C < G) & (o_c % BLOCK_C < width)
     o_c = o_c // BLOCK_C * width + o_c % BLOCK_C
-    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
     dtype = p_heat.dtype.element_ty
 
     b_part = tl.zeros([BLOCK_G, BLOCK_L, BLOCK_C], ACC)
@@ -185,18 +175,10 @@ def dense_kernel(
         o_p = i_t * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
         m_p = o_p < P
         p_rows = p_x + i_n * s_xn + o_p * s_xp
-        b_m = tl.zeros([BLOCK_P, BLOCK_G * BLOCK_L], ACC)
-        for i_d in range(0, D, BLOCK_D):
-            m_d = i_d + o_d < D
-            b_x = tl.load(p_rows[:, None] + ((i_d + o_d) * s_xd)[None, :], mask=m_p[:, None] & m_d[None, :], other=0.0)
-            b_w = tl.load(
-                p_w + (o_k * s_wk)[:, None] + ((i_d + o_d) * s_wd)[None, :], mask=m_k[:, None] & m_d[None, :], other=0.0
-            )  # [BK, BD]
-            if p_scale is not None:
-                b_x = activate(b_x, p_scale, p_shift, i_d + o_d, m_d, ACC)
-            b_m = dot(b_x, tl.trans(b_w), b_m, PRECISION)  # [BP, BK]
-        if p_b is not None:
-            b_m += tl.load(p_b + o_k * s_b, mask=m_k, other=0.0).to(ACC)[None, :]
+        b_m = project(
+            p_rows, m_p, p_w, p_b, p_scale, p_shift, o_k, m_k, D, s_xd, s_wk, s_wd, s_b,
+            BLOCK_P, BLOCK_G * BLOCK_L, BLOCK_D, PRECISION, ACC,
+        )  # [BP, BK]  # fmt: skip
         b_heat = b_m.to(dtype)
         o_r = i_n * P + o_p
         tl.store(p_heat + o_r[:, None] * K + o_k[None, :], b_heat, mask=m_p[:, None] & m_k[None, :])
