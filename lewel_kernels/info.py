@@ -10,6 +10,7 @@ import torch
 
 import lewel_kernels
 from lewel_kernels import dispatch, env, native
+from lewel_kernels.native import cuda, nvcc, toolchain
 
 
 def report() -> str:
@@ -20,6 +21,7 @@ def report() -> str:
         *(f"{package} {_version(package)}" for package in ("torch", "triton", "torchvision", "ninja", "pybind11")),
         f"cpu: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         *_gpus(),
+        f"nvcc: {_nvcc()}",
         "backends, in automatic order:",
     ]
     lines += [f"  {name}: {_status(name)}" for name in dispatch.BACKENDS]
@@ -31,6 +33,9 @@ def report() -> str:
 def _status(name: str) -> str:
     if name == "cpu":
         return native.status()
+    if name == "cuda":
+        state = native.status(cuda.target())
+        return "; ".join([state, *_on_gpus(name)]) if state.startswith("loaded") and not cuda.emulated else state
     kind = dispatch.load(name).device_type
     if kind is None:
         return "runs everywhere PyTorch runs"
@@ -38,11 +43,29 @@ def _status(name: str) -> str:
         return f"runs on {kind} tensors, in its interpreter"
     if not torch.cuda.is_available():
         return "runs on cuda tensors; PyTorch sees no GPU here"
+    return "; ".join(_on_gpus(name))
+
+
+def _on_gpus(name: str) -> list[str]:
+    """What a backend says of each GPU."""
     answers = []
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         request = dispatch.Request(torch.device("cuda", index), torch.float32)
         answers.append(f"gpu {index}: {dispatch.refusal(name, request) or 'runs'}")
-    return "; ".join(answers)
+    return answers
+
+
+def _nvcc() -> str:
+    try:
+        found = nvcc.find()
+    except toolchain.BuildError as error:
+        return str(error)
+    try:
+        nvcc.check_torch()
+        told = f"compiles for {', '.join(nvcc.architectures(found))}"
+    except toolchain.BuildError as error:
+        told = f"unused: {error}"
+    return f"{found.version} at {found.path}, {told}"
 
 
 def _version(package: str) -> str:

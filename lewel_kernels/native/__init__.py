@@ -1,6 +1,7 @@
-"""The compiled extension: loaded when a backend first needs it, built if this machine has not built it yet.
+"""The compiled extensions: each loaded when a backend first needs it, built if this machine has not built it yet.
 
-Importing this package imports and builds nothing. One process tries once; the outcome, good or bad, is remembered.
+Importing this package imports and builds nothing. One process tries each target (targets.py) once; the outcome, good or
+bad, is remembered.
 """
 
 from __future__ import annotations
@@ -12,70 +13,79 @@ from pathlib import Path
 from types import ModuleType
 
 from lewel_kernels.native import builder
+from lewel_kernels.native.target import Target
+from lewel_kernels.native.targets import TARGETS
+from lewel_kernels.native.toolchain import BuildError
 
 _lock = threading.Lock()
-_tried = False
-_reason: str | None = None
+_reasons: dict[str, str | None] = {}  # of the targets that were tried
 
 
-def unavailable() -> str | None:
+def unavailable(target: str = "cpu") -> str | None:
     """Why the extension cannot be used, as a sentence with a remedy, or None once its ops are registered."""
-    global _tried, _reason
     with _lock:
-        if not _tried:
-            try:
-                _load(builder.build().library)
-            except builder.BuildError as error:
-                _reason = str(error)
-            _tried = True
-        return _reason
+        if target not in _reasons:
+            _reasons[target] = _try(TARGETS[target])
+        return _reasons[target]
 
 
-def require() -> None:
+def require(target: str = "cpu") -> None:
     """Raise what `unavailable` says: for an op that was chosen elsewhere, in an exported program for one."""
-    if reason := unavailable():
+    if reason := unavailable(target):
         raise RuntimeError(reason)
 
 
-def build_info() -> dict[str, str | int]:
-    """What the loaded extension was compiled with: isa, vector_bytes, compiler, flags, torch, torch_abi.
+def build_info(target: str = "cpu") -> dict[str, str | int]:
+    """What the loaded extension was compiled with: isa and vector_bytes of the cpu's, or archs, nvcc and emulated; and
+    compiler, flags, torch, torch_abi of each.
 
     Raises:
         RuntimeError: if the extension cannot be used; the message says why.
     """
-    require()
-    info: dict[str, str | int] = sys.modules[builder.MODULE].build_info()
+    require(target)
+    info: dict[str, str | int] = sys.modules[TARGETS[target].module].build_info()
     return info
 
 
-def status() -> str:
+def status(target: str = "cpu") -> str:
     """One line for a report, found without building anything."""
-    if _tried:
-        if _reason:
-            return f"unavailable: {_reason}"
-        info = build_info()
-        return f"loaded, {info['isa']} with vectors of {info['vector_bytes']} bytes, by {info['compiler']}"
+    if target in _reasons:
+        if reason := _reasons[target]:
+            return f"unavailable: {reason}"
+        info = build_info(target)
+        if target == "cpu":
+            return f"loaded, {info['isa']} with vectors of {info['vector_bytes']} bytes, by {info['compiler']}"
+        by = info["compiler"] if info["emulated"] else f"nvcc {info['nvcc']} with {info['compiler']}"
+        return f"loaded, {'emulated ' if info['emulated'] else ''}{info['archs']}, by {by}"
+    command = TARGETS[target].command
     try:
-        built = builder.find()
-    except builder.BuildError as error:
-        return f"cannot be built: {error}"
+        built = builder.find(TARGETS[target])
+    except BuildError as error:
+        return f"cannot be built: {error}, then run `{command}`"
     if built is None:
-        return "not built yet; `python -m lewel_kernels.build` does, and so does its first use"
-    unavailable()  # loads it
-    return status()
+        return f"not built yet; `{command}` does, and so does its first use"
+    unavailable(target)  # loads it
+    return status(target)
 
 
-def _load(library: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(builder.MODULE, library)
+def _try(target: Target) -> str | None:
+    try:
+        _load(target, builder.build(target).library)
+    except BuildError as error:
+        return f"{error}, then run `{target.command}`"
+    return None
+
+
+def _load(target: Target, library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(target.module, library)
     assert spec is not None
     assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise builder.BuildError(
-            f"the compiled extension {library} cannot be loaded ({error}); delete {library.parent} and run "
-            f"`{builder.COMMAND}`"
+        raise BuildError(
+            f"the compiled extension {library} cannot be loaded ({error}); delete {library.parent}"
         ) from error
-    sys.modules[builder.MODULE] = module
+    sys.modules[target.module] = module
     return module

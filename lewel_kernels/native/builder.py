@@ -1,15 +1,14 @@
 """Compiles csrc/ with ninja into a cache that every process of a machine shares.
 
 A build is a folder named after everything that goes into it: the sources, the flags, the versions of torch, Python and
-the compiler, and the instruction set. It appears in the cache by one rename, so it is either whole or absent.
+the compilers, and what it is compiled for. It appears in the cache by one rename, so it is either whole or absent.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,23 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from lewel_kernels import env
-from lewel_kernels.native.toolchain import (
-    COMMAND,
-    BuildError,
-    Compiler,
-    find_compiler,
-    find_ninja,
-    includes,
-    torch_folder,
-)
+from lewel_kernels.native.target import Target, Tools
+from lewel_kernels.native.target import sources as sources
+from lewel_kernels.native.toolchain import BuildError, find_ninja
 
-MODULE = "_lewel_native"
-_LIBRARY = f"{MODULE}.so"
-_UNITS = ("registration", "cpu/kernels_float", "cpu/kernels_double", "build_info")
 _LOG = "build.log"
 
 
@@ -46,54 +35,57 @@ class Build:
     seconds: float | None
 
 
-def build() -> Build:
+def build(target: Target) -> Build:
     """The extension for this machine, compiled unless the cache has it. Processes that ask at once compile it once.
 
     Raises:
         BuildError: if it is not in the cache and cannot be compiled.
     """
-    if found := find():
+    if found := find(target):
         return Build(found, None)
-    compiler = find_compiler()
-    folder = cache() / _name(compiler)
+    tools = target.find_tools()
+    folder = cache() / _name(target, tools)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if found := find():
+            if found := find(target):
                 return Build(found, None)
-            print("lewel_kernels: compiling the cpu backend, once; this takes some ten seconds", file=sys.stderr)
+            print(f"lewel_kernels: {target.notice(tools)}", file=sys.stderr)
             start = time.perf_counter()
-            _compile(compiler, folder)
-            return Build(folder / _LIBRARY, time.perf_counter() - start)
+            _compile(target, tools, folder)
+            return Build(folder / target.library, time.perf_counter() - start)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise BuildError(_full(folder.parent)) from error
         raise BuildError(
             f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
-            f"set {env.CACHE_DIR.name} to one that can, then run `{COMMAND}`"
+            f"set {env.CACHE_DIR.name} to one that can"
         ) from error
 
 
-def find() -> Path | None:
-    """The library in the cache, or None. Without a compiler, one that any compiler built from these sources will do.
+def find(target: Target) -> Path | None:
+    """The library in the cache, or None. Without its compilers, one that any built from these sources will do.
 
     Raises:
         BuildError: if it is not in the cache and there is no compiler that could build it, or the cache cannot be read.
     """
+    target.check()
     folder = cache()
     try:
-        compiler = find_compiler()
+        tools = target.find_tools()
     except BuildError:
         # The temporary folder of a build that was killed has a dot in its name.
-        for path in sorted(folder.glob(f"{_name(None)}-*/{_LIBRARY}")):
+        for path in sorted(folder.glob(f"{_name(target, None)}-*/{target.library}")):
             if "." not in path.parent.name:
                 return path
         raise
-    path = folder / _name(compiler) / _LIBRARY
+    path = folder / _name(target, tools) / target.library
     try:
         return path if path.is_file() else None
     except OSError as error:
         raise BuildError(
             f"the cache folder {folder} cannot be read ({error.strerror or error}); set {env.CACHE_DIR.name} to one "
-            f"that can be read and written, then run `{COMMAND}`"
+            f"that can be read and written"
         ) from error
 
 
@@ -110,112 +102,59 @@ def cache() -> Path:
     except RuntimeError as error:  # of a user without a home
         raise BuildError(
             f"there is no folder for the compiled kernels ({error}); set {env.CACHE_DIR.name} to one that can be read "
-            f"and written, then run `{COMMAND}`"
+            f"and written"
         ) from error
 
 
-def sources() -> Path:
-    """csrc/: inside the installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "csrc"
-    return shipped if shipped.is_dir() else package.parent / "csrc"
-
-
-def flags() -> list[str]:
-    """The compiler's flags, except those that only say where headers are."""
-    return [
-        "-std=c++17",
-        "-O3",
-        f"-march={isa()}",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-Wno-psabi",
-        # Nothing reads errno or traps. NaN and inf matter, so this is all of -ffast-math that is wanted.
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        # The oldest stable ABI of torch that has parallel_for.
-        "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    ]
-
-
-def isa() -> str:
-    """The value of -march."""
-    return env.CPU_ISA.get() or "native"
-
-
-def _name(compiler: Compiler | None) -> str:
-    """The folder of a build; without a compiler, the part of its name that does not depend on one."""
-    inputs = [*flags(), torch.__version__, str(sys.implementation.cache_tag), platform.machine()]
-    if isa() == "native":
-        inputs.append(_processor())
-    for path in sorted(sources().rglob("*")):
-        if path.suffix in (".h", ".cpp"):
-            inputs += [path.relative_to(sources()).as_posix(), path.read_text()]
-    name = f"cpu-{_digest(inputs)}"
-    return f"{name}-{_digest([*compiler.command, compiler.version])}" if compiler else name
+def _name(target: Target, tools: Tools | None) -> str:
+    """The folder of a build; without tools, the part of its name that does not depend on them."""
+    name = f"{target.name}-{_digest(target.inputs())}"
+    return f"{name}-{_digest(target.versions(tools))}" if tools else name
 
 
 def _digest(inputs: list[str]) -> str:
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:12]
 
 
-def _processor() -> str:
-    """What -march=native depends on: a cache on a shared disk serves machines of several generations."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))})
-    )
-
-
-def _compile(compiler: Compiler, folder: Path) -> None:
+def _compile(target: Target, tools: Tools, folder: Path) -> None:
     """Compiles in a folder beside ``folder`` and renames it; after a failure the log stays as ``folder``.log."""
-    ninja, headers = find_ninja(), includes()
+    ninja = find_ninja()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.", ignore_cleanup_errors=True) as work:
-        Path(work, "build.ninja").write_text(_rules(compiler, headers))
+        target.write(Path(work), tools)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         result = subprocess.run([ninja, *jobs], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if result.returncode:
-            log = folder.with_name(f"{folder.name}.log")
-            log.write_text(result.stdout)
-            lines = result.stdout.splitlines()
-            first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
-            raise BuildError(
-                f"compiling the kernels failed: {first.strip()} (the whole log is {log}); try another compiler by CXX "
-                f"or report it, then run `{COMMAND}`"
-            )
+            raise BuildError(_failure(result.stdout, folder.with_name(f"{folder.name}.log")))
         finished = Path(work, "finished")
         finished.mkdir()
-        shutil.move(Path(work, _LIBRARY), finished)
+        shutil.move(Path(work, target.library), finished)
         (finished / _LOG).write_text(result.stdout)
         finished.rename(folder)
 
 
-def _rules(compiler: Compiler, headers: list[str]) -> str:
-    """The text of build.ninja."""
+def _failure(output: str, log: Path) -> str:
+    """What the compilers' output means and what to do about it; the output itself is written to ``log``."""
+    lines = output.splitlines()
+    if any("No space left on device" in line for line in lines):
+        return _full(log.parent)
+    log.write_text(output)
+    told = "compiling the kernels failed: {} (the whole log is " + f"{log}); "
+    for words, remedy in _REMEDIES.items():
+        if line := next((line for line in lines if words in line), None):
+            return told.format(line.strip()) + remedy
+    first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
+    return told.format(first.strip()) + "try another compiler by CXX or report it"
 
-    def quoted(arguments: list[str]) -> str:
-        return " ".join(shlex.quote(argument).replace("$", "$$") for argument in arguments)
 
-    def path(file: Path) -> str:
-        return str(file).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+_REMEDIES = {
+    "unsupported GNU version": "set CXX to an older compiler, one that this nvcc takes",
+    "unsupported clang version": "set CXX to an older compiler, one that this nvcc takes",
+    "Killed signal": "the memory may not do for that many compilers at once: set MAX_JOBS=1",
+}
 
-    library = torch_folder() / "lib"
-    told = {"ISA": isa(), "FLAGS": " ".join(flags()), "TORCH": torch.__version__}
-    defines = [f'-DLEWEL_{name}="{value}"' for name, value in told.items()]
-    lines = [
-        "ninja_required_version = 1.3",
-        f"cxx = {quoted(list(compiler.command))}",
-        f"cflags = {quoted([*flags(), *headers])}",
-        f"ldflags = {quoted([f'-L{library}', '-ltorch_cpu', '-lc10'])}",
-        "rule compile",
-        "  command = $cxx $cflags $defines -c $in -o $out",
-        "rule link",
-        "  command = $cxx -shared $in $ldflags -o $out",
-        *(f"build {unit}.o: compile {path(sources() / f'{unit}.cpp')}" for unit in _UNITS),
-        f"  defines = {quoted(defines)}",  # of build_info, the last unit
-        f"build {_LIBRARY}: link {' '.join(f'{unit}.o' for unit in _UNITS)}",
-    ]
-    return "\n".join(lines) + "\n"
+
+def _full(folder: Path) -> str:
+    return (
+        f"no space is left on the disk of the cache folder {folder} or of the compilers' temporary files in "
+        f"{tempfile.gettempdir()}; free some, or set {env.CACHE_DIR.name} or TMPDIR to a folder that has some"
+    )

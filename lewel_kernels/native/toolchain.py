@@ -1,4 +1,4 @@
-"""What a build needs from the machine: a C++ compiler, ninja, and the headers of torch, pybind11 and Python."""
+"""What every build needs from the machine: a C++ compiler, ninja, and the headers of torch, pybind11 and Python."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 
-COMMAND = "python -m lewel_kernels.build"
-
 
 class BuildError(RuntimeError):
-    """The extension cannot be built; the message is a sentence that names a remedy."""
+    """An extension cannot be built; the message is a sentence that ends with what to do before it is built again."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +31,17 @@ def find_compiler() -> Compiler:
             command = shlex.split(chosen)
         except ValueError as error:
             raise BuildError(
-                f"the variable CXX cannot be split into a command ({error}): {chosen!r}; correct or unset it, then run "
-                f"`{COMMAND}`"
+                f"the variable CXX cannot be split into a command ({error}): {chosen!r}; correct or unset it"
             ) from error
         if not command or shutil.which(command[0]) is None:
             raise BuildError(
                 f"the variable CXX names the C++ compiler {(command or [chosen])[0]!r}, which is not there; correct or "
-                f"unset it, then run `{COMMAND}`"
+                f"unset it"
             )
     else:
         found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
         if found is None:
-            raise BuildError(
-                f"there is no C++ compiler on the PATH; install g++ (Debian and Ubuntu: apt install g++), then run "
-                f"`{COMMAND}`"
-            )
+            raise BuildError("there is no C++ compiler on the PATH; install g++ (Debian and Ubuntu: apt install g++)")
         command = [found]
     return Compiler(tuple(command), _version(tuple(command), shutil.which(command[0]) or ""))
 
@@ -57,9 +51,7 @@ def _version(command: tuple[str, ...], path: str) -> str:
     try:
         result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(
-            f"the C++ compiler {path} does not run ({error}); set CXX to one that does, then run `{COMMAND}`"
-        ) from error
+        raise BuildError(f"the C++ compiler {path} does not run ({error}); set CXX to one that does") from error
     return result.stdout.splitlines()[0] if result.stdout else "unknown"
 
 
@@ -69,21 +61,18 @@ def find_ninja() -> str:
     except ImportError:
         if found := shutil.which("ninja"):
             return found
-    raise BuildError(f"ninja is not installed; run `python -m pip install ninja`, then `{COMMAND}`")
+    raise BuildError("ninja is not installed; run `python -m pip install ninja`")
 
 
 def includes() -> list[str]:
     try:
         pybind11 = import_module("pybind11").get_include()
     except ImportError as error:
-        raise BuildError(
-            f"pybind11 is not installed; run `python -m pip install pybind11`, then `{COMMAND}`"
-        ) from error
+        raise BuildError("pybind11 is not installed; run `python -m pip install pybind11`") from error
     python = sysconfig.get_path("include")
     if not (Path(python) / "Python.h").is_file():
         raise BuildError(
-            f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev), "
-            f"then run `{COMMAND}`"
+            f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev)"
         )
     # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
     return [f"-isystem{path}" for path in (pybind11, torch_folder() / "include", python)]

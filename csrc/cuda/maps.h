@@ -1,0 +1,126 @@
+// E2-E4: from heat maps to the weights of positions, as several kernels need them.
+#pragma once
+
+#include "cuda/product.h"
+
+namespace lewel::cuda {
+
+// Heat maps M and the norms of their rows, as `project_kernel` writes them: R = N P rows of K maps.
+template <class T>
+struct HeatMaps {
+  using A = Accumulator<T>;
+  const T* heat;  // (R, K)
+  const A* norm;  // (R,)
+  int P, K;
+  A eps;
+  A factor;  // log2(e) / temperature
+
+  // max(norm, eps) of E2; NaN stays NaN.
+  LEWEL_DEVICE A clamped(int64 row) const { return norm[row] <= eps ? eps : norm[row]; }
+  // U of E2.
+  LEWEL_DEVICE A unit(int64 row, int k) const { return widen<A>(heat[row * K + k]) / clamped(row); }
+  // exp((U - top) / tau) of E4. The difference first: it is exact where the result is large.
+  LEWEL_DEVICE A weight(A u, A top) const { return power_of_two((u - top) * factor); }
+};
+
+// What E4 needs to know of all positions: the largest U of each map, and 1 / sum_p exp((U - top) / tau).
+template <class A>
+struct Softmax {
+  A* top;      // (N, K); null where one tile holds all positions, and nobody wrote them down
+  A* inverse;  // (N, K)
+};
+
+template <class A>
+LEWEL_DEVICE A lowest() {
+  return -static_cast<A>(__builtin_huge_val());
+}
+
+// The larger of two, of which NaN is never the larger: the sum of the weights will be NaN where a U is.
+template <class A>
+LEWEL_DEVICE A larger(A a, A b) {
+  return b > a ? b : a;
+}
+
+// The weights of kPositions positions of one image, for MAPS maps of one group, computed by kThreads threads: each has
+// one map, and every kParts-th position.
+template <class T, int MAPS>
+class GroupMaps {
+  using A = Accumulator<T>;
+
+ public:
+  static constexpr int kThreads = 128;
+  static constexpr int kPositions = 64;
+  static constexpr int kParts = kThreads / MAPS;
+  static constexpr int kEach = kPositions / kParts;
+  static constexpr int kPitch = MAPS + 16 / static_cast<int>(sizeof(T));
+  static constexpr int kNumbers = kPositions * kPitch;
+  static constexpr int kSums = kThreads;  // accumulators of shared memory for `reduce`
+
+  // Maps first to first + MAPS - 1 of all, of which `count` are there.
+  LEWEL_DEVICE GroupMaps(const HeatMaps<T>& maps, int image, int first, int count)
+      : maps_(maps), row_(static_cast<int64>(image) * maps.P), k_(first + map()), present_(map() < count) {}
+
+  LEWEL_DEVICE static int map() { return thread() % MAPS; }
+  LEWEL_DEVICE static int part() { return thread() / MAPS; }
+  LEWEL_DEVICE static int position(int j) { return part() + j * kParts; }
+
+  LEWEL_DEVICE int k() const { return k_; }
+  LEWEL_DEVICE bool present() const { return present_; }
+  LEWEL_DEVICE A top() const { return top_; }
+  LEWEL_DEVICE A inverse() const { return inverse_; }
+  LEWEL_DEVICE bool inside(int p) const { return present_ && p < maps_.P; }
+  LEWEL_DEVICE A weight(int p) const { return maps_.weight(maps_.unit(row_ + p, k_), top_) * inverse_; }
+
+  // The softmax's statistics, where somebody wrote them down.
+  LEWEL_DEVICE void load(const Softmax<A>& softmax, int image) {
+    const int64 at = static_cast<int64>(image) * maps_.K + k_;
+    top_ = present_ ? softmax.top[at] : 0;
+    inverse_ = present_ ? softmax.inverse[at] : 0;
+  }
+
+  // The same from all positions, of which there are at most kPositions. sums: kSums of shared memory.
+  LEWEL_DEVICE void reduce(A* sums) {
+    A units[kEach];
+    A top = lowest<A>();
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      units[j] = inside(position(j)) ? maps_.unit(row_ + position(j), k_) : lowest<A>();
+      top = larger(top, units[j]);
+    }
+    sums[thread()] = top;
+    block_barrier();
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) top = larger(top, sums[i * MAPS + map()]);
+    block_barrier();
+    A sum = 0;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (inside(position(j))) sum += maps_.weight(units[j], top);
+    sums[thread()] = sum;
+    block_barrier();
+    sum = 0;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) sum += sums[i * MAPS + map()];
+    top_ = top;
+    inverse_ = 1 / sum;
+  }
+
+  // The weights of positions from `first` on, rounded to the type of products, (positions, maps); zero where there is
+  // none. Other threads see them after a barrier.
+  LEWEL_DEVICE void write(T* tile, int first) const {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int p = first + position(j);
+      tile[position(j) * kPitch + map()] = rounded<T>(inside(p) ? weight(p) : A{0});
+    }
+  }
+
+ private:
+  const HeatMaps<T>& maps_;
+  int64 row_;
+  int k_;
+  bool present_;
+  A top_, inverse_;
+};
+
+}  // namespace lewel::cuda

@@ -1,0 +1,278 @@
+// Products of two tiles in shared memory, summed in registers.
+#pragma once
+
+#include "cuda/tile.h"
+
+namespace lewel::cuda {
+
+// The part of a product that a warp computes, ROWS x COLUMNS, by the instructions that there are for T. All have
+//   add<DEPTH, LEFT_FAST, RIGHT_FAST>(left, left_pitch, right, right_pitch)
+//     where the depth is the fast axis of the left tile, (rows, depth), or its slow one, (depth, rows); and likewise of
+//     the right tile, (columns, depth) or (depth, columns)
+//   band(scratch, pitch, i): rows 16 i to 16 i + 15 to memory of this warp
+
+// Tensor cores of sm_80 and later.
+template <class T, int ROWS, int COLUMNS>
+class TensorProduct {
+ public:
+  LEWEL_DEVICE void zero() {
+#pragma unroll
+    for (auto& row : sums_)
+#pragma unroll
+      for (auto& sum : row)
+#pragma unroll
+        for (float& x : sum) x = 0;
+  }
+
+  template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
+  LEWEL_DEVICE void add(const T* left, int left_pitch, const T* right, int right_pitch) {
+    // This lane gives the address of row `row` of the matrix in half `low` along the first index, `high` along the second.
+    const int row = lane() % 8, low = lane() / 8 % 2 * 8, high = lane() / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < DEPTH; k += 16) {
+      uint32 a[ROWS / 16][4], b[COLUMNS / 8][2];
+#pragma unroll
+      for (int i = 0; i < ROWS / 16; ++i) {
+        if constexpr (LEFT_FAST)
+          load_matrices(a[i], left + (16 * i + low + row) * left_pitch + k + high, false);
+        else
+          load_matrices(a[i], left + (k + high + row) * left_pitch + 16 * i + low, true);
+      }
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 16; ++j) {
+        uint32 two[4];
+        if constexpr (RIGHT_FAST)
+          load_matrices(two, right + (16 * j + high + row) * right_pitch + k + low, false);
+        else
+          load_matrices(two, right + (k + low + row) * right_pitch + 16 * j + high, true);
+        b[2 * j][0] = two[0], b[2 * j][1] = two[1], b[2 * j + 1][0] = two[2], b[2 * j + 1][1] = two[3];
+      }
+#pragma unroll
+      for (int i = 0; i < ROWS / 16; ++i)
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) multiply_add(sums_[i][j], a[i], b[j], T{});
+    }
+  }
+
+  LEWEL_DEVICE void band(float* scratch, int pitch, int i) const {
+    const int row = lane() / 4, column = lane() % 4 * 2;
+#pragma unroll
+    for (int b = 0; b < ROWS / 16; ++b) {
+      if (b != i) continue;  // unrolled: registers have no index
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 8; ++j) {
+        float* to = scratch + row * pitch + 8 * j + column;
+        to[0] = sums_[b][j][0], to[1] = sums_[b][j][1];
+        to[8 * pitch] = sums_[b][j][2], to[8 * pitch + 1] = sums_[b][j][3];
+      }
+    }
+  }
+
+ private:
+  float sums_[ROWS / 16][COLUMNS / 8][4];
+};
+
+// Tensor cores of sm_70.
+template <int ROWS, int COLUMNS>
+class VoltaProduct {
+ public:
+  LEWEL_DEVICE void zero() {
+#pragma unroll
+    for (auto& row : sums_)
+#pragma unroll
+      for (auto& sum : row)
+#pragma unroll
+        for (float& x : sum.values) x = 0;
+  }
+
+  template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
+  LEWEL_DEVICE void add(const Half* left, int left_pitch, const Half* right, int right_pitch) {
+#pragma unroll
+    for (int k = 0; k < DEPTH; k += 16) {
+      Operand b[COLUMNS / 16];
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 16; ++j)
+        load_right<RIGHT_FAST>(b[j], RIGHT_FAST ? right + 16 * j * right_pitch + k : right + k * right_pitch + 16 * j,
+                               right_pitch);
+#pragma unroll
+      for (int i = 0; i < ROWS / 16; ++i) {
+        Operand a;
+        load_left<!LEFT_FAST>(a, LEFT_FAST ? left + 16 * i * left_pitch + k : left + k * left_pitch + 16 * i,
+                              left_pitch);
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 16; ++j) multiply_add<!LEFT_FAST, RIGHT_FAST>(sums_[i][j], a, b[j]);
+      }
+    }
+  }
+
+  LEWEL_DEVICE void band(float* scratch, int pitch, int i) const {
+#pragma unroll
+    for (int b = 0; b < ROWS / 16; ++b) {
+      if (b != i) continue;
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 16; ++j) store_sum(scratch + 16 * j, sums_[b][j], pitch);
+    }
+  }
+
+ private:
+  Sum sums_[ROWS / 16][COLUMNS / 16];
+};
+
+// No tensor cores: float32 as IEEE says, and float64. A lane has every fourth row and every eighth column.
+template <class T, int ROWS, int COLUMNS>
+class PlainProduct {
+  using A = Accumulator<T>;
+
+ public:
+  LEWEL_DEVICE void zero() {
+#pragma unroll
+    for (auto& row : sums_)
+#pragma unroll
+      for (A& x : row) x = 0;
+  }
+
+  template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
+  LEWEL_DEVICE void add(const T* left, int left_pitch, const T* right, int right_pitch) {
+    const int row = lane() / 8, column = lane() % 8;
+#pragma unroll 2
+    for (int k = 0; k < DEPTH; ++k) {
+      A a[ROWS / 4], b[COLUMNS / 8];
+#pragma unroll
+      for (int i = 0; i < ROWS / 4; ++i)
+        a[i] = widen<A>(LEFT_FAST ? left[(row + 4 * i) * left_pitch + k] : left[k * left_pitch + row + 4 * i]);
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 8; ++j)
+        b[j] = widen<A>(RIGHT_FAST ? right[(column + 8 * j) * right_pitch + k] : right[k * right_pitch + column + 8 * j]);
+#pragma unroll
+      for (int i = 0; i < ROWS / 4; ++i)
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) sums_[i][j] += a[i] * b[j];
+    }
+  }
+
+  LEWEL_DEVICE void band(A* scratch, int pitch, int i) const {
+    const int row = lane() / 8, column = lane() % 8;
+#pragma unroll
+    for (int b = 0; b < ROWS / 16; ++b) {
+      if (b != i) continue;
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; ++j) scratch[(row + 4 * r) * pitch + column + 8 * j] = sums_[4 * b + r][j];
+    }
+  }
+
+ private:
+  A sums_[ROWS / 4][COLUMNS / 8];
+};
+
+template <class T, int ROWS, int COLUMNS, int ARCH>
+struct WarpProductOf {
+  using type = PlainProduct<T, ROWS, COLUMNS>;  // bfloat16 on sm_70 too, which the backend refuses: too slow
+};
+template <int ROWS, int COLUMNS>
+struct WarpProductOf<Half, ROWS, COLUMNS, 70> {
+  using type = VoltaProduct<ROWS, COLUMNS>;
+};
+template <int ROWS, int COLUMNS>
+struct WarpProductOf<Half, ROWS, COLUMNS, 80> {
+  using type = TensorProduct<Half, ROWS, COLUMNS>;
+};
+template <int ROWS, int COLUMNS>
+struct WarpProductOf<BFloat16, ROWS, COLUMNS, 80> {
+  using type = TensorProduct<BFloat16, ROWS, COLUMNS>;
+};
+
+// A product of the tiles of a block, ROWS x COLUMNS, shared out among WARPS_R x WARPS_C warps.
+template <class T, int ROWS, int COLUMNS, int WARPS_R, int WARPS_C>
+class Product {
+  static constexpr int kRows = ROWS / WARPS_R, kColumns = COLUMNS / WARPS_C;
+  using A = Accumulator<T>;
+
+ public:
+  static constexpr int kThreads = 32 * WARPS_R * WARPS_C;
+  // Of the memory in which a warp lays down 16 of its rows.
+  static constexpr int kScratchPitch = kColumns + 4;
+  static constexpr int kScratch = WARPS_R * WARPS_C * 16 * kScratchPitch;
+  static constexpr int kWarpColumns = kColumns;
+
+  LEWEL_DEVICE static int warp_row() { return warp() / WARPS_C; }
+  LEWEL_DEVICE static int warp_column() { return warp() % WARPS_C; }
+
+  LEWEL_DEVICE void zero() { part_.zero(); }
+
+  // += left right, of DEPTH numbers; orders as in the products of warps.
+  template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
+  LEWEL_DEVICE void add(const T* left, int left_pitch, const T* right, int right_pitch) {
+    const int row = warp_row() * kRows, column = warp_column() * kColumns;
+    part_.template add<DEPTH, LEFT_FAST, RIGHT_FAST>(left + row * (LEFT_FAST ? left_pitch : 1), left_pitch,
+                                                     right + column * (RIGHT_FAST ? right_pitch : 1), right_pitch);
+  }
+
+  // Calls use(sums, row, column) for each 16 rows of each warp: number (i, j) of sums[i * kScratchPitch + j] is number
+  // (row + i, column + j) of the product. scratch: kScratch accumulators that no other warp uses meanwhile.
+  template <class Use>
+  LEWEL_DEVICE void bands(A* scratch, Use use) const {
+    A* own = scratch + warp() * 16 * kScratchPitch;
+#pragma unroll
+    for (int i = 0; i < kRows / 16; ++i) {
+      part_.band(own, kScratchPitch, i);
+      warp_barrier();
+      use(own, warp_row() * kRows + 16 * i, warp_column() * kColumns);
+      warp_barrier();
+    }
+  }
+
+ private:
+  typename WarpProductOf<T, kRows, kColumns, kArch>::type part_;
+};
+
+// A matrix in global memory that is written, rows x columns.
+template <class Row, class Column>
+struct Destination {
+  Mixed mixed;
+  Row row;
+  Column column;
+  int rows, columns;
+  bool wide;       // of T, and 16 bytes may be written at a time along the columns
+  bool rows_fast;  // neighbouring rows lie together
+  bool add;        // to what is there
+};
+template <class Row, class Column>
+Destination(Mixed, Row, Column, int, int, bool, bool, bool) -> Destination<Row, Column>;
+
+// Writes a band of 16 rows; its first number is (row, column) of the destination.
+template <class T, int COLUMNS, class D, class A>
+LEWEL_DEVICE void write_band(const D& to, const A* band, int pitch, int row, int column) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  if (to.wide) {
+#pragma unroll
+    for (int v = lane(); v < 16 * COLUMNS / kVector; v += 32) {
+      const int i = v / (COLUMNS / kVector), j = v % (COLUMNS / kVector) * kVector;
+      if (row + i >= to.rows || column + j >= to.columns) continue;
+      T* const at = static_cast<T*>(to.mixed.data) + to.row(row + i) + to.column(column + j);
+      const bool whole = column + j + kVector <= to.columns;
+      alignas(16) T numbers[kVector];
+      if (to.add && whole) *reinterpret_cast<Vector*>(numbers) = *reinterpret_cast<const Vector*>(at);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        A x = band[i * pitch + j + e];
+        if (to.add && whole) x += widen<A>(numbers[e]);
+        numbers[e] = rounded<T>(x);
+        if (!whole && column + j + e < to.columns) at[e] = to.add ? rounded<T>(x + widen<A>(at[e])) : numbers[e];
+      }
+      if (whole) *reinterpret_cast<Vector*>(at) = *reinterpret_cast<const Vector*>(numbers);
+    }
+  } else {
+    for (int e = lane(); e < 16 * COLUMNS; e += 32) {  // neighbours are written by neighbouring lanes
+      const int i = to.rows_fast ? e % 16 : e / COLUMNS, j = to.rows_fast ? e / 16 : e % COLUMNS;
+      if (row + i >= to.rows || column + j >= to.columns) continue;
+      const int64 at = to.row(row + i) + to.column(column + j);
+      A x = band[i * pitch + j];
+      if (to.add) x += to.mixed.template get<A>(at);
+      to.mixed.set(at, x);
+    }
+  }
+}
+
+}  // namespace lewel::cuda

@@ -1,0 +1,170 @@
+"""The cuda backend: E0-E11 by the kernels of csrc/cuda, on NVIDIA GPUs from sm_70 (V100) on.
+
+Features and pixels are read in place whatever their strides; channels_last is the fast layout. With LEWEL_CUDA_EMULATE
+the same kernels run on CPU tensors, compiled as C++: for tests. Shapes and dtypes are those of
+lewel_kernels/reference.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lewel_kernels import env, native, reference
+from lewel_kernels.native import nvcc
+from lewel_kernels.native.targets import CUDA
+
+if TYPE_CHECKING:
+    from lewel_kernels.dispatch import Gradients, Needs, Request
+
+_CAPABILITIES = {"sm_80": (8, 0), "sm_70": (7, 0)}  # of what can be emulated
+_STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+name = "cuda"
+heat_rows = True
+# The GPU that is emulated. Tests change it from one to another: it is read in every call.
+emulated = env.CUDA_EMULATE.get()
+if emulated not in (None, *_CAPABILITIES):
+    raise ValueError(f"{env.CUDA_EMULATE.name} must be one of {', '.join(_CAPABILITIES)}, or unset; got {emulated!r}")
+device_type = "cpu" if emulated else "cuda"
+automatic = not emulated
+
+
+def refuse(request: Request) -> str | None:
+    """Why it cannot run, or None. Compiles the kernels if this process is the first on this machine to need them."""
+    if request.dtype not in _STORAGE:
+        return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
+    if not emulated and torch.version.hip is not None:
+        return "it was written for NVIDIA GPUs and never compiled for AMD's"
+    capability = _CAPABILITIES[emulated] if emulated else _capability(request.device)
+    if capability is None:
+        return "PyTorch sees no GPU"
+    if capability < (7, 0):
+        return (
+            f"it needs the tensor cores that GPUs have from sm_70 on (V100), and {request.device} is {_sm(capability)}"
+        )
+    if request.dtype == torch.bfloat16 and capability < (8, 0):
+        return (
+            f"bfloat16 needs a GPU from sm_80 on (A100), and {emulated or request.device} is {_sm(capability)}: use "
+            "float16 (torch.autocast(dtype=torch.float16) with a GradScaler)"
+        )
+    if reason := native.unavailable(target()):
+        return reason
+    return None if emulated else _not_compiled_for(capability)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _not_compiled_for(capability: tuple[int, int]) -> str | None:
+    """Why the library, which is there, has no code for such a GPU, or None."""
+    info = native.build_info("cuda")
+    archs = str(info["archs"]).split()
+    if nvcc.runs(archs, capability):
+        return None
+    found = f"it was compiled for {', '.join(archs)} by nvcc {info['nvcc']}, and this GPU is {_sm(capability)}"
+    if capability < (7, 5) and int(str(info["nvcc"]).split(".")[0]) >= 13:
+        remedy = "CUDA 13 begins with sm_75: install a CUDA 12.x toolkit and PyTorch's CUDA 12.6 build"
+    else:
+        remedy = f"set {nvcc.ARCHS} to a list that has {capability[0]}.{capability[1]}, or unset it"
+    return f"{found}; {remedy}, then run `{CUDA.command}`"
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def target() -> str:
+    """The library that holds the kernels; see lewel_kernels/native/targets.py."""
+    return f"emulated_{emulated.replace('_', '')}" if emulated else "cuda"
+
+
+@functools.cache
+def _ops(name: str) -> tuple[Any, Any]:
+    """The ops forward and backward of a library, which is loaded; without an overload to choose in every call."""
+    native.require(name)
+    library = getattr(torch.ops, f"lewel_{name}")
+    return library.forward.default, library.backward.default
+
+
+def forward(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """E0-E5; see `lewel_kernels.reference.forward`."""
+    run, _ = _ops(target())
+    (n, c, p), k = features.shape, weight.shape[0]
+    pooled = features.new_empty((n, k // num_groups, c), dtype=out_dtype)
+    maps = features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
+    heat = _rows_like(features, k)
+    norm = features.new_empty((n, p), dtype=reference.accumulator(features.dtype))
+    if n:
+        run(
+            features, pixels, weight, bias, _contiguous(scale), _contiguous(shift), num_groups, temperature, eps,
+            pooled, maps if return_maps else None, heat, norm,
+        )  # fmt: skip
+    return pooled, maps, heat, norm
+
+
+def backward(
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    heat: Tensor,
+    norm: Tensor,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    needs: Needs,
+) -> Gradients:
+    """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
+    _, run = _ops(target())
+    inputs = (features, pixels, weight, bias, scale, shift)
+    new = torch.empty_like if features.shape[0] else torch.zeros_like  # sums over no images
+    d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = (
+        new(x) if need and x is not None else None for x, need in zip(inputs, needs, strict=True)
+    )
+    if features.shape[0]:
+        run(
+            grad_pooled, grad_maps, features, pixels, weight, _contiguous(scale), _contiguous(shift), _as_rows(heat),
+            norm.contiguous(), num_groups, temperature, eps, d_features, d_pixels, d_weight, d_bias, d_scale, d_shift,
+        )  # fmt: skip
+    return d_features, d_pixels, d_weight, d_bias, d_scale, d_shift
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _rows_like(x: Tensor, k: int) -> Tensor:
+    """(N, K, P) for x (N, ., P), stored as rows of K maps."""
+    n, _, p = x.shape
+    return x.new_empty_strided((n, k, p), (p * k, 1, k))
+
+
+def _as_rows(heat: Tensor) -> Tensor:
+    """The heat maps (N, K, P) in the strides of `_rows_like`, which they have unless vmap took them apart."""
+    _, k, p = heat.shape
+    return heat if heat.stride() == (p * k, 1, k) else _rows_like(heat, k).copy_(heat)

@@ -1,0 +1,130 @@
+"""What an extension is: the sources it depends on, and how they are compiled. Those there are: targets.py."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lewel_kernels.native import nvcc
+from lewel_kernels.native.toolchain import Compiler, find_compiler, includes, torch_folder
+
+# The oldest stable ABI of torch that has parallel_for.
+ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The programs that compile a target, found on this machine."""
+
+    compiler: Compiler
+    nvcc: nvcc.Nvcc | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """An extension, by itself one that a C++ compiler can build."""
+
+    name: str
+    module: str
+
+    @property
+    def library(self) -> str:
+        return f"{self.module}.so"
+
+    @property
+    def command(self) -> str:
+        """What builds it ahead of time, for a person."""
+        return "python -m lewel_kernels.build"
+
+    def notice(self, tools: Tools) -> str:
+        """What is said when it is about to be compiled."""
+        return f"compiling the {self.name} backend, once; this takes some ten seconds"
+
+    def check(self) -> None:
+        """Raise a BuildError where neither a build in the cache nor any tool would help."""
+
+    def find_tools(self) -> Tools:
+        return Tools(find_compiler())
+
+    def versions(self, tools: Tools) -> list[str]:
+        """What a build owes to the tools. Raises a BuildError if it is not to be had with them."""
+        return [*tools.compiler.command, tools.compiler.version]
+
+    def inputs(self) -> list[str]:
+        """What a build owes to anything else, the text of its sources included."""
+        inputs = [*self.flags(), torch.__version__, str(sys.implementation.cache_tag), platform.machine()]
+        for path in self.files():
+            inputs += [path.relative_to(sources()).as_posix(), path.read_text()]
+        return inputs
+
+    def files(self) -> list[Path]:
+        """The sources, in order."""
+        raise NotImplementedError
+
+    def units(self) -> list[str]:
+        """What is compiled, below csrc/; the last one is build_info.cpp, which alone gets `defines`."""
+        raise NotImplementedError
+
+    def flags(self) -> list[str]:
+        """Those of the kernels' compiler, except the ones that only say where headers are."""
+        raise NotImplementedError
+
+    def defines(self, tools: Tools) -> dict[str, str]:
+        return {"LEWEL_FLAGS": string(" ".join(self.flags())), "LEWEL_TORCH": string(torch.__version__)}
+
+    def write(self, folder: Path, tools: Tools) -> None:
+        """Writes build.ninja, which is to be run in the folder. Raises a BuildError where headers are missing."""
+        defines = [f"-D{name}={value}" for name, value in self.defines(tools).items()]
+        lines = [
+            "ninja_required_version = 1.3",
+            *self.commands(tools),
+            *(f"build {unit}.o: {Path(unit).suffix[1:]} {_path(sources() / unit)}" for unit in self.units()),
+            f"  defines = {quoted(defines)}",
+            f"build {self.library}: link {' '.join(f'{unit}.o' for unit in self.units())}",
+        ]
+        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+
+    def commands(self, tools: Tools) -> list[str]:
+        """The rules by which each suffix is compiled, and `link`."""
+        compile = quoted([*tools.compiler.command, *self.flags(), *includes(), f"-I{sources()}"])
+        return [
+            *(line for suffix in ("cpp", "cu") for line in rule(suffix, f"{compile} $defines -c $in -o $out")),
+            *rule("link", f"{quoted(tools.compiler.command)} -shared $in {quoted(libraries())} -o $out"),
+        ]
+
+
+def sources() -> Path:
+    """csrc/: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "csrc"
+    return shipped if shipped.is_dir() else package.parent / "csrc"
+
+
+def source_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+
+
+def libraries() -> list[str]:
+    # torch, imported before, has loaded them: they need not be found a second time.
+    return [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def string(value: str) -> str:
+    return f'"{value}"'
+
+
+def rule(name: str, command: str) -> list[str]:
+    return [f"rule {name}", f"  command = {command}"]
+
+
+def quoted(arguments: list[str] | tuple[str, ...]) -> str:
+    return " ".join(shlex.quote(argument).replace("$", "$$") for argument in arguments)
+
+
+def _path(file: Path) -> str:
+    return str(file).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
