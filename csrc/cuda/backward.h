@@ -83,7 +83,8 @@ const T* maps_backward(const Backward& q, bool projection, Workspace& workspace,
       d_maps, deltas, static_cast<int>(q.N()), static_cast<int>(q.C()), static_cast<int>(q.width()),
       static_cast<int>(q.L())};
   if (projection || q.d_features.data)
-    q.L() <= 32 ? launch_pool_bwd<T, 32>(arguments, q, *device) : launch_pool_bwd<T, 64>(arguments, q, *device);
+    q.L() <= kFewMaps ? launch_pool_bwd<T, kFewMaps>(arguments, q, *device)
+                      : launch_pool_bwd<T, kManyMaps<T>>(arguments, q, *device);
   if (!projection) return nullptr;
   if (tiles > 1) {
     View total;

@@ -27,7 +27,7 @@ struct PoolBackward {
 template <class T, int MAPS, bool PLANES>
 struct PoolBackwardShape {
   using Maps = GroupMaps<T, MAPS>;
-  static constexpr int kThreads = Maps::kThreads, kPositions = Maps::kPositions, kChannels = 64;
+  static constexpr int kThreads = Maps::kThreads, kPositions = Maps::kPositions, kChannels = kPooledChannels<T>;
   using FeatureSums = Product<T, kPositions, kChannels, 2, 2>;
   using MapSums = Product<T, kPositions, MAPS, 2, 2>;
   static_assert(FeatureSums::kThreads == kThreads && MapSums::kThreads == kThreads);
@@ -35,6 +35,7 @@ struct PoolBackwardShape {
   using GradTile = Tile<T, MAPS, kChannels, kThreads>;
   static constexpr int kStage = FeatureTile::kNumbers + GradTile::kNumbers;
   static constexpr int kMapPitch = MAPS + 1;
+  static constexpr int kScratch = FeatureSums::kScratch > MapSums::kScratch ? FeatureSums::kScratch : MapSums::kScratch;
 
   LEWEL_HOST_DEVICE static constexpr int front(int stages) {  // tiles on their way, and then dA
     const int moved = stages * kStage * sizeof(T), maps = kPositions * kMapPitch * sizeof(Accumulator<T>);
@@ -42,7 +43,7 @@ struct PoolBackwardShape {
   }
   LEWEL_HOST_DEVICE static constexpr int bytes(int stages) {
     return front(stages) + Maps::kNumbers * sizeof(T) +
-           (FeatureSums::kScratch + Maps::kSums) * sizeof(Accumulator<T>);
+           (kScratch + Maps::kSums) * sizeof(Accumulator<T>);
   }
 };
 
@@ -50,7 +51,7 @@ struct PoolBackwardShape {
 // With more than MAPS maps in a group there are two launches: one for E7 and delta, a block for each MAPS maps; and one
 // for E6, where a block goes through all maps of the group for each chunk of channels.
 template <class T, int MAPS, bool PLANES>
-LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads))
+LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : 3))
 pool_bwd_kernel(const PoolBackward<T> q) {
   using Shape = PoolBackwardShape<T, MAPS, PLANES>;
   using FeatureSums = typename Shape::FeatureSums;
@@ -61,7 +62,7 @@ pool_bwd_kernel(const PoolBackward<T> q) {
   T* const stages = reinterpret_cast<T*>(shared_memory());
   T* const weights = reinterpret_cast<T*>(shared_memory() + Shape::front(kStages));  // [positions, maps]
   A* const scratch = reinterpret_cast<A*>(weights + Maps::kNumbers);
-  A* const reduced = scratch + FeatureSums::kScratch;
+  A* const reduced = scratch + Shape::kScratch;
   const int P = q.maps.P, tiles = static_cast<int>(ceil_div(P, Shape::kPositions));
   const int image = block_x() / tiles, first_position = block_x() % tiles * Shape::kPositions;
   // Blocks of maps: one for each block of threads where dA is wanted, else all of them one after the other.
@@ -71,10 +72,10 @@ pool_bwd_kernel(const PoolBackward<T> q) {
   const auto features = group_of<PLANES>(q.features, image, static_cast<int64>(group) * q.width, P, q.width);
   const int64 channels_before = static_cast<int64>(group) * q.width;
   const Source grads{
-      Converted<T>{q.grad_pooled.after(image * q.grad_image + channels_before * q.grad_channel)}, Line{q.grad_l},
-      Line{q.grad_channel}, q.L, q.width, q.grad_wide};
+      Converted<T>{q.grad_pooled.after(image * q.grad_image + channels_before * q.grad_channel)}, Strided{q.grad_l},
+      Strided{q.grad_channel}, q.L, q.width, q.grad_wide};
   const Destination d_features{q.d_features.after(image * q.d_image + channels_before * q.d_channel),
-                               Line{q.d_position}, Line{q.d_channel}, P, q.width, q.d_wide, q.d_planes, false};
+                               Strided{q.d_position}, Strided{q.d_channel}, P, q.width, q.d_wide, q.d_planes, false};
   typename Shape::FeatureTile feature_tile;
   typename Shape::GradTile grad_tile;
   FeatureSums feature_sums;
@@ -183,7 +184,7 @@ constexpr int kMapsBackwardThreads = 128;
 
 // E8 and E9: a warp has a row and all its K maps. dM is rounded once, here.
 template <class T>
-LEWEL_KERNEL((kMapsBackwardThreads))
+LEWEL_KERNEL(kMapsBackwardThreads)
 maps_bwd_kernel(const MapsBackward<T> q) {
   using A = Accumulator<T>;
   const int row = block_x() * (kMapsBackwardThreads / 32) + warp(), K = q.maps.K;
@@ -245,7 +246,7 @@ struct PixelsBackwardShape {
 
 // dX of E10, and E11.
 template <class T, bool E0>
-LEWEL_KERNEL((PixelsBackwardShape<T>::kThreads))
+LEWEL_KERNEL(PixelsBackwardShape<T>::kThreads, (sizeof(T) == 8 ? 1 : 2))
 pixels_bwd_kernel(const PixelsBackward<T> q) {
   using Shape = PixelsBackwardShape<T>;
   using Sums = typename Shape::Sums;
@@ -254,9 +255,9 @@ pixels_bwd_kernel(const PixelsBackward<T> q) {
   T* const memory = reinterpret_cast<T*>(shared_memory());
   A* const parts = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [2, warps, columns]
   const int first_row = block_x() * Shape::kRows, first_column = block_y() * Shape::kColumns;
-  const Source d_heat{Exact<T>{q.d_heat}, Line{q.K}, Line{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
-  const Source weight{Exact<T>{q.weight.data}, Line{q.weight.row}, Line{q.weight.column}, q.K, q.D, q.weight.wide};
-  const Destination d_pixels{q.d_pixels, Rows{q.positions, q.d_image, q.d_position}, Line{q.d_channel},
+  const Source d_heat{Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
+  const Source weight{Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
+  const Destination d_pixels{q.d_pixels, Rows{q.positions, q.d_image, q.d_position}, Strided{q.d_channel},
                              q.R, q.D, q.d_wide, q.d_planes, q.add};
   typename Shape::HeatTile heat_tile;
   typename Shape::WeightTile weight_tile;
@@ -357,7 +358,7 @@ struct WeightBackwardShape {
 
 // dW and db of E10, the first of two stages: a block has some maps, some channels of the pixels, and a part of the rows.
 template <class T, int MAPS, bool PLANES, bool E0>
-LEWEL_KERNEL((WeightBackwardShape<T, MAPS, PLANES>::kThreads))
+LEWEL_KERNEL((WeightBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 1 : 2))
 weight_bwd_kernel(const WeightBackward<T> q) {
   using Shape = WeightBackwardShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
@@ -367,7 +368,7 @@ weight_bwd_kernel(const WeightBackward<T> q) {
   const int first_column = block_x() * Shape::kColumns, first_map = block_y() * MAPS, part = block_z();
   const int steps = static_cast<int>(ceil_div(q.R, kDepth<T>)), first_step = static_cast<int>(part * q.parts.each);
   const int left = steps - first_step;
-  const Source d_heat{Exact<T>{q.d_heat}, Line{q.K}, Line{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
+  const Source d_heat{Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
   const auto pixels = rows_of<PLANES>(q.pixels, q.positions, q.R, q.D);
   const auto change = change_of<T, PLANES>(q.affine, bool_constant<E0>{});
   typename Shape::HeatTile heat_tile;
@@ -407,7 +408,7 @@ weight_bwd_kernel(const WeightBackward<T> q) {
       });
   if (q.d_weight) {
     const Mixed part_of_it = Mixed{q.d_weight, kNumber<A>}.after(static_cast<int64>(part) * q.K * q.D);
-    const Destination d_weight{part_of_it, Line{q.d_row}, Line{q.d_column}, q.K, q.D, q.d_wide, q.d_row < q.d_column,
+    const Destination d_weight{part_of_it, Strided{q.d_row}, Strided{q.d_column}, q.K, q.D, q.d_wide, q.d_row < q.d_column,
                                false};
     sums.bands(reinterpret_cast<A*>(memory), [&](const A* band, int row, int column) {
       write_band<A, Sums::kWarpColumns>(d_weight, band, Sums::kScratchPitch, first_map + row, first_column + column);
@@ -422,7 +423,7 @@ constexpr int kSumThreads = 256;
 
 // The second stage: parts (count, size) summed over count in order, in float64.
 template <class Part>
-LEWEL_KERNEL((kSumThreads))
+LEWEL_KERNEL(kSumThreads)
 sum_kernel(const Part* parts, const Mixed to, int count, int64 size) {
   const int64 i = static_cast<int64>(block_x()) * kSumThreads + thread();
   if (i >= size) return;

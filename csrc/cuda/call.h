@@ -1,8 +1,7 @@
 // What a call of the op is given. Free of torch: registration.cpp fills these from tensors.
 #pragma once
 
-#include "cuda/launch.h"
-#include "cuda/tile.h"
+#include "cuda/numbers.h"
 
 namespace lewel::cuda {
 
@@ -57,7 +56,7 @@ class Workspace {
   template <class X>
   X* take(int64 count) {
     const int64 at = bytes_;
-    bytes_ += ceil_div(count * static_cast<int64>(sizeof(X)), 256) * 256;
+    bytes_ += (count * static_cast<int64>(sizeof(X)) + 255) / 256 * 256;
     return reinterpret_cast<X*>(memory_ + at);
   }
   int64 bytes() const { return bytes_; }
@@ -65,6 +64,12 @@ class Workspace {
  private:
   char* memory_;
   int64 bytes_ = 0;
+};
+
+// Where kernels are launched.
+struct Device {
+  int arch;      // whose instructions they have: 70, or 80 from sm_80 on
+  void* stream;  // a cudaStream_t
 };
 
 // Launches the kernels of a call, or, without a device, only counts the memory that they need.

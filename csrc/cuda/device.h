@@ -1,6 +1,6 @@
 // What the kernels take from the machine: threads, barriers, copies, matrix products, and the 16-bit numbers.
 //
-// The only file with instructions in it, and it includes nothing, so that NVRTC compiles the kernels as they are. The
+// The only file with instructions in it, and it includes nothing of CUDA, so that NVRTC compiles the kernels as they are. The
 // kernels see these functions alone; emulation/device.h has the same ones for a CPU.
 #pragma once
 
@@ -8,14 +8,14 @@
 #include "cuda/emulation/device.h"
 #else
 
+#include "cuda/numbers.h"
+
 #define LEWEL_DEVICE __device__ __forceinline__
 #define LEWEL_HOST_DEVICE __host__ __device__ __forceinline__
-#define LEWEL_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// A kernel of blocks of `threads`, of which a multiprocessor should hold `blocks`: that bounds the registers of a thread.
+#define LEWEL_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 
 namespace lewel::cuda {
-
-using int64 = long long;
-using uint32 = unsigned int;
 
 // Which instructions there are: those of sm_70, or those of sm_80 too.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -24,14 +24,7 @@ constexpr int kArch = 80;
 constexpr int kArch = 70;
 #endif
 
-// ---- numbers: storage types T, and the accumulator types A, float and double, that are computed with
-
-struct Half {
-  unsigned short bits;
-};
-struct BFloat16 {
-  unsigned short bits;
-};
+// ---- numbers of storage types T, computed with as accumulators A
 
 template <class A, class T>
 LEWEL_DEVICE A widen(T x) {
@@ -68,10 +61,18 @@ LEWEL_DEVICE BFloat16 rounded<BFloat16, float>(float x) {
   return y;
 }
 
+LEWEL_DEVICE float infinity() { return __int_as_float(0x7f800000); }
 LEWEL_DEVICE float power_of_two(float x) { return ::exp2f(x); }
 LEWEL_DEVICE double power_of_two(double x) { return ::exp2(x); }
 LEWEL_DEVICE float square_root(float x) { return ::sqrtf(x); }
 LEWEL_DEVICE double square_root(double x) { return ::sqrt(x); }
+
+// x, of which the compiler knows nothing: what is computed from it is not kept in registers from one step of a loop to
+// the next.
+LEWEL_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // ---- threads
 
@@ -132,8 +133,9 @@ LEWEL_DEVICE void copy_async_wait() {
 
 // Four 8 x 8 matrices from shared memory: row i of matrix j lies at the address that lane 8 j + i gives, and lane t gets
 // numbers 2 (t % 4) and 2 (t % 4) + 1 of row t / 4 of matrix j in words[j]; or, transposed, those numbers of column
-// t / 4.
+// t / 4. kArch 80.
 LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transposed) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const uint32 from = static_cast<uint32>(__cvta_generic_to_shared(row));
   if (transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -146,6 +148,7 @@ LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transp
                  : "r"(from)
                  : "memory");
   }
+#endif
 }
 
 // d (16 x 8) += a (16 x 16) b (16 x 8). With q = lane / 4 and t = lane % 4, and each word two numbers, the lower first:

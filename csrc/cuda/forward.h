@@ -53,7 +53,8 @@ void forward(const Forward& q, Workspace& workspace, const Device* device) {
   else
     q.K() <= 128 ? launch_project<T, 128>(q, *device) : launch_project<T, 256>(q, *device);
   if (softmax.top) launch_softmax<T>(q, softmax, *device);
-  q.L() <= 32 ? launch_pool<T, 32>(q, softmax, *device) : launch_pool<T, 64>(q, softmax, *device);
+  q.L() <= kFewMaps ? launch_pool<T, kFewMaps>(q, softmax, *device)
+                    : launch_pool<T, kManyMaps<T>>(q, softmax, *device);
   if (!q.maps.data) return;
   const Grid grid{static_cast<int>(q.N() * ceil_div(q.P(), MapsShape::kSide)),
                   static_cast<int>(ceil_div(q.K(), MapsShape::kSide)), 1};

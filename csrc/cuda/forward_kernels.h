@@ -54,7 +54,7 @@ LEWEL_DEVICE auto change_of(const Affine<Accumulator<T>>&, bool_constant<false>)
 template <bool PLANES, class T>
 LEWEL_DEVICE auto rows_of(const Images<T>& x, const Divider& positions, int R, int D) {
   const Rows rows{positions, x.image, x.position};
-  const Line channels{x.channel};
+  const Strided channels{x.channel};
   if constexpr (PLANES)
     return Source{Exact<T>{x.data}, channels, rows, D, R, x.wide};
   else
@@ -65,7 +65,7 @@ LEWEL_DEVICE auto rows_of(const Images<T>& x, const Divider& positions, int R, i
 template <bool PLANES, class T>
 LEWEL_DEVICE auto group_of(const Images<T>& x, int image, int64 channel, int P, int width) {
   const Exact<T> numbers{x.data + image * x.image + channel * x.channel};
-  const Line channels{x.channel}, positions{x.position};
+  const Strided channels{x.channel}, positions{x.position};
   if constexpr (PLANES)
     return Source{numbers, channels, positions, width, P, x.wide};
   else
@@ -105,7 +105,7 @@ struct ProjectShape {
 
 // E1 and the norms of E2: a block has a tile of rows and goes through all K maps, so that the norm is at hand at its end.
 template <class T, int MAPS, bool PLANES, bool E0>
-LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads))
+LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 || MAPS > 128 ? 2 : 3))
 project_kernel(const Project<T> q) {
   using Shape = ProjectShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
@@ -116,7 +116,7 @@ project_kernel(const Project<T> q) {
   A* const squares = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [rows, warps]
   const int first_row = block_x() * Shape::kRows;
   const auto pixels = rows_of<PLANES>(q.pixels, q.positions, q.R, q.D);
-  const Source weight{Exact<T>{q.weight.data}, Line{q.weight.row}, Line{q.weight.column}, q.K, q.D, q.weight.wide};
+  const Source weight{Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
   const auto change = change_of<T, PLANES>(q.affine, bool_constant<E0>{});
   typename Shape::PixelTile pixel_tile;
   typename Shape::WeightTile weight_tile;
@@ -193,14 +193,14 @@ struct SoftmaxShape {
 
 // What E4 needs to know of all positions, for blocks of maps of an image.
 template <class T>
-LEWEL_KERNEL((SoftmaxShape::kThreads))
+LEWEL_KERNEL(SoftmaxShape::kThreads)
 softmax_kernel(const HeatMaps<T> q, const Softmax<Accumulator<T>> to) {
   using A = Accumulator<T>;
   A* const tops = reinterpret_cast<A*>(shared_memory());
   A* const sums = tops + SoftmaxShape::kThreads;
   const int k = block_y() * SoftmaxShape::kMaps + thread() % SoftmaxShape::kMaps, part = thread() / SoftmaxShape::kMaps;
   const int64 image = block_x();
-  A top = lowest<A>(), sum = 0;
+  A top = -infinity(), sum = 0;
   if (k < q.K) {
     for (int p = part; p < q.P; p += SoftmaxShape::kParts) {
       const A u = q.unit(image * q.P + p, k), above = larger(top, u);
@@ -237,7 +237,7 @@ struct Pool {
 template <class T, int MAPS, bool PLANES>
 struct PoolShape {
   using Maps = GroupMaps<T, MAPS>;
-  static constexpr int kThreads = Maps::kThreads, kPositions = Maps::kPositions, kChannels = 64;
+  static constexpr int kThreads = Maps::kThreads, kPositions = Maps::kPositions, kChannels = kPooledChannels<T>;
   using Sums = Product<T, MAPS, kChannels, MAPS / 32, 4 / (MAPS / 32)>;
   static_assert(Sums::kThreads == kThreads);
   using FeatureTile = Tile<T, PLANES ? kChannels : kPositions, PLANES ? kPositions : kChannels, kThreads>;
@@ -250,7 +250,7 @@ struct PoolShape {
 
 // E2-E5: a block has an image, up to MAPS maps of a group, and some chunks of the group's channels.
 template <class T, int MAPS, bool PLANES>
-LEWEL_KERNEL((PoolShape<T, MAPS, PLANES>::kThreads))
+LEWEL_KERNEL((PoolShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : 4))
 pool_kernel(const Pool<T> q) {
   using Shape = PoolShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
@@ -267,7 +267,7 @@ pool_kernel(const Pool<T> q) {
       group_of<PLANES>(q.features, image, static_cast<int64>(group) * q.width, q.maps.P, q.width);
   // R of these maps and the group's channels.
   const int64 before = (static_cast<int64>(image) * q.L + first_map) * q.C + static_cast<int64>(group) * q.width;
-  const Destination pooled{q.pooled.after(before), Line{q.C}, Line{1}, q.L - first_map, q.width, q.pooled_wide, false,
+  const Destination pooled{q.pooled.after(before), Strided{q.C}, Strided{1}, q.L - first_map, q.width, q.pooled_wide, false,
                            false};
   typename Shape::FeatureTile tile;
   typename Shape::Maps maps(q.maps, image, group * q.L + first_map, q.L - first_map);
@@ -318,7 +318,7 @@ struct MapsShape {
 
 // E4 written out (N, K, P), for who asks for the maps: heat maps lie in rows, so 32 x 32 numbers change sides at a time.
 template <class T>
-LEWEL_KERNEL((MapsShape::kThreads))
+LEWEL_KERNEL(MapsShape::kThreads)
 maps_kernel(const HeatMaps<T> q, const Softmax<Accumulator<T>> softmax, const Mixed maps) {
   using A = Accumulator<T>;
   constexpr int kSide = MapsShape::kSide;

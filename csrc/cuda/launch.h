@@ -4,18 +4,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/call.h"
 #include "cuda/device.h"
-#if !defined(LEWEL_EMULATED)
-#include <cuda_runtime_api.h>
-#endif
 
 namespace lewel::cuda {
 
 #if defined(LEWEL_EMULATED)
-
-struct Device {
-  int arch = LEWEL_EMULATED;
-};
 
 template <auto KERNEL, class... Arguments>
 void launch(const Device&, Grid grid, int threads, int shared_bytes, const Arguments&... arguments) {
@@ -28,30 +22,16 @@ struct Grid {
   int x, y, z;
 };
 
-// Where kernels are launched.
-struct Device {
-  int index;
-  int arch;  // of the instructions of its kernels: 70 or 80
-  cudaStream_t stream;
-};
-
 inline void check(cudaError_t error) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("the cuda backend could not launch a kernel: ") + cudaGetErrorString(error));
-}
-
-inline Device device_of(int index, void* stream) {
-  check(cudaSetDevice(index));  // this library may have a runtime of its own, which has not heard of torch's choice
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-  return {index, major >= 8 ? 80 : 70, static_cast<cudaStream_t>(stream)};
 }
 
 template <auto KERNEL, class... Arguments>
 void launch(const Device& device, Grid grid, int threads, int shared_bytes, const Arguments&... arguments) {
   if (shared_bytes > 48 * 1024)  // more is granted on request
     check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, device.stream>>>(arguments...);
+  KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, static_cast<cudaStream_t>(device.stream)>>>(arguments...);
   check(cudaGetLastError());
 }
 

@@ -30,16 +30,15 @@ struct Softmax {
   A* inverse;  // (N, K)
 };
 
-template <class A>
-LEWEL_DEVICE A lowest() {
-  return -static_cast<A>(__builtin_huge_val());
-}
-
 // The larger of two, of which NaN is never the larger: the sum of the weights will be NaN where a U is.
 template <class A>
 LEWEL_DEVICE A larger(A a, A b) {
   return b > a ? b : a;
 }
+
+// Channels of a group that a step of the pooling kernels takes.
+template <class T>
+constexpr int kPooledChannels = sizeof(T) == 2 ? 64 : 32;
 
 // The weights of kPositions positions of one image, for MAPS maps of one group, computed by kThreads threads: each has
 // one map, and every kParts-th position.
@@ -69,7 +68,8 @@ class GroupMaps {
   LEWEL_DEVICE A top() const { return top_; }
   LEWEL_DEVICE A inverse() const { return inverse_; }
   LEWEL_DEVICE bool inside(int p) const { return present_ && p < maps_.P; }
-  LEWEL_DEVICE A weight(int p) const { return maps_.weight(maps_.unit(row_ + p, k_), top_) * inverse_; }
+  LEWEL_DEVICE A unit(int p) const { return maps_.unit(row_ + p, k_); }
+  LEWEL_DEVICE A weight(int p) const { return maps_.weight(unit(p), top_) * inverse_; }
 
   // The softmax's statistics, where somebody wrote them down.
   LEWEL_DEVICE void load(const Softmax<A>& softmax, int image) {
@@ -80,22 +80,19 @@ class GroupMaps {
 
   // The same from all positions, of which there are at most kPositions. sums: kSums of shared memory.
   LEWEL_DEVICE void reduce(A* sums) {
-    A units[kEach];
-    A top = lowest<A>();
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      units[j] = inside(position(j)) ? maps_.unit(row_ + position(j), k_) : lowest<A>();
-      top = larger(top, units[j]);
-    }
+    A top = -infinity();
+#pragma unroll 4
+    for (int j = 0; j < kEach; ++j)
+      if (inside(position(j))) top = larger(top, unit(position(j)));
     sums[thread()] = top;
     block_barrier();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) top = larger(top, sums[i * MAPS + map()]);
     block_barrier();
     A sum = 0;
-#pragma unroll
+#pragma unroll 4
     for (int j = 0; j < kEach; ++j)
-      if (inside(position(j))) sum += maps_.weight(units[j], top);
+      if (inside(position(j))) sum += maps_.weight(unit(position(j)), top);
     sums[thread()] = sum;
     block_barrier();
     sum = 0;
@@ -108,7 +105,7 @@ class GroupMaps {
   // The weights of positions from `first` on, rounded to the type of products, (positions, maps); zero where there is
   // none. Other threads see them after a barrier.
   LEWEL_DEVICE void write(T* tile, int first) const {
-#pragma unroll
+#pragma unroll 4
     for (int j = 0; j < kEach; ++j) {
       const int p = first + position(j);
       tile[position(j) * kPitch + map()] = rounded<T>(inside(p) ? weight(p) : A{0});

@@ -1,8 +1,11 @@
 // What the launches of the forward and of the backward share: from tensors to the arguments of kernels.
 #pragma once
 
-#include "cuda/call.h"
+#include <stdexcept>
+#include <string>
+
 #include "cuda/forward_kernels.h"
+#include "cuda/launch.h"
 
 namespace lewel::cuda {
 
@@ -49,6 +52,11 @@ inline Mixed mixed(const View& x) { return {x.data, x.number}; }
 // Positions that a block of the pooling kernels sees at once: up to these a softmax needs no pass of its own.
 constexpr int64 kPositions = 64;
 
+// Maps of a group that a block of the pooling kernels sees at once; a float64 takes too much memory for more.
+constexpr int kFewMaps = 32;
+template <class T>
+constexpr int kManyMaps = sizeof(T) == 8 ? kFewMaps : 64;
+
 inline void expect_room(const Call& q) {
   const auto limit = [](bool holds, const char* what) {
     if (!holds) throw std::runtime_error(std::string("the cuda backend takes ") + what);
@@ -72,7 +80,7 @@ void launch_softmax(const Call& q, const Softmax<Accumulator<T>>& to, const Devi
                             heat_maps_of<T>(q), to);
 }
 
-// Calls use(std::integral_constant) for what is known only now.
+// Calls use(bool_constant): a constant for what is known only now.
 template <class Use>
 void with(bool x, Use use) {
   x ? use(bool_constant<true>{}) : use(bool_constant<false>{});

@@ -89,18 +89,18 @@ class VoltaProduct {
   LEWEL_DEVICE void add(const Half* left, int left_pitch, const Half* right, int right_pitch) {
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
-      Operand b[COLUMNS / 16];
+      Operand a[ROWS / 16];
 #pragma unroll
-      for (int j = 0; j < COLUMNS / 16; ++j)
-        load_right<RIGHT_FAST>(b[j], RIGHT_FAST ? right + 16 * j * right_pitch + k : right + k * right_pitch + 16 * j,
-                               right_pitch);
-#pragma unroll
-      for (int i = 0; i < ROWS / 16; ++i) {
-        Operand a;
-        load_left<!LEFT_FAST>(a, LEFT_FAST ? left + 16 * i * left_pitch + k : left + k * left_pitch + 16 * i,
+      for (int i = 0; i < ROWS / 16; ++i)
+        load_left<!LEFT_FAST>(a[i], LEFT_FAST ? left + 16 * i * left_pitch + k : left + k * left_pitch + 16 * i,
                               left_pitch);
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 16; ++j) multiply_add<!LEFT_FAST, RIGHT_FAST>(sums_[i][j], a, b[j]);
+      for (int j = 0; j < COLUMNS / 16; ++j) {
+        Operand b;
+        load_right<RIGHT_FAST>(b, RIGHT_FAST ? right + 16 * j * right_pitch + k : right + k * right_pitch + 16 * j,
+                               right_pitch);
+#pragma unroll
+        for (int i = 0; i < ROWS / 16; ++i) multiply_add<!LEFT_FAST, RIGHT_FAST>(sums_[i][j], a[i], b);
       }
     }
   }

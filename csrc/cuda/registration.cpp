@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#if !defined(LEWEL_EMULATED)
+#include <cuda_runtime_api.h>
+#endif
 
 #include <initializer_list>
 #include <optional>
@@ -91,13 +94,18 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
 template <class Q, class Run>
 void run(const Q& q, const Tensor& features, Run run_kernels) {
 #if defined(LEWEL_EMULATED)
-  const Device device;
+  const Device device{LEWEL_EMULATED, nullptr};
 #else
   const auto index = features.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "torch has no current CUDA stream");
-  const Device device = device_of(index, stream);
+  // This library has a CUDA runtime of its own, which has not heard of the guard.
+  int major = 0;
+  STD_TORCH_CHECK(cudaSetDevice(index) == cudaSuccess &&
+                      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) == cudaSuccess,
+                  "the CUDA runtime does not know the device of the features");
+  const Device device{major >= 8 ? 80 : 70, stream};
 #endif
   Workspace counted;
   run_kernels(counted, nullptr);

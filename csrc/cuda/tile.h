@@ -5,28 +5,6 @@
 
 namespace lewel::cuda {
 
-enum class Number : int { f32, f64, f16, bf16 };
-
-template <class T>
-constexpr Number kNumber = Number::f32;
-template <>
-constexpr Number kNumber<double> = Number::f64;
-template <>
-constexpr Number kNumber<Half> = Number::f16;
-template <>
-constexpr Number kNumber<BFloat16> = Number::bf16;
-
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
 // Numbers of one type in memory.
 template <class T>
 struct Exact {
@@ -135,7 +113,7 @@ class Tile {
     };
     if (!source.wide) {
 #pragma unroll 4
-      for (int e = thread(); e < SLOW * FAST; e += THREADS) {  // neighbours are loaded by neighbouring threads
+      for (int e = opaque(thread()); e < SLOW * FAST; e += THREADS) {  // neighbours are loaded by neighbouring threads
         const int i = e / FAST, f = e % FAST;
         const bool inside = slow + i < source.slows && fast + f < source.fasts;
         const T x = inside ? source.numbers.at(source.slow(slow + i) + source.fast(fast + f)) : T{};
@@ -160,9 +138,10 @@ class Tile {
   // use(j, i, f) for the vectors of this thread: its j-th is at slow index i, fast index f of the tile.
   template <class Use>
   LEWEL_DEVICE static void each_vector(Use use) {
+    const int first = opaque(thread());
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      const int v = thread() + j * THREADS;
+      const int v = first + j * THREADS;
       if (kVectors % THREADS == 0 || v < kVectors) use(j, v / (FAST / kVector), v % (FAST / kVector) * kVector);
     }
   }
@@ -180,19 +159,19 @@ LEWEL_DEVICE void pipeline(int steps, Begin begin, End end, Work work) {
       begin(step, step);
       end(step, step);
     }
-    copy_async_commit();
+    if constexpr (kArch >= 80) copy_async_commit();
   }
   for (int step = 0, stage = 0; step < steps; ++step) {
-    copy_async_wait<STAGES - 2>();
+    if constexpr (kArch >= 80) copy_async_wait<STAGES - 2>();
     block_barrier();  // the tiles of this step are there, and those of the last one have been read
     const int next = step + STAGES - 1, free = stage == 0 ? STAGES - 1 : stage - 1;
     if (next < steps) begin(next, free);
-    copy_async_commit();
+    if constexpr (kArch >= 80) copy_async_commit();
     work(step, stage);
     if (next < steps) end(next, free);
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
-  copy_async_wait<0>();
+  if constexpr (kArch >= 80) copy_async_wait<0>();
   block_barrier();
 }
 

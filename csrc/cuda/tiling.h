@@ -29,7 +29,7 @@ struct Divider {
 };
 
 // Offsets along an axis whose numbers lie at equal distances.
-struct Line {
+struct Strided {
   int64 stride;
 
   LEWEL_HOST_DEVICE int64 operator()(int i) const { return i * stride; }

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -68,7 +67,7 @@ def find() -> Nvcc:
     """The nvcc of CUDA_HOME, else of CUDA_PATH, else on the PATH, else of /usr/local/cuda."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
-            if path := shutil.which(Path(home, "bin", "nvcc")):
+            if path := shutil.which(os.path.join(home, "bin", "nvcc")):
                 return _inspect(path)
             raise BuildError(
                 f"the variable {variable} names the CUDA toolkit {home!r}, in which there is no bin/nvcc; correct or "

@@ -1,13 +1,12 @@
 """The CUDA kernels compiled for GPUs that need not be here, and what the compilers made of them.
 
-nvcc compiles the translation units of csrc/cuda as they are. CUDA 13 has left out sm_70: for that, NVRTC 12.9 compiles
-the kernels alone, those that nvcc finds the library to launch on its successor, sm_75.
+nvcc compiles the translation units of csrc/cuda as a build does. CUDA 13 has left out sm_70: for that, NVRTC 12.9
+compiles the kernels by name, those that the library has for its successor, sm_75.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
 import itertools
 import os
@@ -18,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lewel_kernels.native.toolchain import BuildError, find_compiler
 # Bytes of shared memory that one block may have, by compute capability.
 SHARED_LIMITS = {70: 98304, 80: 166912, 90: 232448}
 NVRTC = "nvidia-cuda-nvrtc-cu12==12.9.*"
-_NAMESPACE = "lewel::cuda::"
+_FIRST_OF_NVCC = 75
 
 
 class CompileError(RuntimeError):
@@ -40,16 +39,16 @@ class CompileError(RuntimeError):
 class Report:
     """What a compiler made of one kernel for one architecture."""
 
-    kernel: str  # with its template's arguments, without namespaces
+    kernel: str  # with its template's arguments, without namespaces; a file's name, if that does not compile
     capability: int
-    compiler: str = ""
+    compiler: str
     registers: int = 0  # of a thread
     shared: int = 0  # bytes of a block
     stack: int = 0  # bytes of a thread, as are spills
     spill_stores: int = 0
     spill_loads: int = 0
     tensor_cores: dict[str, int] = field(default_factory=dict)  # instructions by name
-    error: str = ""  # why it does not compile; no number above is known then
+    error: str = ""  # what is wrong with it, said of it; the numbers above may be unknown then
 
     @property
     def arch(self) -> str:
@@ -81,7 +80,7 @@ def find_nvrtc() -> Path | None:
 
 
 def find_disassembler() -> str | None:
-    """nvdisasm: in the toolkit where that is whole, else Triton's."""
+    """nvdisasm: the toolkit's, where it has one, else Triton's."""
     spec = importlib.util.find_spec("triton")
     folders = [] if _without_nvcc() else [Path(nvcc.find().path).parent]
     folders += [
@@ -92,20 +91,27 @@ def find_disassembler() -> str | None:
 
 def unavailable(capability: int) -> str | None:
     """Why nothing can be compiled for an architecture here, as a sentence with a remedy, or None."""
-    if capability < 75:
-        if not find_nvrtc():
-            return f"there is no NVRTC of CUDA 12, the last for sm_{capability}; pip install '{NVRTC}'"
-    elif reason := _without_nvcc():
-        return reason
-    if not find_disassembler():
-        return "there is no nvdisasm to find tensor-core instructions with; pip install triton, which brings it"
+    reason = _without_compiler()
+    if not reason and capability >= _FIRST_OF_NVCC:
+        reason = _without_nvcc()
+    elif not reason and not find_nvrtc():
+        reason = f"there is no NVRTC of CUDA 12, the last for sm_{capability}; pip install '{NVRTC}'"
+    if not reason and not find_disassembler():
+        reason = "there is no nvdisasm to find tensor-core instructions with; pip install triton, which brings it"
+    return reason
+
+
+def _without_compiler() -> str | None:
+    try:
+        find_compiler()
+    except BuildError as error:
+        return str(error)
     return None
 
 
 def _without_nvcc() -> str | None:
     try:
         nvcc.find()
-        find_compiler()
     except BuildError as error:
         return str(error)
     return None
@@ -125,7 +131,7 @@ def resources(log: str) -> dict[str, dict[str, int]]:
 
         found[name] = {
             "registers": number(r"Used (\d+) registers"),
-            "shared": number(r"(\d+) bytes smem"),
+            "shared": number(r"(\d+) bytes smem"),  # static: what a launch asks for is not known here
             "stack": number(r"(\d+) bytes (?:stack frame|cumulative stack size)"),
             "spill_stores": number(r"(\d+) bytes spill stores"),
             "spill_loads": number(r"(\d+) bytes spill loads"),
@@ -135,40 +141,40 @@ def resources(log: str) -> dict[str, dict[str, int]]:
     return found
 
 
+_TENSOR_CORES = re.compile(r"\b[HDIQ]G?MMA(?=\.)")
+
+
 def tensor_cores(sass: str) -> dict[str, dict[str, int]]:
     """Instructions of the tensor cores that nvdisasm finds in each kernel, by its mangled name."""
     _, *parts = re.split(r"\.section\s+\.text\.([\w$.]+)", sass)
-    pattern = re.compile(r"\b[HDIQ]G?MMA(?=\.)")
     return {
-        name: dict(sorted(Counter(pattern.findall(text)).items()))
+        name: dict(sorted(Counter(_TENSOR_CORES.findall(text)).items()))
         for name, text in zip(parts[::2], parts[1::2], strict=True)
     }
 
 
 def demangled(name: str) -> str:
-    """A kernel's name as C++ has it, without the types of its parameters and without its namespace."""
-    status = ctypes.c_int()
-    demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
-    demangle.restype, free = ctypes.c_void_p, ctypes.CDLL(None).free
-    free.argtypes = [ctypes.c_void_p]
-    pointer = demangle(name.encode(), None, None, ctypes.byref(status))
+    """What a compiler calls a kernel, or a type, as C++ has it."""
+    demangle, free = ctypes.CDLL("libstdc++.so.6").__cxa_demangle, ctypes.CDLL(None).free
+    demangle.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    pointer = demangle(name.encode(), None, None, ctypes.byref(ctypes.c_int()))
     if not pointer:
-        return name
+        raise ValueError(f"{name!r} is no name that a compiler makes")
     try:
-        text = ctypes.string_at(pointer).decode()
+        return ctypes.string_at(pointer).decode()
     finally:
         free(pointer)
-    return _without_parameters(text).removeprefix("void ").replace(_NAMESPACE, "")
 
 
-def _without_parameters(text: str) -> str:
-    """`void f<(E)1>(int)` -> `void f<(E)1>`."""
+def short(name: str) -> str:
+    """`void lewel::cuda::f<lewel::cuda::Half, (E)1>(int)` -> `f<Half, (E)1>`."""
     depth = 0
-    for i, character in enumerate(text):
+    for i, character in enumerate(name):
         if character == "(" and depth == 0:
-            return text[:i]
+            name = name[:i]
+            break
         depth += (character == "<") - (character == ">")
-    return text
+    return name.removeprefix("void ").replace("lewel::cuda::", "")
 
 
 def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[Report]:
@@ -178,138 +184,264 @@ def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[Rep
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvdisasm cannot read what {compiler} made: {done.stderr}")
+        sass = _run([disassembler, "-c", file.name])[0]
+    cores = tensor_cores(sass)
     facts: dict[str, dict[str, Any]] = {**resources(log)}
-    cores = tensor_cores(done.stdout)
-    if facts.keys() - cores.keys():
-        raise RuntimeError(f"nvdisasm does not find {', '.join(sorted(facts.keys() - cores.keys()))}")
+    if lost := facts.keys() - cores.keys():
+        raise RuntimeError(f"nvdisasm does not find {', '.join(sorted(lost))} in what {compiler} made")
     return [
-        Report(demangled(name), capability, compiler, **fact, tensor_cores=cores[name]) for name, fact in facts.items()
+        Report(short(demangled(name)), capability, compiler, **fact, tensor_cores=cores[name])
+        for name, fact in facts.items()
     ]
+
+
+def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str, str]:
+    """What a program says, on stdout and on stderr; `folder` is for its temporary files."""
+    environment = os.environ | ({"TMPDIR": folder} if folder else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise CompileError((done.stderr + done.stdout).strip() or f"{command[0]} ended with status {done.returncode}")
+    return done.stdout, done.stderr
 
 
 # Compiling.
 
 
-def compile_all(
-    capabilities: Sequence[int],
-    threads: int = 2,
-    known: Iterable[str] = (),
-    sources: Path | None = None,
+def compile_all(capabilities: Sequence[int], threads: int = 2) -> list[Report]:
+    """Reports of all kernels of the library, for architectures that `unavailable` has nothing against."""
+    csrc = target.sources()
+    launched = {capability: shared_bytes(capability, csrc) for capability in capabilities}
+    known = {kernel for kernels in launched.values() for kernel in kernels}
+    reports = compile_kernels(csrc, capabilities, threads, known)
+    return [_with_shared(report, launched[report.capability]) for report in reports]
+
+
+def _with_shared(report: Report, launched: dict[str, int]) -> Report:
+    if report.error:
+        return report
+    if report.kernel not in launched:
+        return replace(report, error="is launched by no call that lewel_kernels/native/offline.py makes; add one there")
+    return replace(report, shared=report.shared + launched[report.kernel])
+
+
+def compile_kernels(
+    csrc: Path, capabilities: Sequence[int], threads: int = 2, known: Iterable[str] = ()
 ) -> list[Report]:
-    """Reports of all kernels of the library; what does not compile has an `error`.
+    """Reports of all kernels below a folder; what does not compile has an `error`. Shared memory is what is static.
 
     Args:
-        capabilities: Those that `unavailable` has nothing against.
+        csrc: It has cuda/kernels_*.cu, and the kernels themselves in cuda/*_kernels.h.
+        capabilities: What to compile for.
         threads: How many compilers run at a time.
-        known: The kernels to compile for sm_70 where there is no nvcc to list them.
-        sources: csrc/, or a folder that stands in for it.
+        known: The kernels, for sm_70 where there is no nvcc to list them.
     """
-    csrc = sources or target.sources()
     units = sorted(csrc.glob("cuda/kernels_*.cu"))
     with ThreadPoolExecutor(threads) as pool:
-        names = sorted(known)
-        if min(capabilities) < 75 and not _without_nvcc():
-            # There are no bfloat16 instructions before sm_80.
-            listed = pool.map(lambda unit: _names(unit, csrc), (x for x in units if "bfloat16" not in x.name))
-            names = sorted(set(itertools.chain.from_iterable(listed)))
+        names = set(known)
+        if min(capabilities) < _FIRST_OF_NVCC and not _without_nvcc():
+            names = set(itertools.chain.from_iterable(pool.map(lambda unit: kernels_of(unit, csrc), units)))
+        # The backend takes no bfloat16 before sm_80, which has no instructions for it.
+        shared_out = sorted(name for name in names if "BFloat16" not in name)
         jobs = []
         for capability in capabilities:
-            if capability < 75:
-                shares = filter(None, (names[i :: 4 * threads] for i in range(4 * threads)))
-                jobs += [pool.submit(_compile_names, share, capability, csrc) for share in shares]
-            else:
+            if capability >= _FIRST_OF_NVCC:
                 jobs += [pool.submit(_compile_unit, unit, capability, csrc) for unit in units]
-        reports = itertools.chain.from_iterable(job.result() for job in jobs)
-        # Two units may have a kernel in common.
-        distinct = {(report.kernel, report.capability): report for report in reports}
+            else:
+                shares = (shared_out[i :: 4 * threads] for i in range(4 * threads))
+                jobs += [pool.submit(_compile_names, share, capability, csrc) for share in shares if share]
+        # Units may have kernels in common.
+        found = itertools.chain.from_iterable(job.result() for job in jobs)
+        distinct = {(report.kernel, report.capability): report for report in found}
     return [distinct[key] for key in sorted(distinct)]
 
 
 def _nvcc(arguments: Sequence[str | Path], csrc: Path, folder: str) -> str:
-    """Runs nvcc as a build does, with its temporary files in a folder; what it says."""
-    command = [nvcc.find().path, "-ccbin", find_compiler().command[0], *CUDA.flags(), "-I", csrc, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": folder})
-    if done.returncode:
-        raise CompileError((done.stderr + done.stdout).strip())
-    return done.stderr
+    """Runs nvcc as a build does; what it says."""
+    compiler = find_compiler().command
+    host = ["-ccbin", *compiler] if len(compiler) == 1 else []  # it takes one word, and here it only preprocesses
+    return _run([nvcc.find().path, *host, *CUDA.flags(), "-I", csrc, *arguments], folder)[1]
 
 
-def _names(unit: Path, csrc: Path) -> list[str]:
-    """The kernels that a unit has on sm_75."""
+def kernels_of(unit: Path, csrc: Path) -> list[str]:
+    """The kernels that nvcc finds in a unit for sm_75. What it makes of them does not matter, hence -O0."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "unit.ptx")
-        _nvcc(["-ptx", "-arch=sm_75", unit, "-o", ptx], csrc, folder)
-        return [demangled(name) for name in re.findall(r"\.entry\s+([\w$]+)", ptx.read_text())]
+        try:
+            _nvcc(["-ptx", f"-arch=sm_{_FIRST_OF_NVCC}", "-Xcicc", "-O0", unit, "-o", ptx], csrc, folder)
+        except CompileError as error:
+            raise CompileError(f"{unit.name} does not compile for sm_{_FIRST_OF_NVCC}: {error}") from error
+        return [short(demangled(name)) for name in re.findall(r"\.entry\s+([\w$]+)", ptx.read_text())]
 
 
 def _compile_unit(unit: Path, capability: int, csrc: Path) -> list[Report]:
-    version = "nvcc " + nvcc.find().version.rpartition(".")[0]
+    compiler = f"nvcc {nvcc.find().version.rpartition('.')[0]}"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "unit.cubin")
         try:
             log = _nvcc(["-cubin", f"-arch=sm_{capability}", "-Xptxas=-v", unit, "-o", cubin], csrc, folder)
         except CompileError as error:
-            return [Report(unit.name, capability, version, error=str(error))]
-        return _reports(log, cubin.read_bytes(), capability, version)
+            return [Report(unit.name, capability, compiler, error=f"does not compile: {error}")]
+        return _reports(log, cubin.read_bytes(), capability, compiler)
 
 
 def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[Report]:
-    headers = sorted(csrc.glob("cuda/*_kernels.h"))
-    source = "\n".join([*(f'#include "cuda/{header.name}"' for header in headers), "using namespace lewel::cuda;", ""])
-    options = [f"--gpu-architecture=sm_{capability}", "--std=c++17", f"--include-path={csrc}", "--ptxas-options=-v"]
-    # NVRTC takes a lambda in a lambda for a function of the host, which nvcc does not.
-    options.append("--device-as-default-execution-space")
-    version = "NVRTC {}.{}".format(*_nvrtc_version())
+    headers = [f'#include "cuda/{header.name}"' for header in sorted(csrc.glob("cuda/*_kernels.h"))]
+    options = [
+        f"--gpu-architecture=sm_{capability}",
+        "--std=c++17",
+        f"--include-path={csrc}",
+        "--ptxas-options=-v",
+        # NVRTC takes a generic lambda inside a lambda for a function of the host, which nvcc does not.
+        "--device-as-default-execution-space",
+    ]
+    compiler = _Nvrtc(find_nvrtc())
     try:
-        log, cubin = _nvrtc(source, names, options)
+        log, cubin = compiler.compile("\n".join([*headers, "using namespace lewel::cuda;\n"]), names, options)
     except CompileError as error:
         if len(names) > 1:  # which of them is it?
-            return list(itertools.chain.from_iterable(_compile_names([name], capability, csrc) for name in names))
-        return [Report(names[0], capability, version, error=str(error))]
-    return _reports(log, cubin, capability, version)
+            return [report for name in names for report in _compile_names([name], capability, csrc)]
+        return [Report(names[0], capability, compiler.name, error=f"does not compile: {error}")]
+    return _reports(log, cubin, capability, compiler.name)
 
 
-@functools.cache
-def _nvrtc_library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(find_nvrtc()))
+class _Nvrtc:
+    """The compiler that is a library. Several threads may use it at a time."""
 
+    def __init__(self, path: Path | None) -> None:
+        self._library = ctypes.CDLL(str(path))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        self.name = f"NVRTC {major.value}.{minor.value}"
 
-@functools.cache
-def _nvrtc_version() -> tuple[int, int]:
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    _nvrtc_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return major.value, minor.value
+    def compile(self, source: str, names: Sequence[str], options: Sequence[str]) -> tuple[str, bytes]:
+        """The log and the cubin of the kernels of these names."""
+        program = ctypes.c_void_p()
+        text, no_headers = source.encode(), (0, None, None)
+        self._call("nvrtcCreateProgram", ctypes.byref(program), text, b"kernels.cu", *no_headers)
+        try:
+            for name in names:
+                self._call("nvrtcAddNameExpression", program, name.encode())
+            array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            failed = self._library.nvrtcCompileProgram(program, len(options), array)
+            log = self._read("ProgramLog", program).rstrip(b"\0").decode()
+            if failed:
+                raise CompileError(log.strip())
+            return log, self._read("CUBIN", program)
+        finally:
+            self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
-
-def _nvrtc(source: str, names: Sequence[str], options: Sequence[str]) -> tuple[str, bytes]:
-    """The log and the cubin of the kernels of these names. Several threads may do this at a time."""
-    library = _nvrtc_library()
-    program = ctypes.c_void_p()
-
-    def call(function: str, *arguments: Any) -> None:
-        if status := getattr(library, function)(*arguments):
-            raise CompileError(f"{function} failed with status {status}")
-
-    def read(what: str) -> bytes:
+    def _read(self, what: str, program: ctypes.c_void_p) -> bytes:
         size = ctypes.c_size_t()
-        call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
-        text = ctypes.create_string_buffer(size.value)
-        call(f"nvrtcGet{what}", program, text)
-        return text.raw
+        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        found = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{what}", program, found)
+        return found.raw
 
-    call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
-    try:
-        for name in names:
-            call("nvrtcAddNameExpression", program, name.encode())
-        arguments = [option.encode() for option in options]
-        array = (ctypes.c_char_p * len(arguments))(*arguments)
-        failed = library.nvrtcCompileProgram(program, len(arguments), array)
-        log = read("ProgramLog").rstrip(b"\0").decode()
-        if failed:
-            raise CompileError(log.strip())
-        return log, read("CUBIN")
-    finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
+    def _call(self, function: str, *arguments: Any) -> None:
+        if status := getattr(self._library, function)(*arguments):
+            raise CompileError(f"{function} ends with status {status}")
+
+
+# What launches ask for.
+
+# Stands in for csrc/cuda/launch.h: a launch is a line with the kernel's name.
+_LAUNCH = """
+#pragma once
+
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <typeinfo>
+
+#include "cuda/call.h"
+#include "cuda/device.h"
+
+namespace lewel::cuda {
+template <auto KERNEL>
+struct Name {};
+template <auto KERNEL, class... Arguments>
+void launch(const Device&, Grid, int, int shared_bytes, const Arguments&...) {
+  std::cout << typeid(Name<KERNEL>).name() << ' ' << shared_bytes << '\\n';
+}
+}  // namespace lewel::cuda
+"""
+
+# Calls of the op that launch every kernel there is. Tensors have an address that nobody reads.
+_CALLS = """
+#include "cuda/backward.h"
+#include "cuda/forward.h"
+
+using namespace lewel::cuda;
+
+View tensor(Number number, bool planes, int64 n, int64 channels, int64 positions) {
+  View x;
+  x.data = reinterpret_cast<void*>(256);
+  x.number = number;
+  const int64 size[] = {n, channels, positions};
+  const int64 stride[] = {channels * positions, planes ? positions : 1, planes ? 1 : channels};
+  for (int i = 0; i < 3; ++i) x.size[i] = size[i], x.stride[i] = stride[i];
+  return x;
+}
+
+template <class T>
+void calls(const Device& device, int64 K, int64 groups, int64 P, bool planes, bool affine, bool maps) {
+  constexpr int64 N = 2, C = 256, D = C;
+  constexpr Number kT = kNumber<T>, kA = kNumber<Accumulator<T>>;
+  const auto fill = [&](Call& q) {
+    q.features = q.pixels = tensor(kT, planes, N, C, P);
+    q.weight = tensor(kT, true, K, D, 1);
+    q.bias = tensor(kT, true, K, 1, 1);
+    if (affine) q.scale = q.shift = tensor(kA, true, D, 1, 1);
+    q.heat = tensor(kT, false, N, K, P);
+    q.norm = tensor(kA, true, N, P, 1);
+    q.groups = groups, q.temperature = 0.05, q.eps = 1e-12;
+  };
+  Workspace workspace(reinterpret_cast<void*>(256));
+  Forward f;
+  fill(f);
+  f.pooled = tensor(kT, true, N, K / groups, C);
+  if (maps) f.maps = tensor(kT, true, N, K, P);
+  forward<T>(f, workspace, &device);
+  Backward b;
+  fill(b);
+  b.grad_pooled = f.pooled, b.grad_maps = f.maps;
+  b.d_features = b.d_pixels = b.features, b.d_weight = b.weight, b.d_bias = b.bias;
+  b.d_scale = b.scale, b.d_shift = b.shift;
+  b.project_features = false;
+  backward<T>(b, workspace, &device);
+}
+
+int main() {
+  Device device{};
+  device.arch = LEWEL_EMULATED;
+  for (int64 K : {32, 64, 128, 256, 512})
+    for (int64 groups : {1, 4})
+      for (int64 P : {49, 3136})
+        for (int bits = 0; bits < 8; ++bits) {
+          const bool planes = bits & 1, affine = bits & 2, maps = bits & 4;
+          calls<Half>(device, K, groups, P, planes, affine, maps);
+          calls<BFloat16>(device, K, groups, P, planes, affine, maps);
+          calls<float>(device, K, groups, P, planes, affine, maps);
+          calls<double>(device, K, groups, P, planes, affine, maps);
+        }
+}
+"""
+
+
+def shared_bytes(capability: int, csrc: Path) -> dict[str, int]:
+    """The most shared memory that launches of each kernel ask for, as csrc/cuda/forward.h and backward.h say."""
+    arch = 80 if capability >= 80 else 70
+    found: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        header, source, program = Path(folder, "cuda", "launch.h"), Path(folder, "calls.cpp"), Path(folder, "calls")
+        header.parent.mkdir()
+        header.write_text(_LAUNCH)
+        source.write_text(_CALLS)
+        options = ["-std=c++17", "-O0", "-w", f"-DLEWEL_EMULATED={arch}", f"-I{folder}", f"-I{csrc}"]
+        _run([*find_compiler().command, *options, source, "-o", program], folder)
+        for line in _run([program])[0].splitlines():
+            name, size = line.split()
+            # lewel::cuda::Name<&(void f<int>(int))>
+            kernel = short(demangled(name).partition("&")[2].removeprefix("("))
+            found[kernel] = max(found.get(kernel, 0), int(size))
+    return found

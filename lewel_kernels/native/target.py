@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lewel_kernels.native import nvcc
-from lewel_kernels.native.toolchain import Compiler, find_compiler, includes, torch_folder
+from lewel_kernels.native.toolchain import Compiler, find_compiler, header_folders, torch_folder
 
 # The oldest stable ABI of torch that has parallel_for.
 ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -67,33 +67,37 @@ class Target:
         raise NotImplementedError
 
     def units(self) -> list[str]:
-        """What is compiled, below csrc/; the last one is build_info.cpp, which alone gets `defines`."""
+        """What is compiled, below csrc/; the last one is build_info.cpp, which alone gets the `facts`."""
         raise NotImplementedError
 
     def flags(self) -> list[str]:
         """Those of the kernels' compiler, except the ones that only say where headers are."""
         raise NotImplementedError
 
-    def defines(self, tools: Tools) -> dict[str, str]:
+    def facts(self, tools: Tools) -> dict[str, str]:
+        """What build_info.cpp tells, as macros."""
         return {"LEWEL_FLAGS": string(" ".join(self.flags())), "LEWEL_TORCH": string(torch.__version__)}
 
     def write(self, folder: Path, tools: Tools) -> None:
         """Writes build.ninja, which is to be run in the folder. Raises a BuildError where headers are missing."""
-        defines = [f"-D{name}={value}" for name, value in self.defines(tools).items()]
+        # In a file, as what nvcc passes on must not have commas in it.
+        facts = [f"#define {name} {value}\n" for name, value in self.facts(tools).items()]
+        (folder / "facts.h").write_text("".join(facts))
         lines = [
             "ninja_required_version = 1.3",
             *self.commands(tools),
             *(f"build {unit}.o: {Path(unit).suffix[1:]} {_path(sources() / unit)}" for unit in self.units()),
-            f"  defines = {quoted(defines)}",
+            "  facts = -include facts.h",
             f"build {self.library}: link {' '.join(f'{unit}.o' for unit in self.units())}",
         ]
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
     def commands(self, tools: Tools) -> list[str]:
         """The rules by which each suffix is compiled, and `link`."""
-        compile = quoted([*tools.compiler.command, *self.flags(), *includes(), f"-I{sources()}"])
+        headers = [f"-isystem{path}" for path in header_folders()]
+        compile = quoted([*tools.compiler.command, *self.flags(), *headers, f"-I{sources()}"])
         return [
-            *(line for suffix in ("cpp", "cu") for line in rule(suffix, f"{compile} $defines -c $in -o $out")),
+            *(line for suffix in ("cpp", "cu") for line in rule(suffix, f"{compile} $facts -c $in -o $out")),
             *rule("link", f"{quoted(tools.compiler.command)} -shared $in {quoted(libraries())} -o $out"),
         ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lewel_kernels import env
 from lewel_kernels.native import nvcc, target
 from lewel_kernels.native.target import ABI, Target, Tools, libraries, quoted, rule, source_files, string
-from lewel_kernels.native.toolchain import find_compiler, includes
+from lewel_kernels.native.toolchain import find_compiler, header_folders
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Cpu(Target):
     def inputs(self) -> list[str]:
         return [*super().inputs(), *([_processor()] if _isa() == "native" else [])]
 
-    def defines(self, tools: Tools) -> dict[str, str]:
-        return {"LEWEL_ISA": string(_isa()), **super().defines(tools)}
+    def facts(self, tools: Tools) -> dict[str, str]:
+        return {"LEWEL_ISA": string(_isa()), **super().facts(tools)}
 
 
 # nvcc takes a compiler of one word: a command of several goes into a script beside build.ninja.
@@ -73,9 +73,9 @@ class Emulated(Target):
     def flags(self) -> list[str]:
         return ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-DLEWEL_EMULATED={self.arch}", ABI]
 
-    def defines(self, tools: Tools) -> dict[str, str]:
+    def facts(self, tools: Tools) -> dict[str, str]:
         names = {"LEWEL_MODULE": self.module, "LEWEL_ARCHS": string(f"sm_{self.arch}"), "LEWEL_NVCC": string("none")}
-        return names | super().defines(tools)
+        return names | super().facts(tools)
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,16 @@ class Cuda(Target):
 
     def _host_flags(self) -> list[str]:
         # USE_CUDA: torch's headers declare its streams.
-        return ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA", ABI]
+        return ["-std=c++17", "-O2", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", ABI]
 
-    def defines(self, tools: Tools) -> dict[str, str]:
+    def facts(self, tools: Tools) -> dict[str, str]:
         assert tools.nvcc is not None
         names = {
             "LEWEL_MODULE": self.module,
             "LEWEL_ARCHS": string(" ".join(_archs(tools))),
             "LEWEL_NVCC": string(tools.nvcc.version),
         }
-        return names | super().defines(tools)
+        return names | super().facts(tools)
 
     def write(self, folder: Path, tools: Tools) -> None:
         super().write(folder, tools)
@@ -140,15 +140,17 @@ class Cuda(Target):
     def commands(self, tools: Tools) -> list[str]:
         assert tools.nvcc is not None
         compiler, here = tools.compiler.command, f"-I{target.sources()}"
-        host = quoted([*compiler, *self._host_flags(), *includes(), here])
         nvcc_with = [tools.nvcc.path, "-ccbin", compiler[0] if len(compiler) == 1 else _SCRIPT]
+        # The compiler by way of nvcc, which knows where its own headers are, in whatever way it was installed.
+        headers = [f"-isystem={path}" for path in header_folders()]
+        host = quoted([*nvcc_with, *self._host_flags(), *headers, here])
         generate = [f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in _archs(tools)]
         kernels = quoted([*nvcc_with, *self.flags(), *generate, here])
         # The packages of pip and conda have their libraries where nvcc itself does not look.
         toolkit = Path(tools.nvcc.path).resolve().parent.parent / "lib"
         link_with = [*libraries(), "-ltorch_cuda", f"-L{toolkit}"]
         return [
-            *rule("cpp", f"{host} $defines -c $in -o $out"),
+            *rule("cpp", f"{host} $facts -c $in -o $out"),
             *rule("cu", f"{kernels} -c $in -o $out"),
             *rule("link", f"{quoted([*nvcc_with, '-shared', '-cudart=static'])} $in {quoted(link_with)} -o $out"),
         ]

@@ -64,7 +64,7 @@ def find_ninja() -> str:
     raise BuildError("ninja is not installed; run `python -m pip install ninja`")
 
 
-def includes() -> list[str]:
+def header_folders() -> list[str]:
     try:
         pybind11 = import_module("pybind11").get_include()
     except ImportError as error:
@@ -75,7 +75,7 @@ def includes() -> list[str]:
             f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev)"
         )
     # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
-    return [f"-isystem{path}" for path in (pybind11, torch_folder() / "include", python)]
+    return [pybind11, str(torch_folder() / "include"), python]
 
 
 def torch_folder() -> Path:

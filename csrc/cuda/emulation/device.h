@@ -9,16 +9,17 @@
 #include <immintrin.h>
 #endif
 
-#include "machine.h"
+#include "cuda/emulation/machine.h"
+#include "cuda/numbers.h"
 
 #define LEWEL_DEVICE inline
 #define LEWEL_HOST_DEVICE inline
-#define LEWEL_KERNEL(threads) inline void
+#define LEWEL_KERNEL(...) inline void
+
+// The last parameter of what can be called wrongly, which no kernel gives.
+#define LEWEL_LINE emulation::Line line = emulation::Line::called()
 
 namespace lewel::cuda {
-
-using int64 = long long;
-using uint32 = unsigned int;
 
 constexpr int kArch = LEWEL_EMULATED;
 static_assert(kArch == 70 || kArch == 80, "LEWEL_EMULATED is 70 or 80");
@@ -44,13 +45,6 @@ inline float float_of(uint32 u) {
 }  // namespace emulation
 
 // ---- numbers
-
-struct Half {
-  unsigned short bits;
-};
-struct BFloat16 {
-  unsigned short bits;
-};
 
 template <class A, class T>
 LEWEL_DEVICE A widen(T x) {
@@ -101,10 +95,13 @@ LEWEL_DEVICE BFloat16 rounded<BFloat16, float>(float x) {
   return {static_cast<unsigned short>((u + 0x7fff + (u >> 16 & 1)) >> 16)};
 }
 
+LEWEL_DEVICE float infinity() { return __builtin_huge_valf(); }
 LEWEL_DEVICE float power_of_two(float x) { return ::exp2f(x); }
 LEWEL_DEVICE double power_of_two(double x) { return ::exp2(x); }
 LEWEL_DEVICE float square_root(float x) { return ::sqrtf(x); }
 LEWEL_DEVICE double square_root(double x) { return ::sqrt(x); }
+
+LEWEL_DEVICE int opaque(int x) { return x; }
 
 // ---- threads
 
@@ -115,14 +112,14 @@ LEWEL_DEVICE int block_x() { return emulation::here->x; }
 LEWEL_DEVICE int block_y() { return emulation::here->y; }
 LEWEL_DEVICE int block_z() { return emulation::here->z; }
 
-LEWEL_DEVICE void block_barrier(emulation::Line line = LEWEL_LINE) { emulation::block_barrier(line); }
+LEWEL_DEVICE void block_barrier(LEWEL_LINE) { emulation::block_barrier(line); }
 
-LEWEL_DEVICE void warp_barrier(emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void warp_barrier(LEWEL_LINE) {
   emulation::collective({emulation::Collective::warp_barrier, 0, line, nullptr, nullptr, nullptr, 0});
 }
 
 template <class A>
-LEWEL_DEVICE A shuffle_xor(A x, int mask, emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE A shuffle_xor(A x, int mask, LEWEL_LINE) {
   static_assert(sizeof(A) == 4 || sizeof(A) == 8);
   A y;
   emulation::collective({emulation::Collective::shuffle, sizeof(A), line, &y, &x, nullptr, mask});
@@ -137,18 +134,18 @@ struct alignas(16) Vector {
   uint32 words[4];
 };
 
-LEWEL_DEVICE void copy_async(void* shared, const void* global, int bytes, emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void copy_async(void* shared, const void* global, int bytes, LEWEL_LINE) {
   emulation::needs_80("copy_async", line);
   emulation::start_copy(shared, global, bytes, line);
 }
 
-LEWEL_DEVICE void copy_async_commit(emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void copy_async_commit(LEWEL_LINE) {
   emulation::needs_80("copy_async_commit", line);
   emulation::commit_copies();
 }
 
 template <int PENDING>
-LEWEL_DEVICE void copy_async_wait(emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void copy_async_wait(LEWEL_LINE) {
   static_assert(PENDING >= 0);
   emulation::needs_80("copy_async_wait", line);
   emulation::await_copies(PENDING);
@@ -156,19 +153,16 @@ LEWEL_DEVICE void copy_async_wait(emulation::Line line = LEWEL_LINE) {
 
 // ---- matrix products of 16-bit numbers, by all lanes of a warp together
 
-LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transposed,
-                                emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transposed, LEWEL_LINE) {
   emulation::needs_80("load_matrices", line);
   emulation::collective({emulation::Collective::load_matrices, transposed, line, words, row, nullptr, 0});
 }
 
-LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], Half,
-                               emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], Half, LEWEL_LINE) {
   emulation::needs_80("multiply_add of 16 x 8", line);
   emulation::collective({emulation::Collective::multiply_half, 0, line, d, a, b, 0});
 }
-LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], BFloat16,
-                               emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], BFloat16, LEWEL_LINE) {
   emulation::needs_80("multiply_add of 16 x 8", line);
   emulation::collective({emulation::Collective::multiply_bfloat16, 0, line, d, a, b, 0});
 }
@@ -181,23 +175,25 @@ struct Sum {
 };
 
 template <bool COLUMNS>
-LEWEL_DEVICE void load_left(Operand& x, const Half* p, int ld, emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void load_left(Operand& x, const Half* p, int ld, LEWEL_LINE) {
   emulation::collective({emulation::Collective::load_left, COLUMNS, line, x.words, p, nullptr, ld});
 }
 
 template <bool COLUMNS>
-LEWEL_DEVICE void load_right(Operand& x, const Half* p, int ld, emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void load_right(Operand& x, const Half* p, int ld, LEWEL_LINE) {
   emulation::collective({emulation::Collective::load_right, COLUMNS, line, x.words, p, nullptr, ld});
 }
 
 template <bool LEFT_COLUMNS, bool RIGHT_COLUMNS>
-LEWEL_DEVICE void multiply_add(Sum& d, const Operand& a, const Operand& b, emulation::Line line = LEWEL_LINE) {
-  emulation::collective({emulation::Collective::multiply_sums, LEFT_COLUMNS + 2 * RIGHT_COLUMNS, line, d.values, a.words,
-                         b.words, 0});
+LEWEL_DEVICE void multiply_add(Sum& d, const Operand& a, const Operand& b, LEWEL_LINE) {
+  emulation::collective({emulation::Collective::multiply_sums, LEFT_COLUMNS + 2 * RIGHT_COLUMNS, line, d.values,
+                         a.words, b.words, 0});
 }
 
-LEWEL_DEVICE void store_sum(float* p, const Sum& d, int ld, emulation::Line line = LEWEL_LINE) {
+LEWEL_DEVICE void store_sum(float* p, const Sum& d, int ld, LEWEL_LINE) {
   emulation::collective({emulation::Collective::store_sum, 0, line, p, d.values, nullptr, ld});
 }
 
 }  // namespace lewel::cuda
+
+#undef LEWEL_LINE

@@ -4,7 +4,7 @@
 // goes on; the last lane that comes to a collective does the work of the whole warp. The orders change at every barrier
 // and collective, in a way that the block's index alone determines. A fiber that does something wrong throws; its
 // block's other fibers are never resumed.
-#include <sys/mman.h>
+#include "cuda/emulation/fibers.h"  // the first
 
 #include <algorithm>
 #include <atomic>
@@ -14,20 +14,14 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
-#include "machine.h"
-
-#if !defined(__x86_64__) || !defined(__ELF__) || defined(LEWEL_EMULATION_PORTABLE)
-#undef _FORTIFY_SOURCE  // its longjmp takes another stack for an error
-#include <setjmp.h>
-#include <ucontext.h>
-#define LEWEL_UCONTEXT
-#endif
+#include "cuda/emulation/collectives.h"
+#include "cuda/emulation/machine.h"
 
 namespace lewel::cuda::emulation {
 
@@ -46,108 +40,9 @@ int default_threads() {
   return bound > 0 ? std::min(most, bound) : most;
 }
 
-// ---- contexts: what is saved of a fiber while another runs
-
-using Entry = void (*)();
-
-#if defined(LEWEL_UCONTEXT)
-
-// ucontext makes a context, with a system call; setjmp and longjmp switch without one.
-struct Context {
-  ucontext_t made;
-  jmp_buf saved;
-  bool fresh = false;
-
-  void prepare(char* stack, size_t bytes, Entry entry) {
-    getcontext(&made);
-    made.uc_stack.ss_sp = stack;
-    made.uc_stack.ss_size = bytes;
-    made.uc_link = nullptr;
-    makecontext(&made, entry, 0);
-    fresh = true;
-  }
-};
-
-__attribute__((noinline)) void switch_context(Context& from, Context& to) {
-  if (_setjmp(from.saved) != 0) return;
-  if (!to.fresh) _longjmp(to.saved, 1);
-  to.fresh = false;
-  setcontext(&to.made);
-}
-
-#else
-
-extern "C" void lewel_emulation_switch(void** from, void* to) __attribute__((visibility("hidden")));
-
-// The registers that a call preserves, pushed on the stack of the one and popped from that of the other.
-asm(R"(
-.pushsection .text
-.hidden lewel_emulation_switch
-.globl lewel_emulation_switch
-.type lewel_emulation_switch, @function
-.p2align 4
-lewel_emulation_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size lewel_emulation_switch, . - lewel_emulation_switch
-.popsection
-)");
-
-struct Context {
-  void* top = nullptr;
-
-  void prepare(char* stack, size_t bytes, Entry entry) {
-    void** words = reinterpret_cast<void**>(stack + bytes / 16 * 16) - 8;
-    std::fill(words, words + 8, nullptr);
-    words[6] = reinterpret_cast<void*>(entry);  // after the six registers; and its own caller, null, ends backtraces
-    top = words;
-  }
-};
-
-inline void switch_context(Context& from, Context& to) { lewel_emulation_switch(&from.top, to.top); }
-
-#endif
-
-// A stack, with a page below it that nobody may touch.
-class Stack {
- public:
-  Stack() {
-    base_ = static_cast<char*>(mmap(nullptr, kGuard + kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED) throw std::bad_alloc();
-    if (mprotect(base_ + kGuard, kBytes, PROT_READ | PROT_WRITE) != 0) {
-      munmap(base_, kGuard + kBytes);
-      throw std::bad_alloc();
-    }
-  }
-  ~Stack() { munmap(base_, kGuard + kBytes); }
-  Stack(const Stack&) = delete;
-  Stack& operator=(const Stack&) = delete;
-
-  // Stacks of equal alignment would fight for the same lines of the caches.
-  char* data() const { return base_ + kGuard; }
-  static size_t bytes(int thread) { return kBytes - static_cast<size_t>(thread) % 61 * 320; }
-
- private:
-  static constexpr size_t kGuard = 65536, kBytes = 262144;  // whole pages, where a page has 64 KiB too
-  char* base_;
-};
-
 // ---- orders
 
-constexpr int kLanes = 32, kMaxThreads = 1024, kMaxShared = 232448, kMaxYZ = 65535;
+constexpr int kMaxThreads = 1024, kMaxShared = 232448, kMaxYZ = 65535;
 
 uint64_t next_random(uint64_t& state) {  // splitmix64
   uint64_t z = state += 0x9e3779b97f4a7c15;
@@ -196,8 +91,7 @@ struct Fiber {
   Place place;  // the first member: `here` points at it
   Machine* machine;
   State state;
-  Line line;  // of what it waits for
-  Request request;
+  Line line;  // of the barrier at which it waits
   Context context;
   Stack stack;
   std::vector<Copy> copies;    // that have not arrived, the oldest first
@@ -206,6 +100,7 @@ struct Fiber {
 
 struct Warp {
   Fiber* lanes[kLanes];
+  Lanes requests;        // of the lanes that have come to a collective
   int size, arrived, turn;
   const uint8_t* order;  // in which lanes run; those before `turn` have
   uint64_t number;       // of the orders taken
@@ -223,9 +118,8 @@ std::string named(const Place& p) {
 }
 
 std::string named(const Request& q) {
-  static const char* const names[] = {"warp_barrier",          "shuffle_xor", "load_matrices",
-                                      "multiply_add of Half",  "multiply_add of BFloat16",
-                                      "load_left",             "load_right",  "multiply_add of Sum",
+  static const char* const names[] = {"warp_barrier", "shuffle_xor", "load_matrices", "multiply_add of Half",
+                                      "multiply_add of BFloat16", "load_left", "load_right", "multiply_add of Sum",
                                       "store_sum"};
   return names[static_cast<int>(q.kind)] + named(q.line);
 }
@@ -233,19 +127,6 @@ std::string named(const Request& q) {
 [[noreturn]] void fail_at(const Place& place, const std::string& said) {
   throw std::runtime_error("thread " + std::to_string(place.thread) + " of " + named(place) + " " + said);
 }
-
-// Whether two lanes ask for the same.
-bool agree(const Request& p, const Request& q) {
-  if (p.kind != q.kind || p.variant != q.variant || p.line.number != q.line.number) return false;
-  switch (p.kind) {
-    case Collective::load_left:
-    case Collective::load_right: return p.left == q.left && p.number == q.number;
-    case Collective::store_sum: return p.result == q.result && p.number == q.number;
-    default: return true;
-  }
-}
-
-void perform(Warp& warp);
 
 class Machine {
  public:
@@ -321,6 +202,10 @@ void Machine::prepare(int threads, int shared_bytes, void (*kernel)(void*), void
   for (int i = 0; i < threads; ++i) fibers_[i]->place.shared = shared_;
   for (char* beside : {shared_ - kBeside, shared_ + shared_bytes}) std::memcpy(beside, canary_.data(), kBeside);
   error_ = nullptr;
+  scheduler_ = Context();
+#if defined(__SANITIZE_ADDRESS__)
+  for (int i = 0; i < threads; ++i) __asan_unpoison_memory_region(fibers_[i]->stack.data(), Stack::bytes(0));
+#endif
 }
 
 void Machine::run_block(int x, int y, int z) {
@@ -350,6 +235,16 @@ void Machine::run_block(int x, int y, int z) {
 
 // A fiber lives as long as a launch, and calls the kernel once for every block.
 void Machine::enter() {
+#if defined(__SANITIZE_ADDRESS__)
+  Context& scheduler = current().machine->scheduler_;
+  const void* stack = nullptr;
+  size_t bytes = 0;
+  __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+  if (!scheduler.stack) {  // so it is the first fiber, and that was the scheduler's stack
+    scheduler.stack = static_cast<char*>(const_cast<void*>(stack));
+    scheduler.bytes = bytes;
+  }
+#endif
   for (;;) {
     Fiber& f = current();
     try {
@@ -426,15 +321,16 @@ void Machine::barrier(Fiber& f, Line line) {
 
 void Machine::collective(Fiber& f, const Request& request) {
   Warp& warp = warps_[f.place.thread / kLanes];
-  if (warp.arrived == 0) warp.first = f.place.thread % kLanes;
-  const Fiber& first = *warp.lanes[warp.first];
-  f.request = request;
+  const int lane = f.place.thread % kLanes;
+  if (warp.arrived == 0) warp.first = lane;
+  warp.requests[lane] = &request;
   f.state = State::at_collective;
-  if (const Request& q = first.request; !agree(q, request))
-    fail_at(f.place, "calls " + named(request) + " while thread " + std::to_string(first.place.thread) +
-                     " of its warp calls " + named(q) + " or the like with other arguments");
+  if (const Request& first = *warp.requests[warp.first]; !agree(first, request))
+    fail_at(f.place, "calls " + named(request) + " while thread " +
+                     std::to_string(warp.lanes[warp.first]->place.thread) + " of its warp calls " + named(first) +
+                     " or the like with other arguments");
   if (++warp.arrived == kLanes) {
-    perform(warp);
+    perform(warp.requests);
     restart(warp, warp.number + 1);
     for (Fiber* each : warp.lanes) each->state = State::runs;
     // where warps are shuffled, another goes on now and then
@@ -444,20 +340,23 @@ void Machine::collective(Fiber& f, const Request& request) {
 }
 
 void Machine::report_stuck() const {
+  const auto requested = [&](const Fiber& f) {
+    return named(*warps_[f.place.thread / kLanes].requests[f.place.thread % kLanes]);
+  };
   const auto say = [&](const Fiber& waits, const std::string& where, const Fiber& misses) {
     fail_at(waits.place, "waits at " + where + ", which thread " + std::to_string(misses.place.thread) +
                          " does not reach: it " +
                          (misses.state == State::returned     ? "has returned"
                           : misses.state == State::at_barrier ? "waits at block_barrier" + named(misses.line)
-                                                              : "waits at " + named(misses.request)));
+                                                              : "waits at " + requested(misses)));
   };
   for (int i = 0; i < threads_; ++i) {
     const Fiber& f = *fibers_[i];
     if (f.state != State::at_collective) continue;
     const Warp& warp = warps_[i / kLanes];
     for (int lane = 0; lane < warp.size; ++lane)
-      if (warp.lanes[lane]->state != State::at_collective) say(f, named(f.request), *warp.lanes[lane]);
-    fail_at(f.place, "waits at " + named(f.request) + " in a warp of " + std::to_string(warp.size) + " threads");
+      if (warp.lanes[lane]->state != State::at_collective) say(f, requested(f), *warp.lanes[lane]);
+    fail_at(f.place, "waits at " + requested(f) + " in a warp of " + std::to_string(warp.size) + " threads");
   }
   for (int i = 0; i < threads_; ++i)
     if (fibers_[i]->state == State::returned) say(*fibers_[first_], "block_barrier" + named(barrier_), *fibers_[i]);
@@ -470,184 +369,6 @@ void Machine::check_shared(const void* p, int64_t bytes, const char* what, Line 
     fail(std::string(what) + " at byte " + std::to_string(offset) + " of the shared memory, which has " +
              std::to_string(shared_bytes_) + " bytes",
          line);
-}
-
-// ---- collectives
-
-constexpr int kSide = 16;  // of the matrices
-
-typedef float Row __attribute__((vector_size(8 * sizeof(float))));
-typedef uint32_t Words __attribute__((vector_size(8 * sizeof(uint32_t))));
-typedef uint16_t Numbers __attribute__((vector_size(8 * sizeof(uint16_t))));
-
-// Eight numbers as floats.
-void widen_row(float* to, const void* from, bool half) {
-  Numbers numbers;
-  std::memcpy(&numbers, from, sizeof numbers);
-  Words u = __builtin_convertvector(numbers, Words);
-  if (half) {
-    // Subnormals, which begin at 2^-14 here, are mended by a subtraction: no float on the way is subnormal.
-    const Words sign = (u & 0x8000) << 16, magnitude = (u & 0x7fff) << 13;
-    const Words small = reinterpret_cast<Words>(magnitude < (0x400u << 13));
-    const Words large = reinterpret_cast<Words>(magnitude >= (0x7c00u << 13));
-    const Words shifted = magnitude + (112u << 23) + (large & (112u << 23)) + (small & (1u << 23));
-    Row row;
-    std::memcpy(&row, &shifted, sizeof row);
-    row -= 0x1p-14f;
-    Words mended;
-    std::memcpy(&mended, &row, sizeof mended);
-    u = sign | (small & mended) | (~small & shifted);
-  } else {
-    u <<= 16;
-  }
-  std::memcpy(to, &u, sizeof u);
-}
-
-// d (16 x 8) += a (16 x 16) b (16 x 8), in the order of the columns of a; rows of b and d are `width` apart.
-void multiply(float* d, const float (&a)[kSide][kSide], const float* b, int width) {
-  Row rows[kSide];
-  for (int k = 0; k < kSide; ++k) std::memcpy(&rows[k], b + k * width, sizeof(Row));
-  for (int i = 0; i < kSide; ++i) {
-    Row sum;
-    std::memcpy(&sum, d + i * width, sizeof sum);
-    for (int k = 0; k < kSide; ++k) sum += a[i][k] * rows[k];
-    std::memcpy(d + i * width, &sum, sizeof sum);
-  }
-}
-
-void shuffle(Warp& warp) {
-  const int bytes = warp.lanes[0]->request.variant;
-  char values[kLanes][8];
-  for (int lane = 0; lane < kLanes; ++lane) std::memcpy(values[lane], warp.lanes[lane]->request.left, bytes);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const Request& q = warp.lanes[lane]->request;
-    std::memcpy(q.result, values[lane ^ q.number], bytes);
-  }
-}
-
-// ldmatrix.m8n8.x4.b16: the row of matrix j that starts at lane 8 j + i's address, and of each row a word to four lanes.
-void load_matrices(Warp& warp) {
-  const bool transposed = warp.lanes[0]->request.variant != 0;
-  for (int j = 0; j < 4; ++j) {
-    uint16_t matrix[8][8];
-    for (int i = 0; i < 8; ++i) std::memcpy(matrix[i], warp.lanes[8 * j + i]->request.left, sizeof matrix[i]);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int row = lane / 4, column = lane % 4 * 2;
-      const uint32_t lower = transposed ? matrix[column][row] : matrix[row][column];
-      const uint32_t upper = transposed ? matrix[column + 1][row] : matrix[row][column + 1];
-      static_cast<uint32_t*>(warp.lanes[lane]->request.result)[j] = lower | upper << 16;
-    }
-  }
-}
-
-// mma.m16n8k16, whose words are pairs of neighbours in a row of a, in a column of b and in a row of d. PTX calls lane / 4
-// the group and lane % 4 the member.
-void multiply_fragments(Warp& warp, bool half) {
-  uint32_t left[kSide][8], right[8][8];  // right holds the columns of b
-  float a[kSide][kSide], columns[8][kSide], b[kSide][8], d[kSide][8];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const Request& q = warp.lanes[lane]->request;
-    const int group = lane / 4, member = lane % 4;
-    uint32_t x[4], y[2];
-    std::memcpy(x, q.left, sizeof x);
-    std::memcpy(y, q.right, sizeof y);
-    left[group][member] = x[0];
-    left[group + 8][member] = x[1];
-    left[group][member + 4] = x[2];
-    left[group + 8][member + 4] = x[3];
-    right[group][member] = y[0];
-    right[group][member + 4] = y[1];
-    std::memcpy(&d[group][2 * member], q.result, 2 * sizeof(float));
-    std::memcpy(&d[group + 8][2 * member], static_cast<float*>(q.result) + 2, 2 * sizeof(float));
-  }
-  for (int i = 0; i < kSide; ++i)
-    for (int word = 0; word < 8; word += 4) widen_row(&a[i][2 * word], &left[i][word], half);
-  for (int j = 0; j < 8; ++j) {
-    for (int word = 0; word < 8; word += 4) widen_row(&columns[j][2 * word], &right[j][word], half);
-    for (int k = 0; k < kSide; ++k) b[k][j] = columns[j][k];
-  }
-  multiply(&d[0][0], a, &b[0][0], 8);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    float* const sums = static_cast<float*>(warp.lanes[lane]->request.result);
-    std::memcpy(sums, &d[lane / 4][lane % 4 * 2], 2 * sizeof(float));
-    std::memcpy(sums + 2, &d[lane / 4 + 8][lane % 4 * 2], 2 * sizeof(float));
-  }
-}
-
-// WMMA. A lane holds eight numbers of an operand, strewn over the matrix, each with a tag of how it was loaded in the
-// upper half of its word, so that what was not loaded, or loaded otherwise, shows.
-constexpr uint32_t kTag = 0xa5c0;
-constexpr uint32_t tag(bool right, bool columns) { return kTag | static_cast<uint32_t>(right) << 1 | columns; }
-
-// Calls f(lane, word, i, j) for every number (i, j) of a matrix and the place where it is held.
-template <class F>
-inline void for_each_held(F&& f) {
-  for (unsigned at = 0; at < kSide * kSide; ++at) {
-    const unsigned number = (at * 167 + 59) % (kSide * kSide);
-    f(at / 8, at % 8, number / kSide, number % kSide);
-  }
-}
-
-void load_operand(Warp& warp, bool right) {
-  const Request& q = warp.lanes[0]->request;
-  const bool columns = q.variant != 0;
-  uint16_t numbers[kSide][kSide];  // [j][i] if by columns
-  for (int i = 0; i < kSide; ++i)
-    std::memcpy(numbers[i], static_cast<const char*>(q.left) + int64_t{2} * i * q.number, sizeof numbers[i]);
-  const uint32_t tagged = tag(right, columns) << 16;
-  for_each_held([&](unsigned lane, unsigned word, unsigned i, unsigned j) {
-    static_cast<uint32_t*>(warp.lanes[lane]->request.result)[word] = tagged | (columns ? numbers[j][i] : numbers[i][j]);
-  });
-}
-
-void read_operand(float (&to)[kSide][kSide], const Warp& warp, bool right) {
-  const uint32_t expected = tag(right, warp.lanes[0]->request.variant >> right & 1);
-  uint16_t numbers[kSide][kSide];
-  for_each_held([&](unsigned lane, unsigned word, unsigned i, unsigned j) {
-    const Request& q = warp.lanes[lane]->request;
-    const uint32_t held = static_cast<const uint32_t*>(right ? q.right : q.left)[word];
-    if (held >> 16 != expected)
-      fail_at(warp.lanes[lane]->place, "calls " + named(q) + " with a " + (right ? "right" : "left") +
-                                       " operand that was not loaded as such, in this order of storage");
-    numbers[i][j] = static_cast<uint16_t>(held);
-  });
-  for (int i = 0; i < kSide; ++i)
-    for (int j = 0; j < kSide; j += 8) widen_row(&to[i][j], &numbers[i][j], true);
-}
-
-void multiply_sums(Warp& warp) {
-  float a[kSide][kSide], b[kSide][kSide], d[kSide][kSide];
-  read_operand(a, warp, false);
-  read_operand(b, warp, true);
-  for_each_held([&](unsigned lane, unsigned word, unsigned i, unsigned j) {
-    d[i][j] = static_cast<const float*>(warp.lanes[lane]->request.result)[word];
-  });
-  for (int j = 0; j < kSide; j += 8) multiply(&d[0][j], a, &b[0][j], kSide);
-  for_each_held([&](unsigned lane, unsigned word, unsigned i, unsigned j) {
-    static_cast<float*>(warp.lanes[lane]->request.result)[word] = d[i][j];
-  });
-}
-
-void store_sum(Warp& warp) {
-  const Request& q = warp.lanes[0]->request;
-  float* const p = static_cast<float*>(q.result);
-  for_each_held([&](unsigned lane, unsigned word, unsigned i, unsigned j) {
-    p[int64_t{i} * q.number + j] = static_cast<const float*>(warp.lanes[lane]->request.left)[word];
-  });
-}
-
-void perform(Warp& warp) {
-  switch (warp.lanes[0]->request.kind) {
-    case Collective::warp_barrier: return;
-    case Collective::shuffle: return shuffle(warp);
-    case Collective::load_matrices: return load_matrices(warp);
-    case Collective::multiply_half: return multiply_fragments(warp, true);
-    case Collective::multiply_bfloat16: return multiply_fragments(warp, false);
-    case Collective::load_left: return load_operand(warp, false);
-    case Collective::load_right: return load_operand(warp, true);
-    case Collective::multiply_sums: return multiply_sums(warp);
-    case Collective::store_sum: return store_sum(warp);
-  }
 }
 
 bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
@@ -671,9 +392,8 @@ void check(const Request& q) {
       if (q.number <= 0 || q.number % multiple != 0)
         fail("has a matrix whose ld " + std::to_string(q.number) + " is no multiple of " + std::to_string(multiple),
              q.line);
-      current().machine->check_shared(p, (int64_t{kSide - 1} * q.number + kSide) * bytes,
-                            stores ? "stores a matrix" : "loads a matrix", q.line);
-      return;
+      return current().machine->check_shared(p, (int64_t{kSide - 1} * q.number + kSide) * bytes,
+                                             stores ? "stores a matrix" : "loads a matrix", q.line);
     }
     default: return;
   }
@@ -787,7 +507,11 @@ void launch(Grid grid, int block_threads, int shared_bytes, void (*kernel)(void*
     }
   };
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, blocks); ++i) others.emplace_back(work);
+  try {
+    for (int64_t i = 1; i < std::min<int64_t>(threads, blocks); ++i) others.emplace_back(work);
+  } catch (const std::system_error&) {
+    // with as many as there are
+  }
   work();
   for (std::thread& other : others) other.join();
   if (error) std::rethrow_exception(error);

@@ -16,12 +16,15 @@ namespace emulation {
 // OMP_NUM_THREADS says so. No result depends on it.
 extern int threads;
 
-// A line of a kernel, for what is said about it.
+// A line of a kernel, for what is said about it. As a default argument, called() is the line of the call.
 struct Line {
   const char* file;
   int number;
+
+  static constexpr Line called(const char* file = __builtin_FILE(), int number = __builtin_LINE()) {
+    return {file, number};
+  }
 };
-#define LEWEL_LINE ::lewel::cuda::emulation::Line{__builtin_FILE(), __builtin_LINE()}
 
 // Where a thread of a kernel is.
 struct Place {
@@ -36,7 +39,7 @@ extern __thread const Place* here __attribute__((tls_model("initial-exec")));
 extern __thread const Place* here;
 #endif
 
-// Ends the launch: throws the sentence "thread 3 of block (0, 0, 0) <said>, at <line>", without a line if its file is null.
+// Ends the launch: throws "thread 3 of block (0, 0, 0) <said> (<line>)", without a line if its file is null.
 [[noreturn]] void fail(const std::string& said, Line line);
 
 void block_barrier(Line line);

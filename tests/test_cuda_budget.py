@@ -1,0 +1,336 @@
+"""The CUDA kernels, compiled for GPUs that need not be here: none spills, each keeps its budget of registers.
+
+nvcc compiles for sm_80, NVRTC 12.9 for sm_70; sm_90 is left to the tool. After a change that is meant:
+python -m lewel_kernels.native.budget --write.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lewel_kernels.native import budget as budgets
+from lewel_kernels.native import nvcc, offline, target
+from lewel_kernels.native.offline import Report
+from lewel_kernels.native.toolchain import BuildError
+
+ROOT = Path(__file__).parent.parent
+CAPABILITIES = (70, 80)
+
+
+def skip_without(capability: int) -> None:
+    if reason := offline.unavailable(capability):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def all_reports() -> list[Report]:
+    return offline.compile_all([capability for capability in CAPABILITIES if not offline.unavailable(capability)])
+
+
+@pytest.fixture(params=CAPABILITIES, ids="sm_{}".format)
+def reports(request: pytest.FixtureRequest) -> list[Report]:
+    skip_without(request.param)
+    compiled: list[Report] = request.getfixturevalue("all_reports")
+    return [report for report in compiled if report.capability == request.param]
+
+
+@pytest.fixture
+def budget() -> dict[str, Any]:
+    budget: dict[str, Any] = json.loads((ROOT / budgets.BUDGET).read_text())
+    return budget
+
+
+# Both fixtures compile everything, if their test is the first.
+@pytest.mark.timeout(900)
+def test_no_kernel_spills_or_leaves_the_tensor_cores(reports: list[Report]) -> None:
+    sentences = [sentence for report in reports for sentence in budgets.faults(report)]
+    assert not sentences, "\n".join(["", *sentences])
+
+
+@pytest.mark.timeout(900)
+def test_kernels_keep_their_budget(reports: list[Report], budget: dict[str, Any]) -> None:
+    of = budget[budgets.COMPILERS][reports[0].arch]
+    if reports[0].compiler != of:
+        pytest.skip(f"the budget is of {of}, and this is {reports[0].compiler}")
+    sentences = budgets.excesses(reports, budget)
+    assert not sentences, "\n".join(["", *sentences])
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_that_is_launched_is_compiled(reports: list[Report]) -> None:
+    capability = reports[0].capability
+    launched = set(offline.shared_bytes(capability, target.sources()))
+    if capability < 80:
+        launched = {kernel for kernel in launched if "BFloat16" not in kernel}
+    assert {report.kernel for report in reports} == launched
+    templates = {report.template for report in reports}
+    assert templates > budgets.WITHOUT_PRODUCTS
+
+
+def test_the_budget_has_every_architecture(budget: dict[str, Any]) -> None:
+    archs = {f"sm_{capability}" for capability in offline.SHARED_LIMITS}
+    assert set(budget) == {budgets.COMPILERS, *archs}
+    assert set(budget[budgets.COMPILERS]) == archs
+    assert set(budget["sm_80"]) == set(budget["sm_90"])
+    assert set(budget["sm_70"]) == {kernel for kernel in budget["sm_80"] if "BFloat16" not in kernel}
+
+
+# That faults are seen.
+
+
+@pytest.fixture
+def fine() -> Report:
+    return Report("some_kernel<Half, 128>", 80, "nvcc 13.0", registers=123, shared=1000, tensor_cores={"HMMA": 4})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"spill_stores": 8, "spill_loads": 4, "stack": 16},
+            "spills registers: 8 bytes stored, 4 loaded, a stack of 16; allowed: 0",
+        ),
+        ({"stack": 16}, "spills registers: 0 bytes stored, 0 loaded, a stack of 16; allowed: 0"),
+        ({"shared": 166913}, "takes 166913 bytes of shared memory; a block may have 166912"),
+        ({"tensor_cores": {}}, "multiplies matrices without tensor cores; expected: HMMA"),
+        ({"error": "does not compile: no such block"}, "does not compile: no such block"),
+    ],
+)
+def test_faults_are_found(fine: Report, change: dict[str, Any], sentence: str) -> None:
+    assert budgets.faults(fine) == []
+    assert budgets.faults(replace(fine, **change)) == [f"some_kernel<Half, 128> on sm_80 {sentence}"]
+
+
+@pytest.mark.parametrize(("capability", "limit"), [(70, 96 * 1024), (80, 163 * 1024), (90, 227 * 1024)])
+def test_shared_memory_is_limited(fine: Report, capability: int, limit: int) -> None:
+    report = replace(fine, capability=capability, shared=limit)
+    assert budgets.faults(report) == []
+    assert len(budgets.faults(replace(report, shared=limit + 1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "needs"),
+    [
+        ("some_kernel<BFloat16, 128>", True),
+        ("some_kernel<float, 128>", False),
+        ("some_kernel<double, 128>", False),
+        ("softmax_kernel<Half>", False),
+    ],
+)
+def test_products_in_16_bits_need_tensor_cores(fine: Report, kernel: str, needs: bool) -> None:
+    assert bool(budgets.faults(replace(fine, kernel=kernel, tensor_cores={}))) == needs
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"registers": 129}, "has registers: 129; allowed: 128"),
+        ({"shared": 1001}, "has shared: 1001; allowed: 1000"),
+        ({"tensor_cores": {"HMMA": 3}}, "has instructions of the tensor cores: 3; expected: 4"),
+    ],
+)
+def test_a_budget_that_is_exceeded_is_named(fine: Report, change: dict[str, Any], sentence: str) -> None:
+    budget = budgets.budget_of([fine])
+    assert budgets.excesses([fine, replace(fine, registers=128, tensor_cores={"HMMA": 5})], budget) == []
+    assert budgets.excesses([replace(fine, **change)], budget) == [f"some_kernel<Half, 128> on sm_80 {sentence}"]
+
+
+def test_a_kernel_without_a_budget_and_a_budget_without_a_kernel_are_errors(fine: Report) -> None:
+    hopper = replace(fine, capability=90)
+    budget = budgets.budget_of([fine, hopper])
+    (found,) = budgets.excesses([fine, hopper, replace(fine, kernel="new_kernel<Half>")], budget)
+    assert found.startswith("new_kernel<Half> on sm_80 has no budget")
+    budget["sm_90"]["old_kernel<Half>"] = budget["sm_90"][fine.kernel]
+    budget = json.loads(budgets.to_text(budget))
+    (found,) = budgets.excesses([fine, hopper], budget)
+    assert found.startswith("the budget of old_kernel<Half> on sm_90 is nobody's")
+    assert budgets.excesses([fine], budget) == []  # sm_90 was not compiled
+
+
+def test_writing_one_architecture_leaves_the_others(fine: Report) -> None:
+    hopper = replace(fine, capability=90, compiler="nvcc 13.0")
+    before = budgets.budget_of([fine, hopper])
+    change = replace(fine, kernel="new_kernel<Half>", compiler="nvcc 13.1")
+    after = budgets.merged(before, budgets.budget_of([change]))
+    assert after == budgets.budget_of([change, hopper])
+    assert list(after) == [budgets.COMPILERS, "sm_80", "sm_90"]
+
+
+# That what the compilers say is understood.
+
+
+def test_what_ptxas_says_is_read() -> None:
+    log = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1fv' for 'sm_80'
+ptxas info    : Function properties for _Z1fv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 50 registers, used 1 barriers, 128 bytes smem, 364 bytes cmem[0]
+ptxas info    : Compile time = 7.302 ms
+ptxas info    : Compiling entry function '_Z1gv' for 'sm_80'
+ptxas info    : Function properties for _Z1gv
+ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size, 364 bytes cmem[0]
+ptxas info    : Function properties for _Z6calledv
+    16 bytes stack frame, 16 bytes spill stores, 8 bytes spill loads
+"""
+    assert offline.resources(log) == {
+        "_Z1fv": {"registers": 50, "shared": 128, "stack": 0, "spill_stores": 0, "spill_loads": 0},
+        "_Z1gv": {"registers": 255, "shared": 0, "stack": 24, "spill_stores": 16, "spill_loads": 12},
+    }
+
+
+def test_instructions_are_counted_by_kernel() -> None:
+    sass = """
+    .section    .text._Z1fv,"ax",@progbits
+        /*0130*/                   HMMA.16816.F32 R12, R4.reuse, R8, RZ ;
+        /*0150*/              @!P0 HMMA.884.F32.F32.STEP0 R8, R24.reuse.COL, R26.reuse.ROW, RZ ;
+        /*0160*/                   FFMA R4, R4, R10, RZ ;
+        /*0170*/                   BRA `(.L_x_0) ;
+    .section    .text._Z1gv,"ax",@progbits
+        /*0160*/                   FADD R4, R4, R10 ;
+    """
+    assert offline.tensor_cores(sass) == {"_Z1fv": {"HMMA": 2}, "_Z1gv": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("_ZN5lewel4cuda1fINS0_4HalfELi128ELb1EEEvPKT_PS3_i", "f<Half, 128, true>"),
+        ("_ZN5lewel4cuda1gILNS0_6NumberE2EEEvi", "g<(Number)2>"),
+        ("_ZN5lewel4cuda7doublesEPKdPd", "doubles"),
+    ],
+)
+def test_kernels_are_named_as_in_their_sources(name: str, expected: str) -> None:
+    assert offline.short(offline.demangled(name)) == expected
+
+
+# A library of which nothing is good, to be compiled by the tools themselves.
+_KERNELS = """
+namespace lewel { namespace cuda {
+struct Half { unsigned short bits; };
+struct BFloat16 { unsigned short bits; };
+
+template <class T, int COUNT>
+__global__ void __launch_bounds__(1024) spilling_kernel(float* x) {
+  float kept[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) kept[i] = x[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) x[i * 1024 + threadIdx.x] = kept[i] * kept[(7 * i + 3) % COUNT];
+}
+
+template <class T>
+__global__ void indexing_kernel(float* x, int n) {
+  __shared__ float in_shared[256];
+  float numbers[32];
+  for (int i = 0; i < 32; ++i) numbers[i] = x[i + n];
+  for (int i = 0; i < n; ++i) numbers[static_cast<int>(x[i]) % 32] += numbers[i % 32];
+  in_shared[threadIdx.x] = numbers[n % 32];
+  __syncthreads();
+  x[threadIdx.x] = in_shared[n];
+}
+
+template <class T>
+__global__ void product_kernel(float* x) {
+  unsigned int a[8] = {}, b[8] = {};
+  float d[8];
+  for (int i = 0; i < 8; ++i) a[i] = b[i] = x[8 * threadIdx.x + i], d[i] = 0;
+  asm("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19, %20, %21, %22, %23}, "
+      "{%0, %1, %2, %3, %4, %5, %6, %7};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7]), "r"(b[0]),
+        "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(b[4]), "r"(b[5]), "r"(b[6]), "r"(b[7]));
+  for (int i = 0; i < 8; ++i) x[8 * threadIdx.x + i] = d[i];
+}
+
+template <class T>
+__global__ void plain_kernel(T* x) {
+  x[threadIdx.x].bits *= 3;
+}
+}}
+"""
+_UNIT = """
+#include "cuda/bad_kernels.h"
+namespace lewel { namespace cuda {
+const void* kernels[] = {
+  reinterpret_cast<const void*>(spilling_kernel<Half, 96>), reinterpret_cast<const void*>(indexing_kernel<Half>),
+  reinterpret_cast<const void*>(product_kernel<Half>), reinterpret_cast<const void*>(plain_kernel<Half>)};
+}}
+"""
+
+
+@pytest.fixture
+def bad_library(tmp_path: Path) -> Path:
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda/bad_kernels.h").write_text(_KERNELS)
+    (tmp_path / "cuda/kernels_half.cu").write_text(_UNIT)
+    (tmp_path / "cuda/kernels_bfloat16.cu").write_text(
+        '#include "cuda/bad_kernels.h"\ntemplate __global__ void lewel::cuda::plain_kernel(lewel::cuda::BFloat16*);'
+    )
+    return tmp_path
+
+
+HALF = ["indexing_kernel<Half>", "plain_kernel<Half>", "product_kernel<Half>", "spilling_kernel<Half, 96>"]
+
+
+@pytest.mark.parametrize("capability", sorted(offline.SHARED_LIMITS))
+def test_what_is_wrong_with_a_library_is_seen(bad_library: Path, capability: int) -> None:
+    skip_without(capability)
+    reports = offline.compile_kernels(bad_library, [capability], known=[*HALF, "plain_kernel<BFloat16>"])
+    found = {report.kernel: report for report in reports}
+    assert set(found) == {*HALF, *(["plain_kernel<BFloat16>"] if capability >= 80 else [])}
+    assert all(report.registers and report.capability == capability for report in reports)
+    indexing, plain, product, spilling = (found[kernel] for kernel in HALF)
+    assert spilling.spill_stores > 0 < spilling.spill_loads
+    assert "spills registers" in budgets.faults(spilling)[0]
+    assert (indexing.spill_stores, indexing.spill_loads) == (0, 0)
+    assert indexing.stack >= 128
+    assert "a stack of 128; allowed: 0" in budgets.faults(indexing)[0]
+    assert indexing.shared == 1024
+    assert product.tensor_cores == {"HMMA": 16 if capability == 70 else 2}
+    assert budgets.faults(product) == []
+    assert "without tensor cores" in budgets.faults(plain)[0]
+
+
+@pytest.mark.parametrize("capability", [70, 80])
+def test_a_kernel_that_does_not_compile_is_named(bad_library: Path, capability: int) -> None:
+    skip_without(capability)
+    header = bad_library / "cuda/bad_kernels.h"
+    header.write_text(header.read_text().replace("bits *= 3;", 'bits *= 3;\n  asm("no instruction;");'))
+    reports = offline.compile_kernels(bad_library, [capability], threads=1, known=HALF)
+    bad = [report for report in reports if report.error]
+    # NVRTC compiles the others without it. nvcc does not.
+    names = ["plain_kernel<Half>"] if capability == 70 else ["kernels_bfloat16.cu", "kernels_half.cu"]
+    assert [report.kernel for report in bad] == names
+    (sentence,) = budgets.faults(bad[-1])
+    assert sentence.startswith(f"{names[-1]} on sm_{capability} does not compile: ")
+    assert "no instruction" in sentence or "ptx" in sentence
+    assert len(reports) == (4 if capability == 70 else 2)
+
+
+def test_sm_70_is_compiled_where_there_is_no_nvcc(bad_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without(70)
+
+    def none() -> None:
+        raise BuildError("there is none")
+
+    monkeypatch.setattr(nvcc, "find", none)
+    if reason := offline.unavailable(70):  # nvdisasm may be the toolkit's
+        pytest.skip(reason)
+    assert offline.unavailable(80) == "there is none"
+    reports = offline.compile_kernels(bad_library, [70], known=["product_kernel<Half>", "plain_kernel<BFloat16>"])
+    assert [report.kernel for report in reports] == ["product_kernel<Half>"]
+
+
+def test_a_kernel_that_no_call_launches_is_an_error(fine: Report) -> None:
+    assert offline._with_shared(replace(fine, shared=24), {fine.kernel: 1000}) == replace(fine, shared=1024)
+    (sentence,) = budgets.faults(offline._with_shared(fine, {}))
+    assert sentence.startswith("some_kernel<Half, 128> on sm_80 is launched by no call")
