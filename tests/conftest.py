@@ -16,8 +16,10 @@ import torch
 
 from lewel_kernels import dispatch
 
-# Triton reads this when it is imported, which a conftest.py beside this one may do. `pytest_configure` takes it back.
-os.environ["TRITON_INTERPRET"] = "1"
+# On the CPU the GPU backends run in an interpreter and in an emulation. Triton reads its variable when it is imported,
+# which a conftest.py beside this one may do; so they are set here, and `pytest_configure` takes them back.
+ON_THE_CPU = {"TRITON_INTERPRET": "1", "LEWEL_CUDA_EMULATE": "sm_80"}
+os.environ.update(ON_THE_CPU)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     name = config.getoption("--device")
     if not interpreted(config):
-        del os.environ["TRITON_INTERPRET"]
+        for variable in ON_THE_CPU:
+            del os.environ[variable]
         if "triton" in sys.modules:
             raise pytest.UsageError(
                 "with --device cuda name tests, or files in it: tests/lewel imports triton too early"
@@ -56,6 +59,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     lines += [f"op: tests of {name} are deselected: it does not run on {device}" for name in elsewhere(config)]
     if interpreted(config):
         lines.append("op: triton runs in its interpreter, on the CPU; its tests that want a GPU are deselected")
+        lines.append("op: cuda runs in its emulation of an sm_80, on the CPU")
     return lines
 
 
@@ -84,7 +88,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def slow(backend: str, request: pytest.FixtureRequest) -> bool:
     """Whether a call takes a second: a test may then be content with fewer."""
-    return backend == "triton" and interpreted(request.config)
+    return backend in ("triton", "cuda") and interpreted(request.config)
 
 
 @pytest.fixture
@@ -94,7 +98,7 @@ def device(backend: str, request: pytest.FixtureRequest) -> torch.device:
 
 
 def interpreted(config: pytest.Config) -> bool:
-    """Whether triton's kernels run on the CPU, one program after the other."""
+    """Whether the kernels of the GPU backends run on the CPU, interpreted or emulated."""
     return asked_device(config).type == "cpu"
 
 

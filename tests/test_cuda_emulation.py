@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parent.parent
-FLAGS = {70: ("-DLEWEL_EMULATION_PORTABLE",), 80: ("-march=native",)}
+FLAGS = {70: ("-O0", "-DLEWEL_EMULATION_PORTABLE"), 80: ("-O2", "-march=native")}
 
 COMMON = """
     half_to_float float_to_half bfloat16_to_float other_numbers
@@ -47,7 +47,7 @@ CHECKS = {70: (COMMON + "functions_of_80").split(), 80: (COMMON + OF_80).split()
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("cuda_emulation")
     sources = (ROOT / "tests" / "cuda_emulation_test.cpp", ROOT / "csrc" / "cuda" / "emulation" / "emulation.cpp")
-    common = ("-std=c++17", "-O1", "-Wno-psabi", "-pthread", f"-I{ROOT / 'csrc'}")
+    common = ("-std=c++17", "-Wno-psabi", "-pthread", f"-I{ROOT / 'csrc'}")
     programs = {arch: folder / f"sm_{arch}" for arch in FLAGS}
     compilers = [
         subprocess.Popen(

@@ -18,7 +18,7 @@ void launch_project(const Forward& q, const Device& device) {
       using Shape = ProjectShape<T, MAPS, kPlanes>;
       const Grid grid{static_cast<int>(ceil_div(q.rows(), Shape::kRows)), 1, 1};
       launch<project_kernel<T, MAPS, kPlanes, decltype(e0)::value>>(
-          device, grid, Shape::kThreads, Shape::bytes(stages_on(device.arch)), arguments);
+          device, grid, Shape::kThreads, Shape::bytes(stages_on(device.arch), q.D()), arguments);
     });
   });
 }

@@ -100,12 +100,15 @@ struct ProjectShape {
     const int moved = stages * kStage * sizeof(T), scratch = Sums::kScratch * sizeof(Accumulator<T>);
     return moved > scratch ? moved : scratch;
   }
-  LEWEL_HOST_DEVICE static constexpr int bytes(int stages) { return front(stages) + kSquares * sizeof(Accumulator<T>); }
+  LEWEL_HOST_DEVICE static constexpr int bytes(int stages, int64 D) {
+    const int aside = D < Sums::kStepsAtOnce * kDepth<T> ? 0 : Sums::kAside;
+    return front(stages) + (kSquares + aside) * sizeof(Accumulator<T>);
+  }
 };
 
 // E1 and the norms of E2: a block has a tile of rows and goes through all K maps, so that the norm is at hand at its end.
 template <class T, int MAPS, bool PLANES, bool E0>
-LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 || MAPS > 128 ? 2 : 3))
+LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : MAPS <= 128 ? 3 : kArch >= 80 ? 2 : 1))
 project_kernel(const Project<T> q) {
   using Shape = ProjectShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
@@ -114,7 +117,8 @@ project_kernel(const Project<T> q) {
   constexpr int kLanes = Sums::kWarpColumns / kVector;  // that write a row of 16 bytes each
   T* const memory = reinterpret_cast<T*>(shared_memory());
   A* const squares = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [rows, warps]
-  const int first_row = block_x() * Shape::kRows;
+  A* const aside = squares + Shape::kSquares;
+  const int first_row = block_x() * Shape::kRows, steps = static_cast<int>(ceil_div(q.D, kDepth<T>));
   const auto pixels = rows_of<PLANES>(q.pixels, q.positions, q.R, q.D);
   const Source weight{Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
   const auto change = change_of<T, PLANES>(q.affine, bool_constant<E0>{});
@@ -127,7 +131,7 @@ project_kernel(const Project<T> q) {
     sums.zero();
     block_barrier();
     pipeline<kStages>(
-        static_cast<int>(ceil_div(q.D, kDepth<T>)),
+        steps,
         [&](int step, int stage) {
           T* const to = memory + stage * Shape::kStage;
           const int d = step * kDepth<T>;
@@ -140,11 +144,13 @@ project_kernel(const Project<T> q) {
           pixel_tile.end(pixels, to, PLANES ? d : first_row, PLANES ? first_row : d, change);
           weight_tile.end(weight, to + Shape::PixelTile::kNumbers, first_map, d);
         },
-        [&](int, int stage) {
+        [&](int step, int stage) {
           const T* const from = memory + stage * Shape::kStage;
           sums.template add<kDepth<T>, !PLANES, true>(from, Shape::PixelTile::kPitch,
                                                       from + Shape::PixelTile::kNumbers, Shape::WeightTile::kPitch);
+          sums.set_aside(aside, step);
         });
+    sums.recall(aside, steps);
     sums.bands(reinterpret_cast<A*>(memory), [&](const A* band, int row, int column) {
 #pragma unroll
       for (int v = lane(); v < 16 * kLanes; v += 32) {

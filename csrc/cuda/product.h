@@ -87,7 +87,7 @@ class VoltaProduct {
 
   template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
   LEWEL_DEVICE void add(const Half* left, int left_pitch, const Half* right, int right_pitch) {
-#pragma unroll
+#pragma unroll 1  // the next operands would not find registers
     for (int k = 0; k < DEPTH; k += 16) {
       Operand a[ROWS / 16];
 #pragma unroll
@@ -150,6 +150,26 @@ class PlainProduct {
     }
   }
 
+  // Adds the sums to those set aside before, and starts anew; `recall` adds those back.
+  template <int THREADS>
+  LEWEL_DEVICE void set_aside(A* others, bool first) {
+#pragma unroll
+    for (int i = 0; i < ROWS / 4; ++i)
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 8; ++j) {
+        A& other = others[(i * (COLUMNS / 8) + j) * THREADS + thread()];
+        other = first ? sums_[i][j] : other + sums_[i][j];
+        sums_[i][j] = 0;
+      }
+  }
+  template <int THREADS>
+  LEWEL_DEVICE void recall(const A* others) {
+#pragma unroll
+    for (int i = 0; i < ROWS / 4; ++i)
+#pragma unroll
+      for (int j = 0; j < COLUMNS / 8; ++j) sums_[i][j] += others[(i * (COLUMNS / 8) + j) * THREADS + thread()];
+  }
+
   LEWEL_DEVICE void band(A* scratch, int pitch, int i) const {
     const int row = lane() / 8, column = lane() % 8;
 #pragma unroll
@@ -207,6 +227,20 @@ class Product {
     const int row = warp_row() * kRows, column = warp_column() * kColumns;
     part_.template add<DEPTH, LEFT_FAST, RIGHT_FAST>(left + row * (LEFT_FAST ? left_pitch : 1), left_pitch,
                                                      right + column * (RIGHT_FAST ? right_pitch : 1), right_pitch);
+  }
+
+  // A float32 that is added to a large sum loses digits: the sums of so many steps are set aside, and added up apart.
+  static constexpr int kStepsAtOnce = 256 / kDepth<T>;
+  static constexpr bool kSetsAside = sizeof(T) == 4;
+  static constexpr int kAside = kSetsAside ? ROWS * COLUMNS : 0;  // accumulators of shared memory
+  LEWEL_DEVICE void set_aside(A* aside, int step) {
+    if constexpr (kSetsAside)
+      if (step % kStepsAtOnce == kStepsAtOnce - 1)
+        part_.template set_aside<kThreads>(aside, step < kStepsAtOnce);
+  }
+  LEWEL_DEVICE void recall(const A* aside, int steps) {
+    if constexpr (kSetsAside)
+      if (steps >= kStepsAtOnce) part_.template recall<kThreads>(aside);
   }
 
   // Calls use(sums, row, column) for each 16 rows of each warp: number (i, j) of sums[i * kScratchPitch + j] is number

@@ -146,7 +146,7 @@ class Cuda(Target):
         host = quoted([*nvcc_with, *self._host_flags(), *headers, here])
         generate = [f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in _archs(tools)]
         kernels = quoted([*nvcc_with, *self.flags(), *generate, here])
-        # The packages of pip and conda have their libraries where nvcc itself does not look.
+        # The packages of pip have their libraries in lib, where nvcc looks for lib64.
         toolkit = Path(tools.nvcc.path).resolve().parent.parent / "lib"
         link_with = [*libraries(), "-ltorch_cuda", f"-L{toolkit}"]
         return [
