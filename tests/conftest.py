@@ -88,7 +88,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def slow(backend: str, request: pytest.FixtureRequest) -> bool:
     """Whether a call takes a second: a test may then be content with fewer."""
-    return backend in ("triton", "cuda") and interpreted(request.config)
+    return backend == "triton" and interpreted(request.config)
 
 
 @pytest.fixture
