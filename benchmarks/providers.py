@@ -84,7 +84,7 @@ def refusal(name: str, inputs: Inputs) -> str | None:
     """Why a backend cannot run these inputs, as a sentence; None for whatever may be tried."""
     if name not in BACKENDS:
         return None
-    if getattr(dispatch.load(name), "INTERPRETED", False):
-        return "its kernels are interpreted in this process (TRITON_INTERPRET=1): their time says nothing"
+    if not getattr(dispatch.load(name), "automatic", True):
+        return "its kernels are interpreted or emulated in this process, for tests: their time says nothing"
     explanation = explain(inputs.features, inputs.weight.to(inputs.features.dtype), pixels=inputs.pixels, backend=name)
     return None if explanation.backend else explanation.refusals[name]

@@ -143,10 +143,15 @@ def load(name: str) -> Backend:
 
 def refusal(name: str, request: Request) -> str | None:
     """Why the named backend cannot run the request, as a sentence, or None."""
-    backend = load(name)
-    if backend.device_type not in (None, request.device.type):
-        return f"it runs on {backend.device_type} tensors; the features are on {request.device}"
-    return backend.refuse(request)
+    return _elsewhere(name, request) or load(name).refuse(request)
+
+
+def _elsewhere(name: str, request: Request) -> str | None:
+    """Why the named backend has nothing to do with the device of the request, or None."""
+    kind = load(name).device_type
+    if kind in (None, request.device.type):
+        return None
+    return f"it runs on {kind} tensors; the features are on {request.device}"
 
 
 def _automatic(name: str) -> bool:
@@ -161,7 +166,7 @@ def _unoffered(name: str, request: Request) -> str | None:
 
 
 def explain(request: Request, backend: str | None = None) -> Explanation:
-    """Decides and reports every backend. May compile the native extension, once.
+    """Decides and reports every backend. May compile the kernels of the one that is chosen, once.
 
     Raises:
         ValueError: if the demanded backend does not exist.
@@ -171,13 +176,18 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
     if demanded is not None:
         refusals = {demanded: sentence} if (sentence := refusal(demanded, request)) else {}
     else:
-        refusals = {name: sentence for name in BACKENDS if (sentence := _unoffered(name, request))}
-        accepted = next((name for name in BACKENDS if name not in refusals), None)
+        refusals, accepted = {}, None
+        for name in BACKENDS:
+            if accepted is None:
+                if sentence := _unoffered(name, request):
+                    refusals[name] = sentence
+                else:
+                    accepted = name
+            else:
+                # Not asked whether it could: to answer, it may have to be compiled, for minutes.
+                refusals[name] = _elsewhere(name, request) or f"{accepted} comes first in the automatic order"
         if accepted is None:
             return Explanation(None, "every backend refuses these inputs", refusals)
-        for name in BACKENDS:
-            if name != accepted and name not in refusals:
-                refusals[name] = f"it could run, but {accepted} comes first in the automatic order"
         return Explanation(accepted, "chosen automatically, the first that accepts these inputs", refusals)
     refusals |= {name: f"{source} demands {demanded}" for name in BACKENDS if name != demanded}
     if demanded in refusals:

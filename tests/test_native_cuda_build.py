@@ -574,6 +574,15 @@ def test_command(arguments: list[str], status: int, words: str) -> None:
 
 KERNELS = """
 #include "cuda/a.h"
+#include "cuda/call.h"
+namespace lewel::cuda {{
+template <class T>
+void forward(const Forward&, Workspace&, const Device*) {{}}
+template <class T>
+void backward(const Backward&, Workspace&, const Device*) {{}}
+template void forward<{type}>(const Forward&, Workspace&, const Device*);
+template void backward<{type}>(const Backward&, Workspace&, const Device*);
+}}  // namespace lewel::cuda
 #if defined(LEWEL_EMULATED)
 extern "C" int launch_{name}(float* x) {{ return *x *= 2, 0; }}
 #else
@@ -596,9 +605,10 @@ extern "C" __attribute__((visibility("default"))) int stream(void** s) {
 
 @pytest.fixture
 def real_sources(sources: Path) -> Path:
-    shutil.copy(ROOT / "csrc" / "cuda" / "build_info.cpp", sources / "cuda")
-    for name in ("half", "bfloat16", "float", "double"):
-        (sources / "cuda" / f"kernels_{name}.cu").write_text(KERNELS.format(name=name))
+    for name in ("module.cpp", "call.h", "numbers.h"):
+        shutil.copy(ROOT / "csrc" / "cuda" / name, sources / "cuda")
+    for name, kind in {"half": "Half", "bfloat16": "BFloat16", "float": "float", "double": "double"}.items():
+        (sources / "cuda" / f"kernels_{name}.cu").write_text(KERNELS.format(name=name, type=kind))
     (sources / "cuda" / "registration.cpp").write_text(REGISTRATION)
     return sources
 

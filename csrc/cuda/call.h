@@ -1,6 +1,8 @@
 // What a call of the op is given. Free of torch: registration.cpp fills these from tensors.
 #pragma once
 
+#include <string>
+
 #include "cuda/numbers.h"
 
 namespace lewel::cuda {
@@ -68,8 +70,9 @@ class Workspace {
 
 // Where kernels are launched.
 struct Device {
-  int arch;      // whose instructions they have: 70, or 80 from sm_80 on
-  void* stream;  // a cudaStream_t
+  int arch;                            // whose instructions they have: 70, or 80 from sm_80 on
+  void* stream = nullptr;              // a cudaStream_t
+  std::string* description = nullptr;  // where launches are described instead
 };
 
 // Launches the kernels of a call, or, without a device, only counts the memory that they need.

@@ -1,4 +1,4 @@
-// Launching a kernel: on a stream of a GPU, or on the emulated one.
+// Launching a kernel: on a stream of a GPU, or on the emulated one. Or only saying so, for a person to read.
 #pragma once
 
 #include <stdexcept>
@@ -9,32 +9,54 @@
 
 namespace lewel::cuda {
 
-#if defined(LEWEL_EMULATED)
-
-template <auto KERNEL, class... Arguments>
-void launch(const Device&, Grid grid, int threads, int shared_bytes, const Arguments&... arguments) {
-  emulation::run(grid, threads, shared_bytes, [&] { KERNEL(arguments...); });
-}
-
-#else
-
+#if !defined(LEWEL_EMULATED)
 struct Grid {
   int x, y, z;
 };
+#endif
 
+// "project_kernel<Half, 128, false, true>", as compilers spell the parameter of this template.
+template <auto KERNEL>
+std::string name_of() {
+  std::string name = __PRETTY_FUNCTION__;
+  const std::string before = "KERNEL = ", space = "lewel::cuda::";
+  name = name.substr(name.find(before) + before.size());
+  int open = 0;
+  for (size_t i = 0; i < name.size(); ++i) {
+    open += name[i] == '<' ? 1 : name[i] == '>' ? -1 : 0;
+    if (open < 0 || (open == 0 && (name[i] == ';' || name[i] == ']'))) name.resize(i);
+  }
+  for (size_t at; (at = name.find(space)) != std::string::npos;) name.erase(at, space.size());
+  return name.substr(name.find_first_not_of("&("));
+}
+
+inline std::string described(const std::string& name, Grid grid, int threads, int shared_bytes) {
+  const auto number = [](int x) { return std::to_string(x); };
+  return name + ": " + number(grid.x) + " x " + number(grid.y) + " x " + number(grid.z) + " blocks of " +
+         number(threads) + " threads, " + number(shared_bytes) + " bytes of shared memory\n";
+}
+
+#if !defined(LEWEL_EMULATED)
 inline void check(cudaError_t error) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("the cuda backend could not launch a kernel: ") + cudaGetErrorString(error));
 }
+#endif
 
 template <auto KERNEL, class... Arguments>
 void launch(const Device& device, Grid grid, int threads, int shared_bytes, const Arguments&... arguments) {
+  if (device.description) {
+    *device.description += described(name_of<KERNEL>(), grid, threads, shared_bytes);
+    return;
+  }
+#if defined(LEWEL_EMULATED)
+  emulation::run(grid, threads, shared_bytes, [&] { KERNEL(arguments...); });
+#else
   if (shared_bytes > 48 * 1024)  // more is granted on request
     check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, static_cast<cudaStream_t>(device.stream)>>>(arguments...);
   check(cudaGetLastError());
-}
-
 #endif
+}
 
 }  // namespace lewel::cuda

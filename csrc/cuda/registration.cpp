@@ -94,7 +94,7 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
 template <class Q, class Run>
 void run(const Q& q, const Tensor& features, Run run_kernels) {
 #if defined(LEWEL_EMULATED)
-  const Device device{LEWEL_EMULATED, nullptr};
+  const Device device{LEWEL_EMULATED};
 #else
   const auto index = features.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);

@@ -35,6 +35,16 @@ def require(target: str = "cpu") -> None:
         raise RuntimeError(reason)
 
 
+def module(target: str) -> ModuleType:
+    """The loaded extension.
+
+    Raises:
+        RuntimeError: if it cannot be used; the message says why.
+    """
+    require(target)
+    return sys.modules[TARGETS[target].module]
+
+
 def build_info(target: str = "cpu") -> dict[str, str | int]:
     """What the loaded extension was compiled with: isa and vector_bytes of the cpu's, or archs, nvcc and emulated; and
     compiler, flags, torch, torch_abi of each.
@@ -42,8 +52,7 @@ def build_info(target: str = "cpu") -> dict[str, str | int]:
     Raises:
         RuntimeError: if the extension cannot be used; the message says why.
     """
-    require(target)
-    info: dict[str, str | int] = sys.modules[TARGETS[target].module].build_info()
+    info: dict[str, str | int] = module(target).build_info()
     return info
 
 
@@ -81,11 +90,11 @@ def _load(target: Target, library: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
     except ImportError as error:
         raise BuildError(
             f"the compiled extension {library} cannot be loaded ({error}); delete {library.parent}"
         ) from error
-    sys.modules[target.module] = module
-    return module
+    sys.modules[target.module] = loaded
+    return loaded

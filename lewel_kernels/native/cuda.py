@@ -15,13 +15,14 @@ from torch import Tensor
 
 from lewel_kernels import env, native, reference
 from lewel_kernels.native import nvcc
+from lewel_kernels.native.described import NUMBERS
+from lewel_kernels.native.described import describe as describe_launches
 from lewel_kernels.native.targets import CUDA
 
 if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
 
 _CAPABILITIES = {"sm_80": (8, 0), "sm_70": (7, 0)}  # of what can be emulated
-_STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 name = "cuda"
 heat_rows = True
@@ -35,7 +36,7 @@ automatic = not emulated
 
 def refuse(request: Request) -> str | None:
     """Why it cannot run, or None. Compiles the kernels if this process is the first on this machine to need them."""
-    if request.dtype not in _STORAGE:
+    if request.dtype not in NUMBERS:
         return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
     if not emulated and torch.version.hip is not None:
         return "it was written for NVIDIA GPUs and never compiled for AMD's"
@@ -152,6 +153,35 @@ def backward(
             norm.contiguous(), num_groups, temperature, eps, d_features, d_pixels, d_weight, d_bias, d_scale, d_shift,
         )  # fmt: skip
     return d_features, d_pixels, d_weight, d_bias, d_scale, d_shift
+
+
+def describe(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    num_groups: int,
+    temperature: float,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> str:
+    """Each kernel that a call would launch, with its grid and shared memory, and what the kernels were compiled for."""
+    (n, c, _), k = features.shape, weight.shape[0]
+    capability = _CAPABILITIES[emulated] if emulated else _capability(features.device)
+    assert capability is not None  # nothing is described that was refused
+    info = native.build_info(target())
+    origin = f"emulated {info['archs']}" if emulated else f"compiled for {info['archs']} by nvcc {info['nvcc']}"
+    if not n:
+        return f"nothing is launched for no images; kernels {origin}"
+    pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype, device="meta")
+    tensors = (features, pixels, weight, bias, scale, pooled, None)
+    arch = 80 if capability >= (8, 0) else 70
+    forward, backward = describe_launches(native.module(target()), tensors, num_groups, arch)
+    lines = [f"forward, kernels {origin}:", *(f"  {x}" for x in forward), "backward:", *(f"  {x}" for x in backward)]
+    return "\n".join(lines)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

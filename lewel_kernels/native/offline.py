@@ -21,18 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lewel_kernels.native import nvcc, target
+from lewel_kernels.native import launched, nvcc, nvrtc, target
+from lewel_kernels.native.nvrtc import CompileError
 from lewel_kernels.native.targets import CUDA
 from lewel_kernels.native.toolchain import BuildError, find_compiler
 
 # Bytes of shared memory that one block may have, by compute capability.
 SHARED_LIMITS = {70: 98304, 80: 166912, 90: 232448}
-NVRTC = "nvidia-cuda-nvrtc-cu12==12.9.*"
 _FIRST_OF_NVCC = 75
-
-
-class CompileError(RuntimeError):
-    """A compiler refused its input; the message is what it said."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +65,6 @@ class Report:
 # The tools.
 
 
-def find_nvrtc() -> Path | None:
-    """NVRTC of CUDA 12, the last that knows sm_70."""
-    try:
-        spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
-    except ImportError:
-        return None
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    return next((path for folder in folders if (path := Path(folder, "lib", "libnvrtc.so.12")).is_file()), None)
-
-
 def find_disassembler() -> str | None:
     """nvdisasm: the toolkit's, where it has one, else Triton's."""
     spec = importlib.util.find_spec("triton")
@@ -94,8 +80,8 @@ def unavailable(capability: int) -> str | None:
     reason = _without_compiler()
     if not reason and capability >= _FIRST_OF_NVCC:
         reason = _without_nvcc()
-    elif not reason and not find_nvrtc():
-        reason = f"there is no NVRTC of CUDA 12, the last for sm_{capability}; pip install '{NVRTC}'"
+    elif not reason and not nvrtc.find():
+        reason = f"there is no NVRTC of CUDA 12, the last for sm_{capability}; pip install '{nvrtc.PACKAGE}'"
     if not reason and not find_disassembler():
         reason = "there is no nvdisasm to find tensor-core instructions with; pip install triton, which brings it"
     return reason
@@ -209,19 +195,20 @@ def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str,
 
 def compile_all(capabilities: Sequence[int], threads: int = 2) -> list[Report]:
     """Reports of all kernels of the library, for architectures that `unavailable` has nothing against."""
-    csrc = target.sources()
-    launched = {capability: shared_bytes(capability, csrc) for capability in capabilities}
-    known = {kernel for kernels in launched.values() for kernel in kernels}
-    reports = compile_kernels(csrc, capabilities, threads, known)
-    return [_with_shared(report, launched[report.capability]) for report in reports]
+    shared = {capability: launched.shared_bytes(capability) for capability in capabilities}
+    known = {kernel for kernels in shared.values() for kernel in kernels}
+    reports = compile_kernels(target.sources(), capabilities, threads, known)
+    return [_with_shared(report, shared[report.capability]) for report in reports]
 
 
-def _with_shared(report: Report, launched: dict[str, int]) -> Report:
+def _with_shared(report: Report, shared: dict[str, int]) -> Report:
     if report.error:
         return report
-    if report.kernel not in launched:
-        return replace(report, error="is launched by no call that lewel_kernels/native/offline.py makes; add one there")
-    return replace(report, shared=report.shared + launched[report.kernel])
+    if report.kernel not in shared:
+        return replace(
+            report, error="is launched by no call that lewel_kernels/native/launched.py makes; add one there"
+        )
+    return replace(report, shared=report.shared + shared[report.kernel])
 
 
 def compile_kernels(
@@ -294,7 +281,7 @@ def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[Re
         # NVRTC takes a generic lambda inside a lambda for a function of the host, which nvcc does not.
         "--device-as-default-execution-space",
     ]
-    compiler = _Nvrtc(find_nvrtc())
+    compiler = nvrtc.Compiler(nvrtc.find())
     try:
         log, cubin = compiler.compile("\n".join([*headers, "using namespace lewel::cuda;\n"]), names, options)
     except CompileError as error:
@@ -302,146 +289,3 @@ def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[Re
             return [report for name in names for report in _compile_names([name], capability, csrc)]
         return [Report(names[0], capability, compiler.name, error=f"does not compile: {error}")]
     return _reports(log, cubin, capability, compiler.name)
-
-
-class _Nvrtc:
-    """The compiler that is a library. Several threads may use it at a time."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._library = ctypes.CDLL(str(path))
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
-        self.name = f"NVRTC {major.value}.{minor.value}"
-
-    def compile(self, source: str, names: Sequence[str], options: Sequence[str]) -> tuple[str, bytes]:
-        """The log and the cubin of the kernels of these names."""
-        program = ctypes.c_void_p()
-        text, no_headers = source.encode(), (0, None, None)
-        self._call("nvrtcCreateProgram", ctypes.byref(program), text, b"kernels.cu", *no_headers)
-        try:
-            for name in names:
-                self._call("nvrtcAddNameExpression", program, name.encode())
-            array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            failed = self._library.nvrtcCompileProgram(program, len(options), array)
-            log = self._read("ProgramLog", program).rstrip(b"\0").decode()
-            if failed:
-                raise CompileError(log.strip())
-            return log, self._read("CUBIN", program)
-        finally:
-            self._library.nvrtcDestroyProgram(ctypes.byref(program))
-
-    def _read(self, what: str, program: ctypes.c_void_p) -> bytes:
-        size = ctypes.c_size_t()
-        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
-        found = ctypes.create_string_buffer(size.value)
-        self._call(f"nvrtcGet{what}", program, found)
-        return found.raw
-
-    def _call(self, function: str, *arguments: Any) -> None:
-        if status := getattr(self._library, function)(*arguments):
-            raise CompileError(f"{function} ends with status {status}")
-
-
-# What launches ask for.
-
-# Stands in for csrc/cuda/launch.h: a launch is a line with the kernel's name.
-_LAUNCH = """
-#pragma once
-
-#include <iostream>
-#include <stdexcept>
-#include <string>
-#include <typeinfo>
-
-#include "cuda/call.h"
-#include "cuda/device.h"
-
-namespace lewel::cuda {
-template <auto KERNEL>
-struct Name {};
-template <auto KERNEL, class... Arguments>
-void launch(const Device&, Grid, int, int shared_bytes, const Arguments&...) {
-  std::cout << typeid(Name<KERNEL>).name() << ' ' << shared_bytes << '\\n';
-}
-}  // namespace lewel::cuda
-"""
-
-# Calls of the op that launch every kernel there is. Tensors have an address that nobody reads.
-_CALLS = """
-#include "cuda/backward.h"
-#include "cuda/forward.h"
-
-using namespace lewel::cuda;
-
-View tensor(Number number, bool planes, int64 n, int64 channels, int64 positions) {
-  View x;
-  x.data = reinterpret_cast<void*>(256);
-  x.number = number;
-  const int64 size[] = {n, channels, positions};
-  const int64 stride[] = {channels * positions, planes ? positions : 1, planes ? 1 : channels};
-  for (int i = 0; i < 3; ++i) x.size[i] = size[i], x.stride[i] = stride[i];
-  return x;
-}
-
-template <class T>
-void calls(const Device& device, int64 K, int64 groups, int64 P, bool planes, bool affine, bool maps) {
-  constexpr int64 N = 2, C = 256, D = C;
-  constexpr Number kT = kNumber<T>, kA = kNumber<Accumulator<T>>;
-  const auto fill = [&](Call& q) {
-    q.features = q.pixels = tensor(kT, planes, N, C, P);
-    q.weight = tensor(kT, true, K, D, 1);
-    q.bias = tensor(kT, true, K, 1, 1);
-    if (affine) q.scale = q.shift = tensor(kA, true, D, 1, 1);
-    q.heat = tensor(kT, false, N, K, P);
-    q.norm = tensor(kA, true, N, P, 1);
-    q.groups = groups, q.temperature = 0.05, q.eps = 1e-12;
-  };
-  Workspace workspace(reinterpret_cast<void*>(256));
-  Forward f;
-  fill(f);
-  f.pooled = tensor(kT, true, N, K / groups, C);
-  if (maps) f.maps = tensor(kT, true, N, K, P);
-  forward<T>(f, workspace, &device);
-  Backward b;
-  fill(b);
-  b.grad_pooled = f.pooled, b.grad_maps = f.maps;
-  b.d_features = b.d_pixels = b.features, b.d_weight = b.weight, b.d_bias = b.bias;
-  b.d_scale = b.scale, b.d_shift = b.shift;
-  b.project_features = false;
-  backward<T>(b, workspace, &device);
-}
-
-int main() {
-  Device device{};
-  device.arch = LEWEL_EMULATED;
-  for (int64 K : {32, 64, 128, 256, 512})
-    for (int64 groups : {1, 4})
-      for (int64 P : {49, 3136})
-        for (int bits = 0; bits < 8; ++bits) {
-          const bool planes = bits & 1, affine = bits & 2, maps = bits & 4;
-          calls<Half>(device, K, groups, P, planes, affine, maps);
-          calls<BFloat16>(device, K, groups, P, planes, affine, maps);
-          calls<float>(device, K, groups, P, planes, affine, maps);
-          calls<double>(device, K, groups, P, planes, affine, maps);
-        }
-}
-"""
-
-
-def shared_bytes(capability: int, csrc: Path) -> dict[str, int]:
-    """The most shared memory that launches of each kernel ask for, as csrc/cuda/forward.h and backward.h say."""
-    arch = 80 if capability >= 80 else 70
-    found: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        header, source, program = Path(folder, "cuda", "launch.h"), Path(folder, "calls.cpp"), Path(folder, "calls")
-        header.parent.mkdir()
-        header.write_text(_LAUNCH)
-        source.write_text(_CALLS)
-        options = ["-std=c++17", "-O0", "-w", f"-DLEWEL_EMULATED={arch}", f"-I{folder}", f"-I{csrc}"]
-        _run([*find_compiler().command, *options, source, "-o", program], folder)
-        for line in _run([program])[0].splitlines():
-            name, size = line.split()
-            # lewel::cuda::Name<&(void f<int>(int))>
-            kernel = short(demangled(name).partition("&")[2].removeprefix("("))
-            found[kernel] = max(found.get(kernel, 0), int(size))
-    return found

@@ -68,7 +68,7 @@ class Emulated(Target):
     def units(self) -> list[str]:
         emulation = [path.relative_to(target.sources()).as_posix() for path in self.files() if _is_emulation(path)]
         units = [unit for unit in emulation if unit.endswith(".cpp")]
-        return [*_KERNELS, "cuda/registration.cpp", *units, "cuda/build_info.cpp"]
+        return [*_KERNELS, "cuda/registration.cpp", *units, "cuda/module.cpp"]
 
     def flags(self) -> list[str]:
         return ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-DLEWEL_EMULATED={self.arch}", ABI]
@@ -110,7 +110,7 @@ class Cuda(Target):
         return [path for path in source_files(target.sources() / "cuda") if not _is_emulation(path)]
 
     def units(self) -> list[str]:
-        return [*_KERNELS, "cuda/registration.cpp", "cuda/build_info.cpp"]
+        return [*_KERNELS, "cuda/registration.cpp", "cuda/module.cpp"]
 
     def flags(self) -> list[str]:
         return ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
