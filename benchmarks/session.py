@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+from lewel_kernels.native import nvcc
 
 from . import machine, results
 from .tables import KERNELS
@@ -43,7 +45,8 @@ def check(device: str) -> list[Part]:
     which = ("-k", "test_op_ or test_triton_kernels", "--large") if gpu else ("-k", "test_op_contract")
     tests = ("-m", "pytest", "tests", *which, "--device", device, "-q")
     return [
-        Part("tests", 3.5, tests),
+        *_built(gpu),
+        Part("tests", 3.0, tests),
         *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
         _speed(device, gpu),
     ]
@@ -54,12 +57,17 @@ def tune(device: str) -> list[Part]:
     gpu = torch.device(device).type == "cuda"
     command = ("-m", "benchmarks", "tune", "--minutes", "4.6", "--device", device)
     if gpu:
-        return [Part("tune", 5.0, command), _speed(device, gpu)]
+        return [*_built(gpu), Part("tune", 5.0, command), _speed(device, gpu)]
     interpreted = (("TRITON_INTERPRET", "1"),)
     return [
         Part("tune", 5.0, (*command, "--shape", "M", "--dtype", "bf16"), environment=interpreted),
         _speed(device, gpu),
     ]
+
+
+def _built(gpu: bool) -> list[Part]:
+    """The CUDA kernels, compiled before anything is measured; what follows finds them in the cache."""
+    return [Part("build", 2.0, ("-m", "lewel_kernels.build", "--cuda"))] if gpu else []
 
 
 def _speed(device: str, gpu: bool) -> Part:
@@ -72,6 +80,7 @@ def _speed(device: str, gpu: bool) -> Part:
 def report(device: str) -> list[Part]:
     """How it grows, what a call costs, what the prologue and a training step gain."""
     return [
+        *_built(torch.device(device).type == "cuda"),
         Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
         Part("loss", 0.8, ("-m", "benchmarks", "loss", "--device", device)),
         Part("prologue", 1.5, ("-m", "benchmarks", "prologue", "--seconds", "0.3", "--minutes", "1.3",
@@ -83,13 +92,13 @@ def report(device: str) -> list[Part]:
 
 
 def _sanitized(tool: str, device: str, gpu: bool) -> Part:
-    """compute-sanitizer over the triton kernels on one small shape of the op's contract."""
+    """compute-sanitizer over the triton and the cuda kernels on one small shape of the op's contract."""
     name = f"compute-sanitizer {tool}"
     if not gpu:
         return Part(name, 0, left_out="it watches kernels on a GPU")
     if (sanitizer := shutil.which("compute-sanitizer")) is None:
         return Part(name, 0, left_out="compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
-    tests = ("-m", "pytest", "tests/test_op_contract.py", "-k", "tall and triton", "--device", device, "-q")
+    tests = ("-m", "pytest", "tests/test_op_contract.py", "-k", "tall and (triton or cuda)", "--device", device, "-q")
     command = (sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests)
     # An access beyond a tensor would else fall into the block that PyTorch keeps for others, unseen.
     return Part(name, 0.8, command, environment=(("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),))
@@ -98,6 +107,10 @@ def _sanitized(tool: str, device: str, gpu: bool) -> Part:
 def run(parts: list[Part], device: str) -> int:
     """Runs the parts in order, says how each went, and where the data are; 1 if any failed."""
     start, verdicts = time.monotonic(), []
+    if torch.device(device).type == "cuda" and nvcc.ARCHS not in os.environ:
+        # No minute of a GPU is spent on compiling what another one would run.
+        own = (nvcc.ARCHS, "{}.{}".format(*torch.cuda.get_device_capability(device)))
+        parts = [replace(part, environment=(*part.environment, own)) for part in parts]
     for part in parts:
         if part.left_out:
             verdicts.append((part.name, f"left out: {part.left_out}", 0.0))
