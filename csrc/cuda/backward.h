@@ -20,7 +20,7 @@ void launch_pool_bwd(const PoolBackward<T>& both, const Backward& q, const Devic
     const auto launch_one = [&](const PoolBackward<T>& arguments) {
       const Grid grid{static_cast<int>(q.N() * tiles), static_cast<int>(q.groups * (arguments.d_maps ? blocks : 1)), 1};
       launch<pool_bwd_kernel<T, MAPS, decltype(planes)::value>>(device, grid, Shape::kThreads,
-                                                                Shape::bytes(stages_on(device.arch)), arguments);
+                                                                Shape::bytes(stages_on<T>(device.arch)), arguments);
     };
     if (blocks == 1 || !both.d_maps || !both.d_features.data) return launch_one(both);
     PoolBackward<T> maps = both, features = both;
@@ -38,7 +38,7 @@ void launch_pixels_bwd(const PixelsBackward<T>& arguments, const Backward& q, co
                   1};
   with(q.scale.data, [&](auto e0) {
     launch<pixels_bwd_kernel<T, decltype(e0)::value>>(
-        device, grid, Shape::kThreads, Shape::bytes(stages_on(device.arch), decltype(e0)::value), arguments);
+        device, grid, Shape::kThreads, Shape::bytes(stages_on<T>(device.arch), decltype(e0)::value), arguments);
   });
 }
 
@@ -51,7 +51,7 @@ void launch_weight_bwd(const WeightBackward<T>& arguments, const Backward& q, co
       const Grid grid{arguments.d_weight ? static_cast<int>(ceil_div(q.D(), Shape::kColumns)) : 1,
                       static_cast<int>(ceil_div(q.K(), MAPS)), static_cast<int>(arguments.parts.count)};
       launch<weight_bwd_kernel<T, MAPS, kPlanes, decltype(e0)::value>>(
-          device, grid, Shape::kThreads, Shape::bytes(stages_on(device.arch)), arguments);
+          device, grid, Shape::kThreads, Shape::bytes(stages_on<T>(device.arch)), arguments);
     });
   });
 }

@@ -39,7 +39,7 @@ struct PoolBackwardShape {
 
   LEWEL_HOST_DEVICE static constexpr int front(int stages) {  // tiles on their way, and then dA
     const int moved = stages * kStage * sizeof(T), maps = kPositions * kMapPitch * sizeof(Accumulator<T>);
-    return (moved > maps ? moved : maps) + 127 & ~127;
+    return ((moved > maps ? moved : maps) + 127) / 128 * 128;
   }
   LEWEL_HOST_DEVICE static constexpr int bytes(int stages) {
     return front(stages) + Maps::kNumbers * sizeof(T) +
@@ -51,14 +51,14 @@ struct PoolBackwardShape {
 // With more than MAPS maps in a group there are two launches: one for E7 and delta, a block for each MAPS maps; and one
 // for E6, where a block goes through all maps of the group for each chunk of channels.
 template <class T, int MAPS, bool PLANES>
-LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : 3))
+LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : MAPS > 32 && kArch < 80 ? 1 : 3))
 pool_bwd_kernel(const PoolBackward<T> q) {
   using Shape = PoolBackwardShape<T, MAPS, PLANES>;
   using FeatureSums = typename Shape::FeatureSums;
   using MapSums = typename Shape::MapSums;
   using Maps = typename Shape::Maps;
   using A = Accumulator<T>;
-  constexpr int kStages = stages_on(kArch);
+  constexpr int kStages = stages_on<T>(kArch);
   T* const stages = reinterpret_cast<T*>(shared_memory());
   T* const weights = reinterpret_cast<T*>(shared_memory() + Shape::front(kStages));  // [positions, maps]
   A* const scratch = reinterpret_cast<A*>(weights + Maps::kNumbers);
@@ -95,7 +95,7 @@ pool_bwd_kernel(const PoolBackward<T> q) {
     }
     block_barrier();
   };
-  if (blocks == 1) write_weights(first_block, true);
+  bool known = false;
 
   // Steps: the blocks of maps of a chunk of channels, chunk after chunk.
   const auto move = [&](int step, int stage, auto feature, auto grad) {
@@ -117,7 +117,11 @@ pool_bwd_kernel(const PoolBackward<T> q) {
       [&](int step, int stage) {
         const T* const feature = stages + stage * Shape::kStage;
         const T* const grad = feature + Shape::FeatureTile::kNumbers;
-        if (blocks > 1) write_weights(step % blocks, tiles == 1 && q.softmax.top == nullptr);
+        if (blocks > 1)
+          write_weights(step % blocks, tiles == 1 && q.softmax.top == nullptr);
+        else if (!known)  // the first tiles are on their way
+          write_weights(first_block, true);
+        known = true;
         if (q.d_maps)  // E7
           map_sums.template add<Shape::kChannels, !PLANES, true>(feature, Shape::FeatureTile::kPitch, grad,
                                                                  Shape::GradTile::kPitch);
@@ -146,16 +150,14 @@ pool_bwd_kernel(const PoolBackward<T> q) {
   Maps maps(q.maps, image, group * q.L + first_block * MAPS, q.L - first_block * MAPS);
   maps.load(q.softmax, image);
   A delta = 0;
-#pragma unroll 4
-  for (int j = 0; j < Maps::kEach; ++j) {
+  maps.each_unit(first_position, [&](int j, A u) {
     const int i = maps.position(j), p = first_position + i;
-    if (!maps.inside(p)) continue;
     A x = d_maps[i * Shape::kMapPitch + maps.map()];
     if (q.grad_maps.data)
       x += q.grad_maps.template get<A>(image * q.grad_maps_image + maps.k() * q.grad_maps_map + p * q.grad_maps_position);
     q.d_maps[(static_cast<int64>(image) * P + p) * q.maps.K + maps.k()] = x;
-    delta += maps.weight(p) * x;
-  }
+    delta += maps.weight(u) * x;
+  });
   reduced[thread()] = delta;
   block_barrier();
   if (maps.part() == 0 && maps.present()) {
@@ -251,7 +253,7 @@ pixels_bwd_kernel(const PixelsBackward<T> q) {
   using Shape = PixelsBackwardShape<T>;
   using Sums = typename Shape::Sums;
   using A = Accumulator<T>;
-  constexpr int kStages = stages_on(kArch);
+  constexpr int kStages = stages_on<T>(kArch);
   T* const memory = reinterpret_cast<T*>(shared_memory());
   A* const parts = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [2, warps, columns]
   const int first_row = block_x() * Shape::kRows, first_column = block_y() * Shape::kColumns;
@@ -286,18 +288,35 @@ pixels_bwd_kernel(const PixelsBackward<T> q) {
   sums.bands(reinterpret_cast<A*>(memory), [&](A* band, int row, int column) {
     if constexpr (E0) {
       const Rows rows{q.positions, q.pixels.image, q.pixels.position};
+      constexpr int kTogether = 8;  // one by one, each load would wait for the memory
 #pragma unroll
-      for (int c = 0; c < kEach; ++c) {
-        const int j = lane() + 32 * c, d = first_column + column + j;
-        if (d >= q.D) continue;
-        const A scale = q.affine.scale[d], shift = q.affine.shift[d];
-        for (int i = 0; i < 16 && first_row + row + i < q.R; ++i) {
-          const A x = widen<A>(q.pixels.data[rows(first_row + row + i) + d * q.pixels.channel]);
-          A& sum = band[i * Sums::kScratchPitch + j];
-          const A dy = x * scale + shift <= 0 ? A{0} : sum;  // NaN passes the gate, as in torch.relu
-          scale_sums[c] += dy * x;
-          shift_sums[c] += dy;
-          sum = dy * scale;
+      for (int from = 0; from < 16; from += kTogether) {
+        T x[kTogether][kEach];
+#pragma unroll
+        for (int e = 0; e < kTogether; ++e) {
+          const int r = first_row + row + from + e;
+          const int64 at = r < q.R ? rows(r) : 0;
+#pragma unroll
+          for (int c = 0; c < kEach; ++c) {
+            const int d = first_column + column + lane() + 32 * c;
+            x[e][c] = r < q.R && d < q.D ? q.pixels.data[at + d * q.pixels.channel] : T{};
+          }
+        }
+#pragma unroll
+        for (int c = 0; c < kEach; ++c) {
+          const int j = lane() + 32 * c, d = first_column + column + j;
+          if (d >= q.D) continue;
+          const A scale = q.affine.scale[d], shift = q.affine.shift[d];
+#pragma unroll
+          for (int e = 0; e < kTogether; ++e) {
+            if (first_row + row + from + e >= q.R) continue;
+            const A pixel = widen<A>(x[e][c]);
+            A& sum = band[(from + e) * Sums::kScratchPitch + j];
+            const A dy = pixel * scale + shift <= 0 ? A{0} : sum;  // NaN passes the gate, as in torch.relu
+            scale_sums[c] += dy * pixel;
+            shift_sums[c] += dy;
+            sum = dy * scale;
+          }
         }
       }
       warp_barrier();
@@ -363,7 +382,7 @@ weight_bwd_kernel(const WeightBackward<T> q) {
   using Shape = WeightBackwardShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
   using A = Accumulator<T>;
-  constexpr int kStages = stages_on(kArch);
+  constexpr int kStages = stages_on<T>(kArch);
   T* const memory = reinterpret_cast<T*>(shared_memory());
   const int first_column = block_x() * Shape::kColumns, first_map = block_y() * MAPS, part = block_z();
   const int steps = static_cast<int>(ceil_div(q.R, kDepth<T>)), first_step = static_cast<int>(part * q.parts.each);

@@ -57,6 +57,9 @@ LEWEL_DEVICE BFloat16 rounded<BFloat16, float>(float x) {
   BFloat16 y{0x7fff};
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else
+  const uint32 u = __float_as_uint(x);  // no instruction before sm_80, where only results are stored so
+  if (x == x) y.bits = static_cast<unsigned short>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 #endif
   return y;
 }

@@ -18,7 +18,7 @@ void launch_project(const Forward& q, const Device& device) {
       using Shape = ProjectShape<T, MAPS, kPlanes>;
       const Grid grid{static_cast<int>(ceil_div(q.rows(), Shape::kRows)), 1, 1};
       launch<project_kernel<T, MAPS, kPlanes, decltype(e0)::value>>(
-          device, grid, Shape::kThreads, Shape::bytes(stages_on(device.arch), q.D()), arguments);
+          device, grid, Shape::kThreads, Shape::bytes(stages_on<T>(device.arch), q.D()), arguments);
     });
   });
 }
@@ -35,7 +35,7 @@ void launch_pool(const Forward& q, const Softmax<Accumulator<T>>& softmax, const
     const Grid grid{static_cast<int>(q.N()), static_cast<int>(map_blocks),
                     static_cast<int>(ceil_div(chunks, arguments.chunks))};
     launch<pool_kernel<T, MAPS, decltype(planes)::value>>(device, grid, Shape::kThreads,
-                                                          Shape::bytes(stages_on(device.arch)), arguments);
+                                                          Shape::bytes(stages_on<T>(device.arch)), arguments);
   });
 }
 

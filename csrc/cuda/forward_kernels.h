@@ -113,7 +113,7 @@ project_kernel(const Project<T> q) {
   using Shape = ProjectShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
   using A = Accumulator<T>;
-  constexpr int kStages = stages_on(kArch), kVector = 16 / static_cast<int>(sizeof(T));
+  constexpr int kStages = stages_on<T>(kArch), kVector = 16 / static_cast<int>(sizeof(T));
   constexpr int kLanes = Sums::kWarpColumns / kVector;  // that write a row of 16 bytes each
   T* const memory = reinterpret_cast<T*>(shared_memory());
   A* const squares = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [rows, warps]
@@ -261,7 +261,7 @@ pool_kernel(const Pool<T> q) {
   using Shape = PoolShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
   using A = Accumulator<T>;
-  constexpr int kStages = stages_on(kArch);
+  constexpr int kStages = stages_on<T>(kArch);
   T* const stages = reinterpret_cast<T*>(shared_memory());
   T* const weights = stages + kStages * Shape::FeatureTile::kNumbers;  // [positions, maps]
   A* const scratch = reinterpret_cast<A*>(weights + Shape::Maps::kNumbers);

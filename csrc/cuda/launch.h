@@ -38,8 +38,9 @@ inline std::string described(const std::string& name, Grid grid, int threads, in
 
 #if !defined(LEWEL_EMULATED)
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("the cuda backend could not launch a kernel: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would be blamed for it
+  throw std::runtime_error(std::string("the cuda backend could not launch a kernel: ") + cudaGetErrorString(error));
 }
 #endif
 

@@ -68,8 +68,29 @@ class GroupMaps {
   LEWEL_DEVICE A top() const { return top_; }
   LEWEL_DEVICE A inverse() const { return inverse_; }
   LEWEL_DEVICE bool inside(int p) const { return present_ && p < maps_.P; }
-  LEWEL_DEVICE A unit(int p) const { return maps_.unit(row_ + p, k_); }
-  LEWEL_DEVICE A weight(int p) const { return maps_.weight(unit(p), top_) * inverse_; }
+  LEWEL_DEVICE A weight(A u) const { return maps_.weight(u, top_) * inverse_; }
+
+  // use(j, u) for U at position(j) from `first` on, where it is inside. Eight loads at a time are on their way: one by
+  // one, as a division between them would have it, their latencies add up.
+  template <class Use>
+  LEWEL_DEVICE void each_unit(int first, Use use) const {
+    constexpr int kTogether = 8;
+#pragma unroll 1
+    for (int from = 0; from < kEach; from += kTogether) {
+      T heat[kTogether];
+      A norm[kTogether];
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) {
+        const int p = first + position(from + e);
+        heat[e] = inside(p) ? maps_.heat[(row_ + p) * maps_.K + k_] : T{};
+        norm[e] = inside(p) ? maps_.norm[row_ + p] : A{1};
+      }
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e)
+        if (inside(first + position(from + e)))
+          use(from + e, widen<A>(heat[e]) / (norm[e] <= maps_.eps ? maps_.eps : norm[e]));
+    }
+  }
 
   // The softmax's statistics, where somebody wrote them down.
   LEWEL_DEVICE void load(const Softmax<A>& softmax, int image) {
@@ -81,18 +102,14 @@ class GroupMaps {
   // The same from all positions, of which there are at most kPositions. sums: kSums of shared memory.
   LEWEL_DEVICE void reduce(A* sums) {
     A top = -infinity();
-#pragma unroll 4
-    for (int j = 0; j < kEach; ++j)
-      if (inside(position(j))) top = larger(top, unit(position(j)));
+    each_unit(0, [&](int, A u) { top = larger(top, u); });
     sums[thread()] = top;
     block_barrier();
 #pragma unroll
     for (int i = 0; i < kParts; ++i) top = larger(top, sums[i * MAPS + map()]);
     block_barrier();
     A sum = 0;
-#pragma unroll 4
-    for (int j = 0; j < kEach; ++j)
-      if (inside(position(j))) sum += maps_.weight(unit(position(j)), top);
+    each_unit(0, [&](int, A u) { sum += maps_.weight(u, top); });
     sums[thread()] = sum;
     block_barrier();
     sum = 0;
@@ -105,11 +122,10 @@ class GroupMaps {
   // The weights of positions from `first` on, rounded to the type of products, (positions, maps); zero where there is
   // none. Other threads see them after a barrier.
   LEWEL_DEVICE void write(T* tile, int first) const {
-#pragma unroll 4
-    for (int j = 0; j < kEach; ++j) {
-      const int p = first + position(j);
-      tile[position(j) * kPitch + map()] = rounded<T>(inside(p) ? weight(p) : A{0});
-    }
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (!inside(first + position(j))) tile[position(j) * kPitch + map()] = T{};
+    each_unit(first, [&](int j, A u) { tile[position(j) * kPitch + map()] = rounded<T>(weight(u)); });
   }
 
  private:

@@ -36,7 +36,7 @@ View view(const Tensor& t) {
   View x;
   x.data = t.data_ptr();
   x.number = number_of(t);
-  for (int64_t i = 0; i < t.dim(); ++i) x.size[i] = t.size(i), x.stride[i] = t.stride(i);
+  for (int64_t i = 0; i < t.dim() && i < 3; ++i) x.size[i] = t.size(i), x.stride[i] = t.stride(i);
   return x;
 }
 View view(const MaybeTensor& t) { return t ? view(*t) : View{}; }
@@ -52,6 +52,21 @@ void expect(const MaybeTensor& t, std::initializer_list<int64_t> sizes, const Te
 
 void expect_type(const MaybeTensor& t, ScalarType type, const char* name) {
   STD_TORCH_CHECK(!t || t->scalar_type() == type, name, " must have the type that the features imply");
+}
+
+void expect_contiguous(const MaybeTensor& t, const char* name) {
+  STD_TORCH_CHECK(!t || t->is_contiguous(), name, " must be contiguous");
+}
+
+// A gradient is as large and of the type of what it belongs to; and dense, for the sums of parts run through its memory.
+void expect_gradient(const MaybeTensor& t, const Tensor& of, bool summed, const char* name) {
+  if (!t) return;
+  bool same = t->dim() == of.dim();
+  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == of.size(i);
+  STD_TORCH_CHECK(same && t->device() == of.device(), name, " must have the size and the device of its input");
+  expect_type(t, of.scalar_type(), name);
+  const bool transposed = t->dim() == 2 && t->stride(0) == 1 && t->stride(1) == t->size(0);
+  if (summed) STD_TORCH_CHECK(t->is_contiguous() || transposed, name, " must be dense");
 }
 
 void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tensor& weight, const MaybeTensor& bias,
@@ -75,6 +90,7 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
     expect_type(t, type, "pixels, weight, bias and heat");
   for (const MaybeTensor& t : {scale, shift, MaybeTensor(norm)}) expect_type(t, acc, "scale, shift and norm");
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift are given together");
+  for (const MaybeTensor& t : {scale, shift, MaybeTensor(norm)}) expect_contiguous(t, "scale, shift and norm");
   STD_TORCH_CHECK((heat.stride(1) == 1 || K == 1) && (heat.stride(2) == K || P == 1) && heat.stride(0) == K * P,
                   "heat must lie in memory as (N, P, K)");
   q.features = view(features);
@@ -132,6 +148,8 @@ void forward_op(const Tensor& features, const MaybeTensor& pixels, const Tensor&
   fill(q, features, pixels, weight, bias, scale, shift, heat, norm, groups, temperature, eps);
   expect(pooled, {q.N(), q.L(), q.C()}, features, "pooled");
   expect(maps, {q.N(), q.K(), q.P()}, features, "maps");
+  expect_contiguous(pooled, "pooled");
+  expect_contiguous(maps, "maps");
   q.pooled = view(pooled);
   q.maps = view(maps);
   with_storage(q.features.number, [&](auto type) {
@@ -148,6 +166,19 @@ void backward_op(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const 
   fill(q, features, pixels, weight, std::nullopt, scale, shift, heat, norm, groups, temperature, eps);
   expect(grad_pooled, {q.N(), q.L(), q.C()}, features, "grad_pooled");
   expect(grad_maps, {q.N(), q.K(), q.P()}, features, "grad_maps");
+  expect_gradient(d_features, features, false, "d_features");
+  if (pixels) expect_gradient(d_pixels, *pixels, false, "d_pixels");
+  expect_gradient(d_weight, weight, true, "d_weight");
+  if (d_bias) {
+    expect(d_bias, {q.K()}, features, "d_bias");
+    expect_type(d_bias, features.scalar_type(), "d_bias");
+    expect_contiguous(d_bias, "d_bias");
+  }
+  STD_TORCH_CHECK((pixels || !d_pixels) && (scale || (!d_scale && !d_shift)), "a gradient has no input");
+  if (scale) {
+    expect_gradient(d_scale, *scale, true, "d_scale");
+    expect_gradient(d_shift, *shift, true, "d_shift");
+  }
   q.grad_pooled = view(grad_pooled);
   q.grad_maps = view(grad_maps);
   q.d_features = view(d_features);

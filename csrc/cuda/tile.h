@@ -69,7 +69,7 @@ struct Unchanged {
 };
 
 // SLOW x FAST numbers of a source, moved by the threads of a block; beyond its edges they are zero. In shared memory a
-// row takes kPitch numbers: 16 bytes more than a multiple of 64, so that columns of it do not meet in one bank.
+// row takes kPitch numbers: 16 bytes more than a multiple of 64, so that products read columns of it from all banks.
 //
 // `begin` starts the loads and `end` finishes them; between the two the block works on tiles that have arrived. On sm_80
 // the GPU copies by itself, and nothing is held in registers. Numbers that cannot be moved 16 bytes at a time are moved
@@ -89,10 +89,19 @@ class Tile {
   template <class S, class Change = Unchanged>
   LEWEL_DEVICE void begin(const S& source, T* shared, int slow, int fast, Change = {}) {
     if (!source.wide) return;
+    if constexpr (copies_itself<Change>()) {
+      if (slow + SLOW <= source.slows && fast + FAST <= source.fasts) {  // nothing is beyond an edge
+        each_vector([&](int, int i, int f) {
+          copy_async(shared + i * kPitch + f, source.numbers.address(source.slow(slow + i) + source.fast.together(fast + f)),
+                     16);
+        });
+        return;
+      }
+    }
     each_vector([&](int j, int i, int f) {
       const int left = source.fasts - fast - f;
       const int count = slow + i >= source.slows || left < 0 ? 0 : left < kVector ? left : kVector;
-      const int64 offset = count ? source.slow(slow + i) + source.fast(fast + f) : 0;
+      const int64 offset = count ? source.slow(slow + i) + source.fast.together(fast + f) : 0;
       if constexpr (copies_itself<Change>()) {
         copy_async(shared + i * kPitch + f, source.numbers.address(offset), count * static_cast<int>(sizeof(T)));
       } else if (count == kVector) {
@@ -112,11 +121,15 @@ class Tile {
       return x;
     };
     if (!source.wide) {
-#pragma unroll 4
-      for (int e = opaque(thread()); e < SLOW * FAST; e += THREADS) {  // neighbours are loaded by neighbouring threads
-        const int i = e / FAST, f = e % FAST;
-        const bool inside = slow + i < source.slows && fast + f < source.fasts;
-        const T x = inside ? source.numbers.at(source.slow(slow + i) + source.fast(fast + f)) : T{};
+      // Neighbours are loaded by neighbouring threads, and a thread stays at its place along the fast axis.
+      static_assert(THREADS % FAST == 0);
+      const int t = opaque(thread()), first = t / FAST, f = t % FAST;
+      const bool there = fast + f < source.fasts;
+      const int64 at = there ? source.fast(fast + f) : 0;
+#pragma unroll (kArch >= 80 ? 8 : 4)
+      for (int n = 0; n < SLOW * FAST / THREADS; ++n) {
+        const int i = first + n * (THREADS / FAST);
+        const T x = there && slow + i < source.slows ? source.numbers.at(source.slow(slow + i) + at) : T{};
         shared[i * kPitch + f] = changed(x, slow + i, fast + f);
       }
     } else if constexpr (!copies_itself<Change>()) {
@@ -135,13 +148,14 @@ class Tile {
     return kArch >= 80 && !Change::kChanges;
   }
 
-  // use(j, i, f) for the vectors of this thread: its j-th is at slow index i, fast index f of the tile.
+  // use(j, i, f) for the vectors of this thread: its j-th is at slow index i, fast index f of the tile. Opaque: kept from
+  // step to step, the offsets of all of them would take the registers of a quarter of the sums.
   template <class Use>
   LEWEL_DEVICE static void each_vector(Use use) {
-    const int first = opaque(thread());
+    const uint32 first = opaque(thread());
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      const int v = first + j * THREADS;
+      const uint32 v = first + j * THREADS;
       if (kVectors % THREADS == 0 || v < kVectors) use(j, v / (FAST / kVector), v % (FAST / kVector) * kVector);
     }
   }

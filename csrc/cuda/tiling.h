@@ -24,7 +24,7 @@ struct Divider {
     return {static_cast<uint32>(divisor), static_cast<uint32>(ceiling), 31 + log};
   }
   LEWEL_HOST_DEVICE int quotient(int x) const {
-    return static_cast<int>((static_cast<unsigned long long>(x) * multiplier) >> shift);
+    return static_cast<int>((static_cast<unsigned long long>(static_cast<uint32>(x)) * multiplier) >> shift);
   }
 };
 
@@ -32,7 +32,9 @@ struct Divider {
 struct Strided {
   int64 stride;
 
-  LEWEL_HOST_DEVICE int64 operator()(int i) const { return i * stride; }
+  LEWEL_HOST_DEVICE int64 operator()(int i) const { return static_cast<uint32>(i) * stride; }
+  // The same where 16 bytes may be moved at a time along this axis: the stride is 1.
+  LEWEL_HOST_DEVICE int64 together(int i) const { return i; }
 };
 
 // Offsets of the R = N P positions of a batch of images (N, channels, P).
@@ -44,24 +46,33 @@ struct Rows {
     const int image = positions.quotient(row);
     return image * image_stride + (row - image * static_cast<int>(positions.divisor)) * position_stride;
   }
+  LEWEL_HOST_DEVICE int64 together(int row) const {
+    const int image = positions.quotient(row);
+    return image * image_stride + (row - image * static_cast<int>(positions.divisor));
+  }
 };
 
-// How many pieces of 16 bytes wait in shared memory, or on their way there, while one is worked on.
-LEWEL_HOST_DEVICE constexpr int stages_on(int arch) { return arch >= 80 ? 3 : 2; }
+// How many steps of a product have their tiles in shared memory, or on their way there. With a third, float64 would
+// take more than the 99 KB of an sm_86.
+template <class T>
+LEWEL_HOST_DEVICE constexpr int stages_on(int arch) {
+  return arch >= 80 && sizeof(T) < 8 ? 3 : 2;
+}
 
 // Numbers of the depth of a product that one step takes: 64 bytes.
 template <class T>
 constexpr int kDepth = 64 / static_cast<int>(sizeof(T));
 
-// The sum over rows of dW is spread over about as many blocks as a GPU has multiprocessors, each with some steps at
-// least: every further part is written, and read by the second stage, as another (K, D) of accumulators.
+// The sum over rows of dW is spread over about as many blocks as an H100 holds at once, two on each of its 132
+// multiprocessors, each with some steps at least: every further part is written, and read by the second stage, as another
+// (K, D) of accumulators.
 struct Parts {
   int64 each;   // steps of a part
   int64 count;  // parts
 
   LEWEL_HOST_DEVICE static Parts of(int64 steps, int64 blocks_of_a_part) {
-    constexpr int64 kMultiprocessors = 132, kLeastSteps = 8;
-    const int64 wanted = kMultiprocessors / blocks_of_a_part;
+    constexpr int64 kBlocks = 2 * 132, kLeastSteps = 8;
+    const int64 wanted = kBlocks / blocks_of_a_part;
     int64 each = ceil_div(steps, wanted < 1 ? 1 : wanted);
     each = each < kLeastSteps ? kLeastSteps : each;
     return {each, ceil_div(steps, each)};
@@ -69,10 +80,11 @@ struct Parts {
 };
 
 // Chunks of channels that a block of the pooling goes through, of `chunks` in a group. Its maps are weighed once for all
-// of them, unless their positions come in tiles; but there must be enough blocks to keep a GPU busy.
+// of them, unless their positions come in tiles; but there must be enough blocks for an H100, which holds four on each
+// of its 132 multiprocessors.
 LEWEL_HOST_DEVICE constexpr int64 pool_chunks(int64 blocks, int64 chunks, bool tiled) {
-  constexpr int64 kBusy = 4 * 132, kMost = 8;
-  const int64 wanted = tiled ? 1 : blocks * chunks / kBusy;
+  constexpr int64 kBlocks = 4 * 132, kMost = 8;
+  const int64 wanted = tiled ? 1 : blocks * chunks / kBlocks;
   const int64 least = wanted < 1 ? 1 : wanted < kMost ? wanted : kMost;
   return least < chunks ? least : chunks;
 }

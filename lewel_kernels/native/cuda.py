@@ -52,6 +52,8 @@ def refuse(request: Request) -> str | None:
             f"bfloat16 needs a GPU from sm_80 on (A100), and {emulated or request.device} is {_sm(capability)}: use "
             "float16 (torch.autocast(dtype=torch.float16) with a GradScaler)"
         )
+    if request.dtype == torch.float64 and capability == (7, 5):
+        return f"float64 takes more shared memory than a block has on sm_75, which {request.device} is: use float32"
     if reason := native.unavailable(target()):
         return reason
     return None if emulated else _not_compiled_for(capability)

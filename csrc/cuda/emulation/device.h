@@ -89,7 +89,6 @@ LEWEL_DEVICE Half rounded<Half, float>(float x) {
 }
 template <>
 LEWEL_DEVICE BFloat16 rounded<BFloat16, float>(float x) {
-  emulation::needs_80("rounded<BFloat16>", {nullptr, 0});
   if (x != x) return {0x7fff};
   const uint32 u = emulation::bits_of(x);
   return {static_cast<unsigned short>((u + 0x7fff + (u >> 16 & 1)) >> 16)};
