@@ -46,7 +46,7 @@ def check(device: str) -> list[Part]:
     tests = ("-m", "pytest", "tests", *which, "--device", device, "-q")
     return [
         *_built(gpu),
-        Part("tests", 3.0, tests),
+        Part("tests", 2.5, tests),
         *(_sanitized(tool, device, gpu) for tool in ("memcheck", "racecheck")),
         _speed(device, gpu),
     ]
@@ -55,19 +55,19 @@ def check(device: str) -> list[Part]:
 def tune(device: str) -> list[Part]:
     """The triton kernels tuned, then the suite of the paper again, as `check` has it, so that the two compare."""
     gpu = torch.device(device).type == "cuda"
-    command = ("-m", "benchmarks", "tune", "--minutes", "4.6", "--device", device)
+    command = ("-m", "benchmarks", "tune", "--minutes", "3.7", "--device", device)
     if gpu:
-        return [*_built(gpu), Part("tune", 5.0, command), _speed(device, gpu)]
+        return [*_built(gpu), Part("tune", 4.1, command), _speed(device, gpu)]
     interpreted = (("TRITON_INTERPRET", "1"),)
     return [
-        Part("tune", 5.0, (*command, "--shape", "M", "--dtype", "bf16"), environment=interpreted),
+        Part("tune", 4.1, (*command, "--shape", "M", "--dtype", "bf16"), environment=interpreted),
         _speed(device, gpu),
     ]
 
 
 def _built(gpu: bool) -> list[Part]:
     """The CUDA kernels, compiled before anything is measured; what follows finds them in the cache."""
-    return [Part("build", 2.0, ("-m", "lewel_kernels.build", "--cuda"))] if gpu else []
+    return [Part("build", 1.0, ("-m", "lewel_kernels.build", "--cuda"))] if gpu else []
 
 
 def _speed(device: str, gpu: bool) -> Part:
@@ -86,7 +86,7 @@ def report(device: str) -> list[Part]:
         Part("prologue", 1.5, ("-m", "benchmarks", "prologue", "--seconds", "0.3", "--minutes", "1.3",
                                "--device", device)),
         Part("step", 3.2, ("-m", "benchmarks", "step", "--seconds", "27", "--device", device)),
-        Part("scaling", 3.5, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.2", "--minutes", "3.2",
+        Part("scaling", 2.5, ("-m", "benchmarks", "run", "--suite", "sweep", "--seconds", "0.2", "--minutes", "2.2",
                               "--provider", "eager", "compile", *KERNELS, "--device", device)),
     ]  # fmt: skip
 

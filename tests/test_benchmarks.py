@@ -20,6 +20,7 @@ from benchmarks.cost import MODES, Cost, Rates, floor_seconds, least
 from benchmarks.measure import BASES, measure
 from benchmarks.parity import compare
 from benchmarks.rates import measure_rates
+from lewel_kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
 TINY = Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5)
@@ -392,13 +393,15 @@ class _Refused:
 
 
 def test_what_is_interpreted_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TRITON_INTERPRET=1, as in the tests, the triton backend takes tensors of the CPU, far more slowly."""
+    """In the tests the GPU backends take tensors of the CPU, far more slowly."""
     inputs = make_inputs(Case(TINY, "channels_last", "fp32"))
-    monkeypatch.setattr("lewel_kernels.triton.INTERPRETED", True)
-    assert "interpreted" in str(providers.refusal("triton", inputs))
-    monkeypatch.setattr("lewel_kernels.triton.INTERPRETED", False)
-    monkeypatch.setattr("lewel_kernels.triton.device_type", "cuda")
-    assert "it runs on cuda tensors" in str(providers.refusal("triton", inputs))
+    for name in ("triton", "cuda"):
+        backend = dispatch.load(name)
+        monkeypatch.setattr(backend, "automatic", False)
+        assert "interpreted or emulated" in str(providers.refusal(name, inputs))
+        monkeypatch.setattr(backend, "automatic", True)
+        monkeypatch.setattr(backend, "device_type", "cuda")
+        assert "it runs on cuda tensors" in str(providers.refusal(name, inputs))
 
 
 def test_suites_hold_what_they_promise() -> None:

@@ -127,7 +127,9 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(
             Train(optim=Optim(momentum=1)), "optim.momentum must be at least 0 and below 1, got 1", id="momentum"
         ),
-        pytest.param(Train(backend="gpu"), "backend must be one of cpu, triton, cuda, reference, got 'gpu'", id="backend"),
+        pytest.param(
+            Train(backend="gpu"), "backend must be one of cpu, triton, cuda, reference, got 'gpu'", id="backend"
+        ),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
