@@ -26,7 +26,7 @@ from lewel_kernels.native.nvrtc import CompileError
 from lewel_kernels.native.targets import CUDA
 from lewel_kernels.native.toolchain import BuildError, find_compiler
 
-# Bytes of shared memory that one block may have, by compute capability. An A100 has more, but sm_86 and sm_89 run its code.
+# Bytes of shared memory that one block may have, by compute capability. An A100 has more; sm_86 and sm_89 run its code.
 SHARED_LIMITS = {70: 98304, 80: 101376, 90: 232448}
 _FIRST_OF_NVCC = 75
 
