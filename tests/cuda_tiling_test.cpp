@@ -97,8 +97,10 @@ void rows_are_images_and_positions() {
     const int64 n = random_below(31) % images, p = random_below(31) % positions;
     const int64 image_stride = random_below(31), position_stride = random_below(31);
     const Rows rows{Divider::of(positions), image_stride, position_stride};
-    CHECK(rows(static_cast<int>(n * positions + p)) == n * image_stride + p * position_stride,
-          text({n, p, positions, image_stride, position_stride}));
+    const int row = static_cast<int>(n * positions + p);
+    const std::string said = text({n, p, positions, image_stride, position_stride});
+    CHECK(rows(row) == n * image_stride + p * position_stride, said);
+    CHECK(rows.together(row) == n * image_stride + p, said);
   }
   const Rows rows{Divider::of(49), int64{3} << 31, int64{1} << 31};
   CHECK(rows(0) == 0 && rows(48) == int64{48} << 31 && rows(49) == int64{3} << 31 && rows(98) == int64{6} << 31,
@@ -108,11 +110,16 @@ void rows_are_images_and_positions() {
 void strided_takes_64_bits() {
   for (const int64 stride : {int64{0}, int64{1}, int64{49}, int64{1} << 31, (int64{1} << 32) + 7})
     for (const int64 i : {int64{0}, int64{1}, int64{3}, kLast})
-      CHECK(Strided{stride}(static_cast<int>(i)) == i * stride, text({i, stride}));
+      CHECK(Strided{stride}(static_cast<int>(i)) == i * stride && Strided{1}.together(static_cast<int>(i)) == i,
+            text({i, stride}));
 }
 
 void stages_and_depth() {
-  CHECK(stages_on(70) == 2 && stages_on(75) == 2 && stages_on(80) == 3 && stages_on(90) == 3, "stages");
+  for (const int arch : {70, 75}) CHECK(stages_on<Half>(arch) == 2 && stages_on<double>(arch) == 2, text({arch}));
+  for (const int arch : {80, 90}) {
+    CHECK(stages_on<Half>(arch) == 3 && stages_on<BFloat16>(arch) == 3 && stages_on<float>(arch) == 3, text({arch}));
+    CHECK(stages_on<double>(arch) == 2, "an sm_86 has no memory for three stages of float64");
+  }
   CHECK(kDepth<Half> == 32 && kDepth<BFloat16> == 32 && kDepth<float> == 16 && kDepth<double> == 8,
         "a step is not 64 bytes deep");
 }
@@ -128,8 +135,8 @@ void parts_cover_all_steps() {
       CHECK(parts.each * parts.count >= steps, "steps are left out: " + said);
       CHECK(parts.each * (parts.count - 1) < steps, "a part is empty: " + said);
       CHECK(parts.each >= 8, "a part is not worth its sum: " + said);
-      CHECK(parts.count == 1 || parts.count * blocks <= 132, "more blocks than multiprocessors: " + said);
-      CHECK(parts.each == 8 || ceil_div(steps, parts.each - 1) * blocks > 132, "fewer blocks than could be: " + said);
+      CHECK(parts.count == 1 || parts.count * blocks <= 2 * 132, "more blocks than a GPU holds: " + said);
+      CHECK(parts.each == 8 || ceil_div(steps, parts.each - 1) * blocks > 2 * 132, "fewer than could be: " + said);
     }
 }
 
@@ -236,28 +243,30 @@ constexpr bool are_double(Moved<Tiles...>) {
   return (std::is_same_v<typename TileOf<Tiles>::type, double> || ...);
 }
 
-// Calls use(Moved<tiles>, bytes of shared memory by stages, name) for every shape that a launch may take.
+// Calls use(Moved<tiles>, bytes of shared memory on an arch, name) for every shape that a launch may take.
 template <class Use>
 void for_each_shape(Use use) {
   using Bytes = std::function<int(int)>;
   const auto of_maps = [&](auto type, auto maps) {
+    using T = decltype(type);
     const auto of_planes = [&](auto planes) {
-      using Pools = PoolShape<decltype(type), decltype(maps)::value, decltype(planes)::value>;
-      using Backwards = PoolBackwardShape<decltype(type), decltype(maps)::value, decltype(planes)::value>;
-      use(Moved<typename Pools::FeatureTile>{}, Bytes([](int s) { return Pools::bytes(s); }), "pool");
+      using Pools = PoolShape<T, decltype(maps)::value, decltype(planes)::value>;
+      using Backwards = PoolBackwardShape<T, decltype(maps)::value, decltype(planes)::value>;
+      use(Moved<typename Pools::FeatureTile>{}, Bytes([](int arch) { return Pools::bytes(stages_on<T>(arch)); }), "pool");
       use(Moved<typename Backwards::FeatureTile, typename Backwards::GradTile>{},
-          Bytes([](int s) { return Backwards::bytes(s); }), "pool_bwd");
+          Bytes([](int arch) { return Backwards::bytes(stages_on<T>(arch)); }), "pool_bwd");
     };
     of_planes(bool_constant<false>{}), of_planes(bool_constant<true>{});
   };
   const auto of_products = [&](auto type, auto project_maps, auto weight_maps) {
+    using T = decltype(type);
     const auto of_planes = [&](auto planes) {
-      using Projects = ProjectShape<decltype(type), decltype(project_maps)::value, decltype(planes)::value>;
-      using Weights = WeightBackwardShape<decltype(type), decltype(weight_maps)::value, decltype(planes)::value>;
+      using Projects = ProjectShape<T, decltype(project_maps)::value, decltype(planes)::value>;
+      using Weights = WeightBackwardShape<T, decltype(weight_maps)::value, decltype(planes)::value>;
       use(Moved<typename Projects::PixelTile, typename Projects::WeightTile>{},
-          Bytes([](int s) { return Projects::bytes(s, 2048); }), "project");
+          Bytes([](int arch) { return Projects::bytes(stages_on<T>(arch), 2048); }), "project");
       use(Moved<typename Weights::HeatTile, typename Weights::PixelTile>{},
-          Bytes([](int s) { return Weights::bytes(s); }), "weight_bwd");
+          Bytes([](int arch) { return Weights::bytes(stages_on<T>(arch)); }), "weight_bwd");
     };
     of_planes(bool_constant<false>{}), of_planes(bool_constant<true>{});
   };
@@ -265,7 +274,7 @@ void for_each_shape(Use use) {
     using T = decltype(type);
     using Pixels = PixelsBackwardShape<T>;
     use(Moved<typename Pixels::HeatTile, typename Pixels::WeightTile>{},
-        Bytes([](int s) { return Pixels::bytes(s, true); }), "pixels_bwd");
+        Bytes([](int arch) { return Pixels::bytes(stages_on<T>(arch), true); }), "pixels_bwd");
     of_maps(type, std::integral_constant<int, kFewMaps>{});
     if constexpr (kManyMaps<T> != kFewMaps) of_maps(type, std::integral_constant<int, kManyMaps<T>>{});
     constexpr int kLeast = sizeof(T) == 2 ? 128 : 64;
@@ -279,12 +288,11 @@ void for_each_shape(Use use) {
 void shared_memory_fits() {
   int shapes = 0;
   for_each_shape([&](auto tiles, const std::function<int(int)>& bytes, const std::string& name) {
-    const std::string said = name + ", bytes of two and three stages: " + text({bytes(2), bytes(3)});
+    const std::string said = name + ", bytes on sm_70 and sm_80: " + text({bytes(70), bytes(80)});
     ++shapes;
-    CHECK(bytes(2) <= 96 * 1024 && bytes(3) <= 163 * 1024, "more than an sm_70 or an sm_80 has: " + said);
-    if (!are_double(tiles))
-      CHECK(bytes(2) <= 64 * 1024 && bytes(3) <= 99 * 1024, "more than an sm_75 or an sm_86 has: " + said);
-    CHECK(bytes(2) <= bytes(3), "less for a stage more: " + said);
+    CHECK(bytes(70) <= 96 * 1024, "more than an sm_70 has: " + said);
+    CHECK(bytes(80) <= 99 * 1024, "more than an sm_86 has, which runs the code of an sm_80: " + said);
+    if (!are_double(tiles)) CHECK(bytes(70) <= 64 * 1024, "more than an sm_75 has, which is refused float64 alone: " + said);
   });
   CHECK(shapes == 3 * 17 + 9, "shapes were left out: " + text({shapes}));
   CHECK(SoftmaxShape::bytes<double>() <= 48 * 1024 && MapsShape::bytes<double>() <= 48 * 1024, "softmax, maps");
@@ -351,6 +359,20 @@ struct Noted {
     ++asked[i];
     return i * stride;
   }
+  int64 together(int i) const { return (*this)(i); }
+};
+
+// Numbers, with a note of each that is read alone.
+template <class T>
+struct Read {
+  const T* data;
+  int* times;
+
+  T at(int64 offset) const {
+    ++times[offset];
+    return data[offset];
+  }
+  const void* address(int64 offset) const { return data + offset; }
 };
 
 template <class T>
@@ -378,9 +400,9 @@ void check_tile(bool wide, int slows, int fasts, int slow, int fast) {
   std::memset(data, 0xff, memory.size() * sizeof(Vector));
   for (int i = 0; i < slows; ++i)
     for (int f = 0; f < fasts; ++f) data[i * pitch + f] = stored<T>(number(i, f));
-  std::vector<int> asked_slow(slows), asked_fast(fasts), changed(slows * fasts);
+  std::vector<int> asked_slow(slows), asked_fast(fasts), changed(slows * fasts), read(slows * pitch);
   std::vector<T> found(X::kNumbers);
-  const Source source{Exact<T>{data}, Noted{pitch, asked_slow.data()}, Noted{1, asked_fast.data()}, slows, fasts, wide};
+  const Source source{Read<T>{data, read.data()}, Noted{pitch, asked_slow.data()}, Noted{1, asked_fast.data()}, slows, fasts, wide};
   run_block(Of::kThreads, X::kNumbers * sizeof(T), [&] {
     T* const shared = reinterpret_cast<T*>(shared_memory());
     X tile;
@@ -414,16 +436,16 @@ void check_tile(bool wide, int slows, int fasts, int slow, int fast) {
         if (CHANGES) CHECK(changed[(slow + i) * fasts + fast + f] == 1, "changed twice: " + said(i, f));
       }
     }
-  // The moves, of whole vectors or of numbers: each once, so that rows and columns are asked for as often as they are long.
+  // Each is moved once. Of vectors, rows and columns are asked for as often as they have one to move.
+  const auto within = [](int i, int first, int size) { return i >= first && i < first + size; };
+  for (int i = 0; i < slows; ++i)
+    for (int f = 0; f < fasts && !wide; ++f)
+      CHECK(read[i * pitch + f] == (within(i, slow, kSlow) && within(f, fast, kFast)), "not read once: " + said(i, f));
   const int rows = std::clamp(slows - slow, 0, kSlow), columns = std::clamp(fasts - fast, 0, kFast);
-  for (int i = 0; i < slows; ++i) {
-    const int of_row = i < slow || i >= slow + kSlow ? 0 : wide ? (columns + kVector - 1) / kVector : columns;
-    CHECK(asked_slow[i] == of_row, "a row is asked for " + text({asked_slow[i]}) + " times: " + said(i, 0));
-  }
-  for (int f = 0; f < fasts; ++f) {
-    const int of_column = f < fast || f >= fast + kFast || (wide && (f - fast) % kVector) ? 0 : rows;
-    CHECK(asked_fast[f] == of_column, "a column is asked for " + text({asked_fast[f]}) + " times: " + said(0, f));
-  }
+  for (int i = 0; i < slows && wide; ++i)
+    CHECK(asked_slow[i] == (within(i, slow, kSlow) ? (columns + kVector - 1) / kVector : 0), "a row: " + said(i, 0));
+  for (int f = 0; f < fasts && wide; ++f)
+    CHECK(asked_fast[f] == (within(f, fast, kFast) && (f - fast) % kVector == 0 ? rows : 0), "a column: " + said(0, f));
 }
 
 template <class X>
@@ -447,8 +469,8 @@ void tiles_move_each_number_once() {
     check_tile_at_edges<Tile<T, 64, kDepth<T>, 128>>();
     check_tile_at_edges<Tile<T, kDepth<T>, 128, 256>>();
     check_tile_at_edges<Tile<T, 32, kPooledChannels<T>, 128>>();
-    check_tile_at_edges<Tile<T, 5, 64, 96>>();  // threads without a share of the last round
-    check_tile_at_edges<Tile<T, 3, 16, 256>>();  // threads without any
+    check_tile_at_edges<Tile<T, 6, 64, 64>>();  // threads without a vector in the last round
+    check_tile_at_edges<Tile<T, 4, 64, 256>>();  // threads without any
   });
 }
 
@@ -930,7 +952,7 @@ void far_project() {
                           f.heat.data, f.norm.data, static_cast<int>(f.R), kFarD, kFarK};
     std::memset(f.heat.data + (f.R - kFarP) * kFarK, 0xff, kFarP * kFarK * sizeof(Half));
     for (int64 block = (f.R - kFarP) / Shape::kRows; block * Shape::kRows < f.R; ++block)
-      run_block_at(static_cast<int>(block), 0, 0, Shape::kThreads, Shape::bytes(stages_on(kArch), kFarD),
+      run_block_at(static_cast<int>(block), 0, 0, Shape::kThreads, Shape::bytes(stages_on<Half>(kArch), kFarD),
                    [&] { project_kernel<Half, 128, false, false>(q); });
   };
   far(run, [](Far& one, Far& f) {
@@ -958,7 +980,7 @@ void far_pool() {
     const Pool<Half> q{f.rows(f.features, kFarC), f.heat_maps(), f.softmax(), Mixed{f.pooled.data, Number::f16}, true,
                        kFarC, kFarWidth, kFarL, 1};
     for (int y = 0; y < kFarG; ++y)
-      run_block_at(f.N - 1, y, 0, Shape::kThreads, Shape::bytes(stages_on(kArch)),
+      run_block_at(f.N - 1, y, 0, Shape::kThreads, Shape::bytes(stages_on<Half>(kArch)),
                    [&] { pool_kernel<Half, 32, false>(q); });
   };
   far(run, [](Far& one, Far& f) { check_same(f.pooled, one.pooled, kFarL * kFarC, "pooled"); });
@@ -984,7 +1006,7 @@ void far_pool_bwd() {
         kFarC, kFarWidth, kFarL};
     for (int x = 0; x < 2; ++x)
       for (int y = 0; y < kFarG; ++y)
-        run_block_at((f.N - 1) * 2 + x, y, 0, Shape::kThreads, Shape::bytes(stages_on(kArch)),
+        run_block_at((f.N - 1) * 2 + x, y, 0, Shape::kThreads, Shape::bytes(stages_on<Half>(kArch)),
                      [&] { pool_bwd_kernel<Half, 32, false>(q); });
   };
   far(run, [](Far& one, Far& f) {
@@ -1017,7 +1039,7 @@ void far_pixels_bwd() {
                                  static_cast<int>(f.R), kFarK, kFarD};
     for (int64 block = (f.R - kFarP) / Shape::kRows; block * Shape::kRows < f.R; ++block)
       for (int y = 0; y < 2; ++y)
-        run_block_at(static_cast<int>(block), y, 0, Shape::kThreads, Shape::bytes(stages_on(kArch), true),
+        run_block_at(static_cast<int>(block), y, 0, Shape::kThreads, Shape::bytes(stages_on<Half>(kArch), true),
                      [&] { pixels_bwd_kernel<Half, true>(q); });
   };
   far(run, [](Far& one, Far& f) {
@@ -1046,7 +1068,7 @@ void far_weight_bwd() {
   double found = 0, found_bias = 0;
   const auto check = [&](int64 part) {
     for (int x = 0; x < 2; ++x)
-      run_block_at(x, 0, static_cast<int>(part), Shape::kThreads, Shape::bytes(stages_on(kArch)),
+      run_block_at(x, 0, static_cast<int>(part), Shape::kThreads, Shape::bytes(stages_on<Half>(kArch)),
                    [&] { weight_bwd_kernel<Half, 128, false, false>(q); });
     for (int k = 0; k < kFarK; ++k) {
       double bias = 0;

@@ -101,7 +101,7 @@ struct ProjectShape {
     return moved > scratch ? moved : scratch;
   }
   LEWEL_HOST_DEVICE static constexpr int bytes(int stages, int64 D) {
-    const int aside = D < Sums::kStepsAtOnce * kDepth<T> ? 0 : Sums::kAside;
+    const int aside = ceil_div(D, kDepth<T>) < Sums::kStepsAtOnce ? 0 : Sums::kAside;
     return front(stages) + (kSquares + aside) * sizeof(Accumulator<T>);
   }
 };
