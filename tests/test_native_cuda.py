@@ -1,4 +1,4 @@
-"""The cuda backend around its kernels: which GPUs and dtypes it takes, which library it loads, what it gives the ops."""
+"""The cuda backend around its kernels: the GPUs and dtypes that it takes, the library it loads, what the ops are given."""
 
 from __future__ import annotations
 
