@@ -42,7 +42,11 @@ def check(device: str) -> list[Part]:
     """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
     gpu = torch.device(device).type == "cuda"
     # A rehearsal has the contract alone: interpreted, all of them would take far longer than the part may.
-    which = ("-k", "test_op_ or test_triton_kernels", "--large") if gpu else ("-k", "test_op_contract")
+    which = (
+        ("-k", "test_op_ or test_triton_kernels or test_cuda_kernels or test_cuda_memory", "--large")
+        if gpu
+        else ("-k", "test_op_contract")
+    )
     tests = ("-m", "pytest", "tests", *which, "--device", device, "-q")
     return [
         *_built(gpu),

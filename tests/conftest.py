@@ -142,3 +142,25 @@ def poisoned() -> Iterator[None]:
 def _no_demand_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A LEWEL_BACKEND in the caller's shell must not decide what a test tests."""
     monkeypatch.delenv("LEWEL_BACKEND", raising=False)
+
+
+@pytest.fixture
+def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The GPU that the cuda backend emulates during a test, or "gpu"; skips, with its own sentence, where it cannot."""
+    from lewel_kernels.native import cuda  # not before it is known whether it is emulated
+
+    name: str = request.param
+    if name != "gpu":
+        monkeypatch.setattr(cuda, "emulated", name)
+    if reason := dispatch.refusal("cuda", dispatch.Request(torch.device(cuda.device_type), torch.float32)):
+        pytest.skip(f"cuda: {reason}")
+    return name
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For PyTorch, where all tensors are too small to be shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

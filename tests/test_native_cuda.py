@@ -1,4 +1,4 @@
-"""The cuda backend around its kernels: the GPUs and dtypes that it takes, the library it loads, what the ops are given."""
+"""The cuda backend around its kernels: the GPUs and dtypes it takes, the library it loads, what the ops are given."""
 
 from __future__ import annotations
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from benchmarks import footprint, timing
 from benchmarks.cases import Case, Shape, make_inputs
@@ -15,15 +12,6 @@ from benchmarks.providers import PROVIDERS, refusal
 from lewel_kernels import BACKENDS
 
 TINY = Case(Shape("tiny", N=1, C=16, D=16, K=8, H=2, W=2), "channels_last", "fp32")
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A second one would wait for a core, on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("mode", MODES)
