@@ -36,7 +36,7 @@ from cuda_cases import (
 )
 from torch import Tensor
 
-from lewel_kernels import BackendUnavailable, dispatch, fused_align_aggregate, native
+from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate, native
 from lewel_kernels.native import cuda
 
 CSRC = ROOT / "csrc" / "cuda"
@@ -278,3 +278,21 @@ def test_a_call_of_the_op_itself_stays_within_bounds(
             *(given[each] for each in NAMES), x.groups, 0.2, 1e-12,
             *(given[each] for each in ("pooled", "maps", "heat", "norm")),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ARCHS, indirect=True)
+def test_explain_prints_each_launch(arch: str) -> None:
+    x = draw(USUAL, "affine", torch.float16)
+    said = str(
+        explain(x.features, x.weight, pixels=x.pixels, pixels_affine=(x.scale, x.shift), num_groups=4, backend="cuda")
+    )
+    launched = re.findall(
+        r"^    (\w+)<.*>: \d+ x \d+ x \d+ blocks of \d+ threads, \d+ bytes of shared memory$", said, re.M
+    )
+    assert launched == [
+        "project_kernel", "pool_kernel",
+        "pool_bwd_kernel", "maps_bwd_kernel", "pixels_bwd_kernel", "sum_kernel", "sum_kernel", "weight_bwd_kernel",
+        "sum_kernel",
+    ]  # fmt: skip
+    if cuda.emulated:
+        assert f"forward, kernels emulated {arch}:" in said

@@ -334,3 +334,13 @@ def test_explain_shows_what_the_backend_would_launch(install: Install) -> None:
     assert tell(out_dtype=None).plan == "torch.float32"
     with torch.autocast("cpu", torch.bfloat16):
         assert tell(out_dtype=None).plan == "torch.bfloat16"
+
+
+def test_backends_after_the_chosen_one_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To answer, one may have to compile its kernels, for minutes."""
+    chosen = explain(torch.ones(1, 4, 1, 1), torch.ones(4, 4)).backend
+    last = list(dispatch.BACKENDS)[-1]
+    assert chosen != last
+    monkeypatch.setattr(dispatch.load(last), "refuse", lambda request: pytest.fail("it was asked"))
+    said = explain(torch.ones(1, 4, 1, 1), torch.ones(4, 4))
+    assert said.refusals[last] == f"{chosen} comes first in the automatic order"
