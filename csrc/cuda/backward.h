@@ -1,8 +1,9 @@
-// The launches of the backward: grids and arguments of the kernels in backward_kernels.h.
+// The launches of the backward: grids and arguments of the kernels in *_backward_kernels.h.
 #pragma once
 
-#include "cuda/backward_kernels.h"
 #include "cuda/plan.h"
+#include "cuda/pool_backward_kernels.h"
+#include "cuda/project_backward_kernels.h"
 
 namespace lewel::cuda {
 

@@ -122,7 +122,7 @@ class Tile {
     };
     if (!source.wide) {
       // Neighbours are loaded by neighbouring threads, and a thread stays at its place along the fast axis.
-      static_assert(THREADS % FAST == 0);
+      static_assert(THREADS % FAST == 0 && SLOW * FAST % THREADS == 0);
       const int t = opaque(thread()), first = t / FAST, f = t % FAST;
       const bool there = fast + f < source.fasts;
       const int64 at = there ? source.fast(fast + f) : 0;
@@ -164,7 +164,7 @@ class Tile {
 };
 
 // Runs work(stage) for each step, while the tiles of the next STAGES - 1 steps are on their way. begin(step, stage) and
-// end(step, stage) move them. All threads may leave stage memory alone after it returns: none is in use.
+// end(step, stage) move them. When it returns no thread reads or writes the memory of a stage any more.
 template <int STAGES, class Begin, class End, class Work>
 LEWEL_DEVICE void pipeline(int steps, Begin begin, End end, Work work) {
 #pragma unroll
