@@ -35,8 +35,8 @@ void launch_pool_bwd(const PoolBackward<T>& both, const Backward& q, const Devic
 template <class T>
 void launch_pixels_bwd(const PixelsBackward<T>& arguments, const Backward& q, const Device& device) {
   using Shape = PixelsBackwardShape<T>;
-  const Grid grid{static_cast<int>(ceil_div(q.rows(), Shape::kRows)), static_cast<int>(ceil_div(q.D(), Shape::kColumns)),
-                  1};
+  const Grid grid{static_cast<int>(ceil_div(q.rows(), Shape::kRows)),
+                  static_cast<int>(ceil_div(q.D(), Shape::kColumns)), 1};
   with(q.scale.data, [&](auto e0) {
     launch<pixels_bwd_kernel<T, decltype(e0)::value>>(
         device, grid, Shape::kThreads, Shape::bytes(stages_on<T>(device.arch), decltype(e0)::value), arguments);
@@ -72,17 +72,32 @@ const T* maps_backward(const Backward& q, bool projection, Workspace& workspace,
 
   if (tiles > 1) launch_softmax<T>(q, softmax, *device);
   const bool d_planes = in_planes(q.d_features);
-  const PoolBackward<T> arguments{
-      images_of<T>(q.features, q.width()), heat_maps_of<T>(q), softmax,
-      mixed(q.grad_pooled), q.grad_pooled.stride[0], q.grad_pooled.stride[1], q.grad_pooled.stride[2],
-      q.grad_pooled.number == kNumber<T> && q.width() % (16 / sizeof(T)) == 0 &&
-          moves_wide(q.grad_pooled.data, sizeof(T), q.grad_pooled.stride[2], q.grad_pooled.stride[1], q.L(),
-                     q.grad_pooled.stride[0], q.N()),
-      mixed(q.grad_maps), q.grad_maps.stride[0], q.grad_maps.stride[1], q.grad_maps.stride[2],
-      mixed(q.d_features), q.d_features.stride[0], q.d_features.stride[1], q.d_features.stride[2],
-      !d_planes && moves_wide(q.d_features, sizeof(T), d_planes, q.width()), d_planes,
-      d_maps, deltas, static_cast<int>(q.N()), static_cast<int>(q.C()), static_cast<int>(q.width()),
-      static_cast<int>(q.L())};
+  const PoolBackward<T> arguments{images_of<T>(q.features, q.width()),
+                                  heat_maps_of<T>(q),
+                                  softmax,
+                                  mixed(q.grad_pooled),
+                                  q.grad_pooled.stride[0],
+                                  q.grad_pooled.stride[1],
+                                  q.grad_pooled.stride[2],
+                                  q.grad_pooled.number == kNumber<T> && q.width() % (16 / sizeof(T)) == 0 &&
+                                      moves_wide(q.grad_pooled.data, sizeof(T), q.grad_pooled.stride[2],
+                                                 q.grad_pooled.stride[1], q.L(), q.grad_pooled.stride[0], q.N()),
+                                  mixed(q.grad_maps),
+                                  q.grad_maps.stride[0],
+                                  q.grad_maps.stride[1],
+                                  q.grad_maps.stride[2],
+                                  mixed(q.d_features),
+                                  q.d_features.stride[0],
+                                  q.d_features.stride[1],
+                                  q.d_features.stride[2],
+                                  !d_planes && moves_wide(q.d_features, sizeof(T), d_planes, q.width()),
+                                  d_planes,
+                                  d_maps,
+                                  deltas,
+                                  static_cast<int>(q.N()),
+                                  static_cast<int>(q.C()),
+                                  static_cast<int>(q.width()),
+                                  static_cast<int>(q.L())};
   if (projection || q.d_features.data)
     q.L() <= kFewMaps ? launch_pool_bwd<T, kFewMaps>(arguments, q, *device)
                       : launch_pool_bwd<T, kManyMaps<T>>(arguments, q, *device);
@@ -92,8 +107,9 @@ const T* maps_backward(const Backward& q, bool projection, Workspace& workspace,
     total.data = delta, total.number = kNumber<A>;
     launch_sum(deltas, tiles, total, nk, *device);
   }
-  const MapsBackward<T> maps{heat_maps_of<T>(q), softmax, delta, d_maps, d_heat, Divider::of(q.P()),
-                             static_cast<A>(1 / q.temperature), static_cast<int>(q.rows())};
+  const MapsBackward<T> maps{
+      heat_maps_of<T>(q),        softmax, delta, d_maps, d_heat, Divider::of(q.P()), static_cast<A>(1 / q.temperature),
+      static_cast<int>(q.rows())};
   const Grid grid{static_cast<int>(ceil_div(q.rows(), kMapsBackwardThreads / 32)), 1, 1};
   launch<maps_bwd_kernel<T>>(*device, grid, kMapsBackwardThreads, 0, maps);
   return d_heat;
@@ -109,11 +125,23 @@ void pixels_backward(const Backward& q, const T* d_heat, Workspace& workspace, c
   A* const d_scale = affine ? workspace.take<A>(tiles * q.D()) : nullptr;
   A* const d_shift = affine ? workspace.take<A>(tiles * q.D()) : nullptr;
   if (!device) return;
-  const PixelsBackward<T> arguments{
-      d_heat, weight_of<T>(q.weight), images_of<T>(q.pixels, q.D()), affine_of<T>(q), Divider::of(q.P()), mixed(to),
-      to.stride[0], to.stride[1], to.stride[2], !planes && moves_wide(to, sizeof(T), planes, 16 / sizeof(T)), planes,
-      q.project_features, d_scale, d_shift, static_cast<int>(q.rows()), static_cast<int>(q.K()),
-      static_cast<int>(q.D())};
+  const PixelsBackward<T> arguments{d_heat,
+                                    weight_of<T>(q.weight),
+                                    images_of<T>(q.pixels, q.D()),
+                                    affine_of<T>(q),
+                                    Divider::of(q.P()),
+                                    mixed(to),
+                                    to.stride[0],
+                                    to.stride[1],
+                                    to.stride[2],
+                                    !planes && moves_wide(to, sizeof(T), planes, 16 / sizeof(T)),
+                                    planes,
+                                    q.project_features,
+                                    d_scale,
+                                    d_shift,
+                                    static_cast<int>(q.rows()),
+                                    static_cast<int>(q.K()),
+                                    static_cast<int>(q.D())};
   launch_pixels_bwd(arguments, q, *device);
   if (q.d_scale.data) launch_sum(d_scale, tiles, q.d_scale, q.D(), *device);
   if (q.d_shift.data) launch_sum(d_shift, tiles, q.d_shift, q.D(), *device);
@@ -130,11 +158,20 @@ void weight_backward(const Backward& q, const T* d_heat, Workspace& workspace, c
   double* const d_bias = q.d_bias.data ? workspace.take<double>(parts.count * q.K()) : nullptr;
   if (!device) return;
   const WeightBackward<T> arguments{
-      d_heat, images_of<T>(q.pixels, q.D()), Divider::of(q.P()), affine_of<T>(q), d_weight, q.d_weight.stride[0],
+      d_heat,
+      images_of<T>(q.pixels, q.D()),
+      Divider::of(q.P()),
+      affine_of<T>(q),
+      d_weight,
+      q.d_weight.stride[0],
       q.d_weight.stride[1],
       size % (16 / sizeof(A)) == 0 &&
           moves_wide(d_weight, sizeof(A), q.d_weight.stride[1], q.d_weight.stride[0], q.K(), 0, 1),
-      d_bias, parts, static_cast<int>(q.rows()), static_cast<int>(q.K()), static_cast<int>(q.D())};
+      d_bias,
+      parts,
+      static_cast<int>(q.rows()),
+      static_cast<int>(q.K()),
+      static_cast<int>(q.D())};
   launch_weight_bwd<T, MAPS>(arguments, q, *device);
   if (d_weight) launch_sum(d_weight, parts.count, q.d_weight, size, *device);
   if (d_bias) launch_sum(d_bias, parts.count, q.d_bias, q.K(), *device);

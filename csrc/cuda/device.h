@@ -1,7 +1,7 @@
 // What the kernels take from the machine: threads, barriers, copies, matrix products, and the 16-bit numbers.
 //
-// The only file with instructions in it, and it includes nothing of CUDA, so that NVRTC compiles the kernels as they are. The
-// kernels see these functions alone; emulation/device.h has the same ones for a CPU.
+// The only file with instructions in it, and it includes nothing of CUDA, so that NVRTC compiles the kernels as they
+// are. The kernels see these functions alone; emulation/device.h has the same ones for a CPU.
 #pragma once
 
 #if defined(LEWEL_EMULATED)
@@ -12,7 +12,8 @@
 
 #define LEWEL_DEVICE __device__ __forceinline__
 #define LEWEL_HOST_DEVICE __host__ __device__ __forceinline__
-// A kernel of blocks of `threads`, of which a multiprocessor should hold `blocks`: that bounds the registers of a thread.
+// A kernel of blocks of `threads`, of which a multiprocessor should hold `blocks`: that bounds the registers of a
+// thread.
 #define LEWEL_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 
 namespace lewel::cuda {
@@ -134,9 +135,9 @@ LEWEL_DEVICE void copy_async_wait() {
 
 // ---- matrix products of 16-bit numbers, by all lanes of a warp together
 
-// Four 8 x 8 matrices from shared memory: row i of matrix j lies at the address that lane 8 j + i gives, and lane t gets
-// numbers 2 (t % 4) and 2 (t % 4) + 1 of row t / 4 of matrix j in words[j]; or, transposed, those numbers of column
-// t / 4. kArch 80.
+// Four 8 x 8 matrices from shared memory: row i of matrix j lies at the address that lane 8 j + i gives, and lane t
+// gets numbers 2 (t % 4) and 2 (t % 4) + 1 of row t / 4 of matrix j in words[j]; or, transposed, those numbers of
+// column t / 4. kArch 80.
 LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transposed) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const uint32 from = static_cast<uint32>(__cvta_generic_to_shared(row));
@@ -155,8 +156,8 @@ LEWEL_DEVICE void load_matrices(uint32 (&words)[4], const void* row, bool transp
 }
 
 // d (16 x 8) += a (16 x 16) b (16 x 8). With q = lane / 4 and t = lane % 4, and each word two numbers, the lower first:
-// a holds (q, 2t), (q + 8, 2t), (q, 2t + 8), (q + 8, 2t + 8) and their right neighbours; b holds (2t, q), (2t + 8, q) and
-// their lower neighbours; d holds (q, 2t), (q, 2t + 1), (q + 8, 2t), (q + 8, 2t + 1). kArch 80.
+// a holds (q, 2t), (q + 8, 2t), (q, 2t + 8), (q + 8, 2t + 8) and their right neighbours; b holds (2t, q), (2t + 8, q)
+// and their lower neighbours; d holds (q, 2t), (q, 2t + 1), (q + 8, 2t), (q + 8, 2t + 1). kArch 80.
 LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], Half) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -175,7 +176,8 @@ LEWEL_DEVICE void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32
 }
 
 // The same on sm_70, as WMMA: 16 x 16 x 16 numbers from and to shared memory, and which lane holds which is nobody's
-// business. `columns`: number (i, j) lies at p[i + j * ld], else at p[i * ld + j]; ld is a multiple of 8 (of 4 for d), and p is aligned to 32 bytes.
+// business. `columns`: number (i, j) lies at p[i + j * ld], else at p[i * ld + j]; ld is a multiple of 8 (of 4 for d),
+// and p is aligned to 32 bytes.
 struct Operand {
   uint32 words[8];
 };
@@ -183,12 +185,13 @@ struct Sum {
   float values[8];
 };
 
-#define LEWEL_WMMA_LOAD(which, order)                                                                         \
-  asm volatile("wmma.load." which ".sync.aligned.m16n16k16.shared." order ".f16 {%0, %1, %2, %3, %4, %5, %6, %7}, " \
-               "[%8], %9;"                                                                                    \
-               : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3]), "=r"(x.words[4]),    \
-                 "=r"(x.words[5]), "=r"(x.words[6]), "=r"(x.words[7])                                         \
-               : "r"(from), "r"(ld)                                                                           \
+#define LEWEL_WMMA_LOAD(which, order)                                                                      \
+  asm volatile("wmma.load." which ".sync.aligned.m16n16k16.shared." order                                  \
+               ".f16 {%0, %1, %2, %3, %4, %5, %6, %7}, "                                                   \
+               "[%8], %9;"                                                                                 \
+               : "=r"(x.words[0]), "=r"(x.words[1]), "=r"(x.words[2]), "=r"(x.words[3]), "=r"(x.words[4]), \
+                 "=r"(x.words[5]), "=r"(x.words[6]), "=r"(x.words[7])                                      \
+               : "r"(from), "r"(ld)                                                                        \
                : "memory")
 
 template <bool COLUMNS>
@@ -211,14 +214,15 @@ LEWEL_DEVICE void load_right(Operand& x, const Half* p, int ld) {
 #undef LEWEL_WMMA_LOAD
 
 // d += a b, of operands that were loaded with these orders.
-#define LEWEL_WMMA(orders)                                                                                       \
-  asm("wmma.mma.sync.aligned." orders ".m16n16k16.f32.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, "                    \
-      "{%8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19, %20, %21, %22, %23}, "                       \
-      "{%0, %1, %2, %3, %4, %5, %6, %7};"                                                                        \
-      : "+f"(d.values[0]), "+f"(d.values[1]), "+f"(d.values[2]), "+f"(d.values[3]), "+f"(d.values[4]),           \
-        "+f"(d.values[5]), "+f"(d.values[6]), "+f"(d.values[7])                                                  \
-      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(a.words[4]), "r"(a.words[5]),    \
-        "r"(a.words[6]), "r"(a.words[7]), "r"(b.words[0]), "r"(b.words[1]), "r"(b.words[2]), "r"(b.words[3]),    \
+#define LEWEL_WMMA(orders)                                                                                    \
+  asm("wmma.mma.sync.aligned." orders                                                                         \
+      ".m16n16k16.f32.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, "                                                 \
+      "{%8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19, %20, %21, %22, %23}, "                    \
+      "{%0, %1, %2, %3, %4, %5, %6, %7};"                                                                     \
+      : "+f"(d.values[0]), "+f"(d.values[1]), "+f"(d.values[2]), "+f"(d.values[3]), "+f"(d.values[4]),        \
+        "+f"(d.values[5]), "+f"(d.values[6]), "+f"(d.values[7])                                               \
+      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(a.words[4]), "r"(a.words[5]), \
+        "r"(a.words[6]), "r"(a.words[7]), "r"(b.words[0]), "r"(b.words[1]), "r"(b.words[2]), "r"(b.words[3]), \
         "r"(b.words[4]), "r"(b.words[5]), "r"(b.words[6]), "r"(b.words[7]))
 
 template <bool LEFT_COLUMNS, bool RIGHT_COLUMNS>
@@ -237,10 +241,11 @@ LEWEL_DEVICE void multiply_add(Sum& d, const Operand& a, const Operand& b) {
 // Number (i, j) of d to p[i * ld + j].
 LEWEL_DEVICE void store_sum(float* p, const Sum& d, int ld) {
   const uint32 to = static_cast<uint32>(__cvta_generic_to_shared(p));
-  asm volatile("wmma.store.d.sync.aligned.m16n16k16.shared.row.f32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;" ::"r"(to),
-               "f"(d.values[0]), "f"(d.values[1]), "f"(d.values[2]), "f"(d.values[3]), "f"(d.values[4]),
-               "f"(d.values[5]), "f"(d.values[6]), "f"(d.values[7]), "r"(ld)
-               : "memory");
+  asm volatile(
+      "wmma.store.d.sync.aligned.m16n16k16.shared.row.f32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;" ::"r"(to),
+      "f"(d.values[0]), "f"(d.values[1]), "f"(d.values[2]), "f"(d.values[3]), "f"(d.values[4]), "f"(d.values[5]),
+      "f"(d.values[6]), "f"(d.values[7]), "r"(ld)
+      : "memory");
 }
 
 }  // namespace lewel::cuda

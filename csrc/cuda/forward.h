@@ -8,10 +8,17 @@ namespace lewel::cuda {
 template <class T, int MAPS>
 void launch_project(const Forward& q, const Device& device) {
   using A = Accumulator<T>;
-  const Project<T> arguments{images_of<T>(q.pixels, q.D()), Divider::of(q.P()), weight_of<T>(q.weight),
-                             static_cast<const T*>(q.bias.data), q.bias.stride[0], affine_of<T>(q),
-                             static_cast<T*>(q.heat.data), static_cast<A*>(q.norm.data), static_cast<int>(q.rows()),
-                             static_cast<int>(q.D()), static_cast<int>(q.K())};
+  const Project<T> arguments{images_of<T>(q.pixels, q.D()),
+                             Divider::of(q.P()),
+                             weight_of<T>(q.weight),
+                             static_cast<const T*>(q.bias.data),
+                             q.bias.stride[0],
+                             affine_of<T>(q),
+                             static_cast<T*>(q.heat.data),
+                             static_cast<A*>(q.norm.data),
+                             static_cast<int>(q.rows()),
+                             static_cast<int>(q.D()),
+                             static_cast<int>(q.K())};
   with(in_planes(q.pixels), [&](auto planes) {
     with(q.scale.data, [&](auto e0) {
       constexpr bool kPlanes = decltype(planes)::value;
@@ -26,8 +33,15 @@ void launch_project(const Forward& q, const Device& device) {
 template <class T, int MAPS>
 void launch_pool(const Forward& q, const Softmax<Accumulator<T>>& softmax, const Device& device) {
   const bool wide = q.pooled.number == kNumber<T> && q.width() % (16 / sizeof(T)) == 0;
-  Pool<T> arguments{images_of<T>(q.features, q.width()), heat_maps_of<T>(q), softmax, mixed(q.pooled), wide,
-                    static_cast<int>(q.C()), static_cast<int>(q.width()), static_cast<int>(q.L()), 0};
+  Pool<T> arguments{images_of<T>(q.features, q.width()),
+                    heat_maps_of<T>(q),
+                    softmax,
+                    mixed(q.pooled),
+                    wide,
+                    static_cast<int>(q.C()),
+                    static_cast<int>(q.width()),
+                    static_cast<int>(q.L()),
+                    0};
   with(in_planes(q.features), [&](auto planes) {
     using Shape = PoolShape<T, MAPS, decltype(planes)::value>;
     const int64 map_blocks = q.groups * ceil_div(q.L(), MAPS), chunks = ceil_div(q.width(), Shape::kChannels);
@@ -53,8 +67,7 @@ void forward(const Forward& q, Workspace& workspace, const Device* device) {
   else
     q.K() <= 128 ? launch_project<T, 128>(q, *device) : launch_project<T, 256>(q, *device);
   if (softmax.top) launch_softmax<T>(q, softmax, *device);
-  q.L() <= kFewMaps ? launch_pool<T, kFewMaps>(q, softmax, *device)
-                    : launch_pool<T, kManyMaps<T>>(q, softmax, *device);
+  q.L() <= kFewMaps ? launch_pool<T, kFewMaps>(q, softmax, *device) : launch_pool<T, kManyMaps<T>>(q, softmax, *device);
   if (!q.maps.data) return;
   const Grid grid{static_cast<int>(q.N() * ceil_div(q.P(), MapsShape::kSide)),
                   static_cast<int>(ceil_div(q.K(), MapsShape::kSide)), 1};

@@ -41,9 +41,13 @@ struct ProjectShape {
   }
 };
 
-// E1 and the norms of E2: a block has a tile of rows and goes through all K maps, so that the norm is at hand at its end.
+// E1 and the norms of E2: a block has a tile of rows and goes through all K maps, so that the norm is at hand at its
+// end.
 template <class T, int MAPS, bool PLANES, bool E0>
-LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : MAPS <= 128 ? 3 : kArch >= 80 ? 2 : 1))
+LEWEL_KERNEL((ProjectShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2
+                                                         : MAPS <= 128  ? 3
+                                                         : kArch >= 80  ? 2
+                                                                        : 1))
 project_kernel(const Project<T> q) {
   using Shape = ProjectShape<T, MAPS, PLANES>;
   using Sums = typename Shape::Sums;
@@ -55,7 +59,8 @@ project_kernel(const Project<T> q) {
   A* const aside = squares + Shape::kSquares;
   const int first_row = block_x() * Shape::kRows, steps = static_cast<int>(ceil_div(q.D, kDepth<T>));
   const auto pixels = rows_of<PLANES>(q.pixels, q.positions, q.R, q.D);
-  const Source weight{Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
+  const Source weight{
+      Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
   const auto change = change_of<T, PLANES>(q.affine, bool_constant<E0>{});
   typename Shape::PixelTile pixel_tile;
   typename Shape::WeightTile weight_tile;
@@ -81,8 +86,8 @@ project_kernel(const Project<T> q) {
         },
         [&](int step, int stage) {
           const T* const from = memory + stage * Shape::kStage;
-          sums.template add<kDepth<T>, !PLANES, true>(from, Shape::PixelTile::kPitch,
-                                                      from + Shape::PixelTile::kNumbers, Shape::WeightTile::kPitch);
+          sums.template add<kDepth<T>, !PLANES, true>(from, Shape::PixelTile::kPitch, from + Shape::PixelTile::kNumbers,
+                                                      Shape::WeightTile::kPitch);
           sums.set_aside(aside, step);
         });
     sums.recall(aside, steps);
@@ -204,12 +209,11 @@ pool_kernel(const Pool<T> q) {
   const int first_map = block_y() % blocks * MAPS, first_chunk = block_z() * q.chunks;
   const int tiles = static_cast<int>(ceil_div(q.maps.P, Shape::kPositions));
   const int all_chunks = static_cast<int>(ceil_div(q.width, Shape::kChannels)), left = all_chunks - first_chunk;
-  const auto features =
-      group_of<PLANES>(q.features, image, static_cast<int64>(group) * q.width, q.maps.P, q.width);
+  const auto features = group_of<PLANES>(q.features, image, static_cast<int64>(group) * q.width, q.maps.P, q.width);
   // R of these maps and the group's channels.
   const int64 before = (static_cast<int64>(image) * q.L + first_map) * q.C + static_cast<int64>(group) * q.width;
-  const Destination pooled{q.pooled.after(before), Strided{q.C}, Strided{1}, q.L - first_map, q.width, q.pooled_wide, false,
-                           false};
+  const Destination pooled{q.pooled.after(before), Strided{q.C}, Strided{1}, q.L - first_map, q.width,
+                           q.pooled_wide,          false,        false};
   typename Shape::FeatureTile tile;
   typename Shape::Maps maps(q.maps, image, group * q.L + first_map, q.L - first_map);
   Sums sums;
@@ -221,32 +225,31 @@ pool_kernel(const Pool<T> q) {
     how(stages + stage * Shape::FeatureTile::kNumbers, PLANES ? channel : position, PLANES ? position : channel);
   };
   bool known = false;
-  pipeline<kStages>(
-      (left < q.chunks ? left : q.chunks) * tiles,
-      [&](int step, int stage) {
-        move(step, stage, [&](T* to, int slow, int fast) { tile.begin(features, to, slow, fast); });
-      },
-      [&](int step, int stage) {
-        move(step, stage, [&](T* to, int slow, int fast) { tile.end(features, to, slow, fast); });
-      },
-      [&](int step, int stage) {
-        if (!known) q.softmax.top ? maps.load(q.softmax, image) : maps.reduce(scratch + Sums::kScratch);
-        if (!known || tiles > 1) {
-          maps.write(weights, step % tiles * Shape::kPositions);
-          block_barrier();
-        }
-        known = true;
-        sums.template add<Shape::kPositions, false, PLANES>(weights, Shape::Maps::kPitch,
-                                                            stages + stage * Shape::FeatureTile::kNumbers,
-                                                            Shape::FeatureTile::kPitch);
-        if (step % tiles == tiles - 1) {
-          const int channel = (first_chunk + step / tiles) * Shape::kChannels;
-          sums.bands(scratch, [&](const A* band, int row, int column) {
-            write_band<T, Sums::kWarpColumns>(pooled, band, Sums::kScratchPitch, row, channel + column);
-          });
-          sums.zero();
-        }
-      });
+  pipeline<kStages>((left < q.chunks ? left : q.chunks) * tiles,
+                    [&](int step, int stage) {
+                      move(step, stage, [&](T* to, int slow, int fast) { tile.begin(features, to, slow, fast); });
+                    },
+                    [&](int step, int stage) {
+                      move(step, stage, [&](T* to, int slow, int fast) { tile.end(features, to, slow, fast); });
+                    },
+                    [&](int step, int stage) {
+                      if (!known) q.softmax.top ? maps.load(q.softmax, image) : maps.reduce(scratch + Sums::kScratch);
+                      if (!known || tiles > 1) {
+                        maps.write(weights, step % tiles * Shape::kPositions);
+                        block_barrier();
+                      }
+                      known = true;
+                      sums.template add<Shape::kPositions, false, PLANES>(weights, Shape::Maps::kPitch,
+                                                                          stages + stage * Shape::FeatureTile::kNumbers,
+                                                                          Shape::FeatureTile::kPitch);
+                      if (step % tiles == tiles - 1) {
+                        const int channel = (first_chunk + step / tiles) * Shape::kChannels;
+                        sums.bands(scratch, [&](const A* band, int row, int column) {
+                          write_band<T, Sums::kWarpColumns>(pooled, band, Sums::kScratchPitch, row, channel + column);
+                        });
+                        sums.zero();
+                      }
+                    });
 }
 
 struct MapsShape {
@@ -257,7 +260,8 @@ struct MapsShape {
   }
 };
 
-// E4 written out (N, K, P), for who asks for the maps: heat maps lie in rows, so 32 x 32 numbers change sides at a time.
+// E4 written out (N, K, P), for who asks for the maps: heat maps lie in rows, so 32 x 32 numbers change sides at a
+// time.
 template <class T>
 LEWEL_KERNEL(MapsShape::kThreads)
 maps_kernel(const HeatMaps<T> q, const Softmax<Accumulator<T>> softmax, const Mixed maps) {

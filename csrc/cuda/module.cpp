@@ -30,8 +30,7 @@ View view(const Described& tensor) {
 // The launches of a forward and of a backward for all gradients, a line each. Nobody reads what is at the addresses.
 std::tuple<std::string, std::string> describe(const Described& features, const Described& pixels,
                                               const Described& weight, const Described& bias, const Described& scale,
-                                              const Described& pooled, const Described& maps, int64 groups,
-                                              int arch) {
+                                              const Described& pooled, const Described& maps, int64 groups, int arch) {
   Backward q;
   q.features = view(features);
   q.project_features = !pixels;

@@ -37,8 +37,12 @@ template <class T>
 HeatMaps<T> heat_maps_of(const Call& q) {
   using A = Accumulator<T>;
   constexpr double kLog2E = 1.4426950408889634;
-  return {static_cast<const T*>(q.heat.data), static_cast<const A*>(q.norm.data), static_cast<int>(q.P()),
-          static_cast<int>(q.K()), static_cast<A>(q.eps), static_cast<A>(kLog2E / q.temperature)};
+  return {static_cast<const T*>(q.heat.data),
+          static_cast<const A*>(q.norm.data),
+          static_cast<int>(q.P()),
+          static_cast<int>(q.K()),
+          static_cast<A>(q.eps),
+          static_cast<A>(kLog2E / q.temperature)};
 }
 
 template <class T>
@@ -62,7 +66,8 @@ inline void expect_room(const Call& q) {
     if (!holds) throw std::runtime_error(std::string("the cuda backend takes ") + what);
   };
   limit(q.rows() < int64{1} << 31, "fewer than 2^31 positions in a batch; split the batch");
-  limit(q.C() < int64{1} << 31 && q.D() < int64{1} << 31 && q.K() < int64{1} << 31, "fewer than 2^31 channels and maps");
+  limit(q.C() < int64{1} << 31 && q.D() < int64{1} << 31 && q.K() < int64{1} << 31,
+        "fewer than 2^31 channels and maps");
   limit(q.K() < 65536, "fewer than 65536 maps");
 }
 

@@ -12,17 +12,17 @@ struct PoolBackward {
   using A = Accumulator<T>;
   Images<T> features;  // (N, C, P)
   HeatMaps<T> maps;
-  Softmax<A> softmax;   // written where one tile holds all positions, else read
-  Mixed grad_pooled;    // (N, L, C) with these strides
+  Softmax<A> softmax;  // written where one tile holds all positions, else read
+  Mixed grad_pooled;   // (N, L, C) with these strides
   int64 grad_image, grad_l, grad_channel;
-  bool grad_wide;       // of T, and 16 bytes may be loaded at a time along channels
-  Mixed grad_maps;      // (N, K, P) with these strides, or null: the gradient of the maps that were returned
+  bool grad_wide;   // of T, and 16 bytes may be loaded at a time along channels
+  Mixed grad_maps;  // (N, K, P) with these strides, or null: the gradient of the maps that were returned
   int64 grad_maps_image, grad_maps_map, grad_maps_position;
-  Mixed d_features;     // (N, C, P) with these strides, or null where it is not wanted
+  Mixed d_features;  // (N, C, P) with these strides, or null where it is not wanted
   int64 d_image, d_channel, d_position;
   bool d_wide, d_planes;
-  A* d_maps;            // dA (R, K), or null where nothing of the projection is wanted
-  A* delta;             // (tiles, N, K)
+  A* d_maps;  // dA (R, K), or null where nothing of the projection is wanted
+  A* delta;   // (tiles, N, K)
   int N, C, width, L;
 };
 
@@ -44,16 +44,17 @@ struct PoolBackwardShape {
     return ((moved > maps ? moved : maps) + 127) / 128 * 128;
   }
   LEWEL_HOST_DEVICE static constexpr int bytes(int stages) {
-    return front(stages) + Maps::kNumbers * sizeof(T) +
-           (kScratch + Maps::kSums) * sizeof(Accumulator<T>);
+    return front(stages) + Maps::kNumbers * sizeof(T) + (kScratch + Maps::kSums) * sizeof(Accumulator<T>);
   }
 };
 
-// E6, E7 and the delta of E8 in one pass over features and dR: a block has an image, a tile of its positions, and a group.
-// With more than MAPS maps in a group there are two launches: one for E7 and delta, a block for each MAPS maps; and one
-// for E6, where a block goes through all maps of the group for each chunk of channels.
+// E6, E7 and the delta of E8 in one pass over features and dR: a block has an image, a tile of its positions, and a
+// group. With more than MAPS maps in a group there are two launches: one for E7 and delta, a block for each MAPS maps;
+// and one for E6, where a block goes through all maps of the group for each chunk of channels.
 template <class T, int MAPS, bool PLANES>
-LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 2 : MAPS > 32 && kArch < 80 ? 1 : 3))
+LEWEL_KERNEL((PoolBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8            ? 2
+                                                              : MAPS > 32 && kArch < 80 ? 1
+                                                                                        : 3))
 pool_bwd_kernel(const PoolBackward<T> q) {
   using Shape = PoolBackwardShape<T, MAPS, PLANES>;
   using FeatureSums = typename Shape::FeatureSums;
@@ -73,11 +74,20 @@ pool_bwd_kernel(const PoolBackward<T> q) {
   const int first_block = q.d_maps ? block_y() % all_blocks : 0;
   const auto features = group_of<PLANES>(q.features, image, static_cast<int64>(group) * q.width, P, q.width);
   const int64 channels_before = static_cast<int64>(group) * q.width;
-  const Source grads{
-      Converted<T>{q.grad_pooled.after(image * q.grad_image + channels_before * q.grad_channel)}, Strided{q.grad_l},
-      Strided{q.grad_channel}, q.L, q.width, q.grad_wide};
+  const Source grads{Converted<T>{q.grad_pooled.after(image * q.grad_image + channels_before * q.grad_channel)},
+                     Strided{q.grad_l},
+                     Strided{q.grad_channel},
+                     q.L,
+                     q.width,
+                     q.grad_wide};
   const Destination d_features{q.d_features.after(image * q.d_image + channels_before * q.d_channel),
-                               Strided{q.d_position}, Strided{q.d_channel}, P, q.width, q.d_wide, q.d_planes, false};
+                               Strided{q.d_position},
+                               Strided{q.d_channel},
+                               P,
+                               q.width,
+                               q.d_wide,
+                               q.d_planes,
+                               false};
   typename Shape::FeatureTile feature_tile;
   typename Shape::GradTile grad_tile;
   FeatureSums feature_sums;
@@ -87,8 +97,10 @@ pool_bwd_kernel(const PoolBackward<T> q) {
 
   const auto write_weights = [&](int block, bool first) {
     Maps maps(q.maps, image, group * q.L + block * MAPS, q.L - block * MAPS);
-    if (tiles > 1 || !first) maps.load(q.softmax, image);
-    else maps.reduce(reduced);
+    if (tiles > 1 || !first)
+      maps.load(q.softmax, image);
+    else
+      maps.reduce(reduced);
     maps.write(weights, first_position);
     if (first && tiles == 1 && q.d_maps && maps.part() == 0 && maps.present()) {
       const int64 at = static_cast<int64>(image) * q.maps.K + maps.k();
@@ -109,12 +121,14 @@ pool_bwd_kernel(const PoolBackward<T> q) {
   pipeline<kStages>(
       static_cast<int>(ceil_div(q.width, Shape::kChannels)) * blocks,
       [&](int step, int stage) {
-        move(step, stage, [&](T* to, int slow, int fast) { feature_tile.begin(features, to, slow, fast); },
-             [&](T* to, int slow, int fast) { grad_tile.begin(grads, to, slow, fast); });
+        move(
+            step, stage, [&](T* to, int slow, int fast) { feature_tile.begin(features, to, slow, fast); },
+            [&](T* to, int slow, int fast) { grad_tile.begin(grads, to, slow, fast); });
       },
       [&](int step, int stage) {
-        move(step, stage, [&](T* to, int slow, int fast) { feature_tile.end(features, to, slow, fast); },
-             [&](T* to, int slow, int fast) { grad_tile.end(grads, to, slow, fast); });
+        move(
+            step, stage, [&](T* to, int slow, int fast) { feature_tile.end(features, to, slow, fast); },
+            [&](T* to, int slow, int fast) { grad_tile.end(grads, to, slow, fast); });
       },
       [&](int step, int stage) {
         const T* const feature = stages + stage * Shape::kStage;
@@ -156,7 +170,8 @@ pool_bwd_kernel(const PoolBackward<T> q) {
     const int i = maps.position(j), p = first_position + i;
     A x = d_maps[i * Shape::kMapPitch + maps.map()];
     if (q.grad_maps.data)
-      x += q.grad_maps.template get<A>(image * q.grad_maps_image + maps.k() * q.grad_maps_map + p * q.grad_maps_position);
+      x += q.grad_maps.template get<A>(image * q.grad_maps_image + maps.k() * q.grad_maps_map +
+                                       p * q.grad_maps_position);
     q.d_maps[(static_cast<int64>(image) * P + p) * q.maps.K + maps.k()] = x;
     delta += maps.weight(u) * x;
   });

@@ -26,7 +26,8 @@ class TensorProduct {
 
   template <int DEPTH, bool LEFT_FAST, bool RIGHT_FAST>
   LEWEL_DEVICE void add(const T* left, int left_pitch, const T* right, int right_pitch) {
-    // This lane gives the address of row `row` of the matrix in half `low` along the first index, `high` along the second.
+    // This lane gives the address of row `row` of the matrix in half `low` along the first index, `high` along the
+    // second.
     const int row = lane() % 8, low = lane() / 8 % 2 * 8, high = lane() / 16 * 8;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
@@ -142,7 +143,8 @@ class PlainProduct {
         a[i] = widen<A>(LEFT_FAST ? left[(row + 4 * i) * left_pitch + k] : left[k * left_pitch + row + 4 * i]);
 #pragma unroll
       for (int j = 0; j < COLUMNS / 8; ++j)
-        b[j] = widen<A>(RIGHT_FAST ? right[(column + 8 * j) * right_pitch + k] : right[k * right_pitch + column + 8 * j]);
+        b[j] =
+            widen<A>(RIGHT_FAST ? right[(column + 8 * j) * right_pitch + k] : right[k * right_pitch + column + 8 * j]);
 #pragma unroll
       for (int i = 0; i < ROWS / 4; ++i)
 #pragma unroll
@@ -235,8 +237,7 @@ class Product {
   static constexpr int kAside = kSetsAside ? ROWS * COLUMNS : 0;  // accumulators of shared memory
   LEWEL_DEVICE void set_aside(A* aside, int step) {
     if constexpr (kSetsAside)
-      if (step % kStepsAtOnce == kStepsAtOnce - 1)
-        part_.template set_aside<kThreads>(aside, step < kStepsAtOnce);
+      if (step % kStepsAtOnce == kStepsAtOnce - 1) part_.template set_aside<kThreads>(aside, step < kStepsAtOnce);
   }
   LEWEL_DEVICE void recall(const A* aside, int steps) {
     if constexpr (kSetsAside)

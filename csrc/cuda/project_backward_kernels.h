@@ -55,10 +55,13 @@ pixels_bwd_kernel(const PixelsBackward<T> q) {
   T* const memory = reinterpret_cast<T*>(shared_memory());
   A* const parts = reinterpret_cast<A*>(shared_memory() + Shape::front(kStages));  // [2, warps, columns]
   const int first_row = block_x() * Shape::kRows, first_column = block_y() * Shape::kColumns;
-  const Source d_heat{Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
-  const Source weight{Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
-  const Destination d_pixels{q.d_pixels, Rows{q.positions, q.d_image, q.d_position}, Strided{q.d_channel},
-                             q.R, q.D, q.d_wide, q.d_planes, q.add};
+  const Source d_heat{
+      Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
+  const Source weight{
+      Exact<T>{q.weight.data}, Strided{q.weight.row}, Strided{q.weight.column}, q.K, q.D, q.weight.wide};
+  const Destination d_pixels{
+      q.d_pixels, Rows{q.positions, q.d_image, q.d_position}, Strided{q.d_channel}, q.R, q.D, q.d_wide, q.d_planes,
+      q.add};
   typename Shape::HeatTile heat_tile;
   typename Shape::WeightTile weight_tile;
   Sums sums;
@@ -173,7 +176,8 @@ struct WeightBackwardShape {
   }
 };
 
-// dW and db of E10, the first of two stages: a block has some maps, some channels of the pixels, and a part of the rows.
+// dW and db of E10, the first of two stages: a block has some maps, some channels of the pixels, and a part of the
+// rows.
 template <class T, int MAPS, bool PLANES, bool E0>
 LEWEL_KERNEL((WeightBackwardShape<T, MAPS, PLANES>::kThreads), (sizeof(T) == 8 ? 1 : 2))
 weight_bwd_kernel(const WeightBackward<T> q) {
@@ -185,7 +189,8 @@ weight_bwd_kernel(const WeightBackward<T> q) {
   const int first_column = block_x() * Shape::kColumns, first_map = block_y() * MAPS, part = block_z();
   const int steps = static_cast<int>(ceil_div(q.R, kDepth<T>)), first_step = static_cast<int>(part * q.parts.each);
   const int left = steps - first_step;
-  const Source d_heat{Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
+  const Source d_heat{
+      Exact<T>{q.d_heat}, Strided{q.K}, Strided{1}, q.R, q.K, q.K % (16 / static_cast<int>(sizeof(T))) == 0};
   const auto pixels = rows_of<PLANES>(q.pixels, q.positions, q.R, q.D);
   const auto change = change_of<T, PLANES>(q.affine, bool_constant<E0>{});
   typename Shape::HeatTile heat_tile;
@@ -214,8 +219,8 @@ weight_bwd_kernel(const WeightBackward<T> q) {
       [&](int, int stage) {
         const T* const heat = memory + stage * Shape::kStage;
         if (q.d_weight)
-          sums.template add<kDepth<T>, false, PLANES>(heat, Shape::HeatTile::kPitch,
-                                                      heat + Shape::HeatTile::kNumbers, Shape::PixelTile::kPitch);
+          sums.template add<kDepth<T>, false, PLANES>(heat, Shape::HeatTile::kPitch, heat + Shape::HeatTile::kNumbers,
+                                                      Shape::PixelTile::kPitch);
         if (q.d_bias && block_x() == 0 && thread() < MAPS) {
           A sum = 0;
 #pragma unroll
@@ -225,15 +230,14 @@ weight_bwd_kernel(const WeightBackward<T> q) {
       });
   if (q.d_weight) {
     const Mixed part_of_it = Mixed{q.d_weight, kNumber<A>}.after(static_cast<int64>(part) * q.K * q.D);
-    const Destination d_weight{part_of_it, Strided{q.d_row}, Strided{q.d_column}, q.K, q.D, q.d_wide, q.d_row < q.d_column,
-                               false};
+    const Destination d_weight{part_of_it, Strided{q.d_row}, Strided{q.d_column},  q.K,
+                               q.D,        q.d_wide,         q.d_row < q.d_column, false};
     sums.bands(reinterpret_cast<A*>(memory), [&](const A* band, int row, int column) {
       write_band<A, Sums::kWarpColumns>(d_weight, band, Sums::kScratchPitch, first_map + row, first_column + column);
     });
   }
   const int k = first_map + thread();
-  if (q.d_bias && block_x() == 0 && thread() < MAPS && k < q.K)
-    q.d_bias[static_cast<int64>(part) * q.K + k] = bias_sum;
+  if (q.d_bias && block_x() == 0 && thread() < MAPS && k < q.K) q.d_bias[static_cast<int64>(part) * q.K + k] = bias_sum;
 }
 
 constexpr int kSumThreads = 256;

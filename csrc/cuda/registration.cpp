@@ -58,7 +58,8 @@ void expect_contiguous(const MaybeTensor& t, const char* name) {
   STD_TORCH_CHECK(!t || t->is_contiguous(), name, " must be contiguous");
 }
 
-// A gradient is as large and of the type of what it belongs to; and dense, for the sums of parts run through its memory.
+// A gradient is as large and of the type of what it belongs to; and dense, for the sums of parts run through its
+// memory.
 void expect_gradient(const MaybeTensor& t, const Tensor& of, bool summed, const char* name) {
   if (!t) return;
   bool same = t->dim() == of.dim();
@@ -73,9 +74,9 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
           const MaybeTensor& scale, const MaybeTensor& shift, const Tensor& heat, const Tensor& norm, int64_t groups,
           double temperature, double eps) {
   const Tensor& projected = pixels ? *pixels : features;
-  STD_TORCH_CHECK(features.dim() == 3 && weight.dim() == 2,
-                  "features must be (N, C, P) and the weight (K, D)");
-  const int64_t N = features.size(0), C = features.size(1), P = features.size(2), K = weight.size(0), D = weight.size(1);
+  STD_TORCH_CHECK(features.dim() == 3 && weight.dim() == 2, "features must be (N, C, P) and the weight (K, D)");
+  const int64_t N = features.size(0), C = features.size(1), P = features.size(2), K = weight.size(0),
+                D = weight.size(1);
   STD_TORCH_CHECK(groups > 0 && K % groups == 0 && C % groups == 0,
                   "num_groups must divide the rows of the weight and the channels of features");
   expect(projected, {N, D, P}, features, "pixels");
@@ -153,7 +154,8 @@ void forward_op(const Tensor& features, const MaybeTensor& pixels, const Tensor&
   q.pooled = view(pooled);
   q.maps = view(maps);
   with_storage(q.features.number, [&](auto type) {
-    run(q, features, [&](Workspace& workspace, const Device* device) { forward<decltype(type)>(q, workspace, device); });
+    run(q, features,
+        [&](Workspace& workspace, const Device* device) { forward<decltype(type)>(q, workspace, device); });
   });
 }
 
@@ -189,22 +191,23 @@ void backward_op(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const 
   q.d_shift = view(d_shift);
   q.project_features = !pixels;
   with_storage(q.features.number, [&](auto type) {
-    run(q, features, [&](Workspace& workspace, const Device* device) { backward<decltype(type)>(q, workspace, device); });
+    run(q, features,
+        [&](Workspace& workspace, const Device* device) { backward<decltype(type)>(q, workspace, device); });
   });
 }
 
 }  // namespace
 
 // Both schemas name what is written; the results are allocated by lewel_kernels/native/cuda.py.
-#define LEWEL_SCHEMAS(library)                                                                                       \
-  library.def(                                                                                                       \
-      "forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift,"          \
-      " int num_groups, float temperature, float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat,"         \
-      " Tensor(d!) norm) -> ()");                                                                                    \
-  library.def(                                                                                                       \
-      "backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"              \
-      " Tensor? scale, Tensor? shift, Tensor heat, Tensor norm, int num_groups, float temperature, float eps,"       \
-      " Tensor(a!)? d_features, Tensor(b!)? d_pixels, Tensor(c!)? d_weight, Tensor(d!)? d_bias,"                     \
+#define LEWEL_SCHEMAS(library)                                                                                 \
+  library.def(                                                                                                 \
+      "forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift,"    \
+      " int num_groups, float temperature, float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat,"   \
+      " Tensor(d!) norm) -> ()");                                                                              \
+  library.def(                                                                                                 \
+      "backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"        \
+      " Tensor? scale, Tensor? shift, Tensor heat, Tensor norm, int num_groups, float temperature, float eps," \
+      " Tensor(a!)? d_features, Tensor(b!)? d_pixels, Tensor(c!)? d_weight, Tensor(d!)? d_bias,"               \
       " Tensor(e!)? d_scale, Tensor(f!)? d_shift) -> ()")
 
 #if !defined(LEWEL_EMULATED)

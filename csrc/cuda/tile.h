@@ -71,9 +71,9 @@ struct Unchanged {
 // SLOW x FAST numbers of a source, moved by the threads of a block; beyond its edges they are zero. In shared memory a
 // row takes kPitch numbers: 16 bytes more than a multiple of 64, so that products read columns of it from all banks.
 //
-// `begin` starts the loads and `end` finishes them; between the two the block works on tiles that have arrived. On sm_80
-// the GPU copies by itself, and nothing is held in registers. Numbers that cannot be moved 16 bytes at a time are moved
-// one by one, by `end` alone: to hold them meanwhile would take more registers than the waiting costs.
+// `begin` starts the loads and `end` finishes them; between the two the block works on tiles that have arrived. On
+// sm_80 the GPU copies by itself, and nothing is held in registers. Numbers that cannot be moved 16 bytes at a time are
+// moved one by one, by `end` alone: to hold them meanwhile would take more registers than the waiting costs.
 template <class T, int SLOW, int FAST, int THREADS>
 class Tile {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
@@ -92,8 +92,8 @@ class Tile {
     if constexpr (copies_itself<Change>()) {
       if (slow + SLOW <= source.slows && fast + FAST <= source.fasts) {  // nothing is beyond an edge
         each_vector([&](int, int i, int f) {
-          copy_async(shared + i * kPitch + f, source.numbers.address(source.slow(slow + i) + source.fast.together(fast + f)),
-                     16);
+          copy_async(shared + i * kPitch + f,
+                     source.numbers.address(source.slow(slow + i) + source.fast.together(fast + f)), 16);
         });
         return;
       }
@@ -126,7 +126,7 @@ class Tile {
       const int t = opaque(thread()), first = t / FAST, f = t % FAST;
       const bool there = fast + f < source.fasts;
       const int64 at = there ? source.fast(fast + f) : 0;
-#pragma unroll (kArch >= 80 ? 8 : 4)
+#pragma unroll(kArch >= 80 ? 8 : 4)
       for (int n = 0; n < SLOW * FAST / THREADS; ++n) {
         const int i = first + n * (THREADS / FAST);
         const T x = there && slow + i < source.slows ? source.numbers.at(source.slow(slow + i) + at) : T{};
@@ -148,8 +148,8 @@ class Tile {
     return kArch >= 80 && !Change::kChanges;
   }
 
-  // use(j, i, f) for the vectors of this thread: its j-th is at slow index i, fast index f of the tile. Opaque: kept from
-  // step to step, the offsets of all of them would take the registers of a quarter of the sums.
+  // use(j, i, f) for the vectors of this thread: its j-th is at slow index i, fast index f of the tile. Opaque: kept
+  // from step to step, the offsets of all of them would take the registers of a quarter of the sums.
   template <class Use>
   LEWEL_DEVICE static void each_vector(Use use) {
     const uint32 first = opaque(thread());

@@ -64,8 +64,8 @@ template <class T>
 constexpr int kDepth = 64 / static_cast<int>(sizeof(T));
 
 // The sum over rows of dW is spread over about as many blocks as an H100 holds at once, two on each of its 132
-// multiprocessors, each with some steps at least: every further part is written, and read by the second stage, as another
-// (K, D) of accumulators.
+// multiprocessors, each with some steps at least: every further part is written, and read by the second stage, as
+// another (K, D) of accumulators.
 struct Parts {
   int64 each;   // steps of a part
   int64 count;  // parts
@@ -79,9 +79,9 @@ struct Parts {
   }
 };
 
-// Chunks of channels that a block of the pooling goes through, of `chunks` in a group. Its maps are weighed once for all
-// of them, unless their positions come in tiles; but there must be enough blocks for an H100, which holds four on each
-// of its 132 multiprocessors.
+// Chunks of channels that a block of the pooling goes through, of `chunks` in a group. Its maps are weighed once for
+// all of them, unless their positions come in tiles; but there must be enough blocks for an H100, which holds four on
+// each of its 132 multiprocessors.
 LEWEL_HOST_DEVICE constexpr int64 pool_chunks(int64 blocks, int64 chunks, bool tiled) {
   constexpr int64 kBlocks = 4 * 132, kMost = 8;
   const int64 wanted = tiled ? 1 : blocks * chunks / kBlocks;
