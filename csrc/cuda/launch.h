@@ -55,8 +55,8 @@ void launch(const Device& device, Grid grid, int threads, int shared_bytes, cons
 #else
   if (shared_bytes > 48 * 1024)  // more is granted on request
     check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, static_cast<cudaStream_t>(device.stream)> > >(
-      arguments...);
+  const auto stream = static_cast<cudaStream_t>(device.stream);
+  KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, stream>>>(arguments...);
   check(cudaGetLastError());
 #endif
 }
