@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from lewel_kernels import native
-from lewel_kernels.native import builder, cuda
+from lewel_kernels.native import builder
 from lewel_kernels.native.targets import TARGETS
 
 
@@ -21,11 +21,15 @@ def main() -> int:
     parser.add_argument(
         "--cuda", action="store_true", help="compile those of the cuda backend instead; this takes nvcc, and no GPU"
     )
-    name = cuda.target() if parser.parse_args().cuda else "cpu"
+    name = "cuda" if parser.parse_args().cuda else "cpu"
     try:
+        if name == "cuda":
+            from lewel_kernels.native import cuda  # refuses to emulate what it cannot
+
+            name = cuda.target()
         build = builder.build(TARGETS[name])
         info = native.build_info(name)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         print(f"The {name} backend cannot be built: {error}.", file=sys.stderr)
         return 1
     state = "was there already" if build.seconds is None else f"took {build.seconds:.1f} s"

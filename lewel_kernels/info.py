@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 
 import torch
 
 import lewel_kernels
 from lewel_kernels import dispatch, env, native
-from lewel_kernels.native import cuda, nvcc, toolchain
+from lewel_kernels.native import nvcc, toolchain
 
 
 def report() -> str:
@@ -34,6 +35,8 @@ def _status(name: str) -> str:
     if name == "cpu":
         return native.status()
     if name == "cuda":
+        from lewel_kernels.native import cuda  # refuses to emulate what it cannot
+
         state = native.status(cuda.target())
         return "; ".join([state, *_on_gpus(name)]) if state.startswith("loaded") and not cuda.emulated else state
     kind = dispatch.load(name).device_type
@@ -86,4 +89,7 @@ def _gpus() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(report())
+    try:
+        print(report())
+    except ValueError as error:  # of a variable
+        sys.exit(str(error))

@@ -261,6 +261,8 @@ def test_too_many_maps(arch: str) -> None:
         ("maps", lambda x: x[:, 1:], "maps must have the size"),
         ("heat", lambda x: x.contiguous(), "heat must lie in memory as"),
         ("norm", lambda x: x[:, 1:], "norm must have the size"),
+        ("norm", lambda x: x.repeat_interleave(2, 1)[:, ::2], "norm must be contiguous"),
+        ("features", lambda x: x[:, :0], "there must be images, channels, positions and maps"),
     ],
     ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else "",
 )

@@ -287,3 +287,11 @@ def test_command_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.returncode == 1
     assert "The cpu backend cannot be built: there is no C++ compiler" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize("jobs", ["abc", "0", "-1"])
+def test_a_number_of_processes_that_is_none(jobs: str, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    with pytest.raises(builder.BuildError, match=f"MAX_JOBS must be a number of processes, .*got '{jobs}'"):
+        builder.build(CPU)

@@ -492,8 +492,8 @@ def test_the_real_nvcc_builds_a_library_that_loads_without_a_gpu(
         nvcc.architectures(nvcc.find())
     except BuildError as error:
         pytest.skip(str(error))
+    monkeypatch.setitem(sys.modules, CUDA.module, sys)  # what is there comes back after the test
     module = native._load(CUDA, builder.build(CUDA).library)
-    monkeypatch.delitem(sys.modules, CUDA.module)
     built = module.build_info()
     assert (built["archs"], built["nvcc"], built["emulated"], built["torch_abi"]) == ("sm_80", version, False, "2.10")
     assert "-lineinfo" in built["flags"]
@@ -502,6 +502,6 @@ def test_the_real_nvcc_builds_a_library_that_loads_without_a_gpu(
 @needs_compiler
 def test_an_emulated_library_loads(real_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = EMULATED[0]
+    monkeypatch.setitem(sys.modules, made.module, sys)  # what is there comes back after the test
     built = native._load(made, builder.build(made).library).build_info()
-    monkeypatch.delitem(sys.modules, made.module)
     assert (built["archs"], built["nvcc"], built["emulated"]) == ("sm_80", "none", True)

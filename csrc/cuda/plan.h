@@ -65,7 +65,8 @@ inline void expect_room(const Call& q) {
   const auto limit = [](bool holds, const char* what) {
     if (!holds) throw std::runtime_error(std::string("the cuda backend takes ") + what);
   };
-  limit(q.rows() < int64{1} << 31, "fewer than 2^31 positions in a batch; split the batch");
+  // Rows of a tile are counted beyond the last: up to 127 of them.
+  limit(q.rows() <= (int64{1} << 31) - 256, "at most 2^31 - 256 positions in a batch; split the batch");
   limit(q.C() < int64{1} << 31 && q.D() < int64{1} << 31 && q.K() < int64{1} << 31,
         "fewer than 2^31 channels and maps");
   limit(q.K() < 65536, "fewer than 65536 maps");

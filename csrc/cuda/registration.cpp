@@ -65,6 +65,8 @@ void expect_gradient(const MaybeTensor& t, const Tensor& of, bool summed, const 
   bool same = t->dim() == of.dim();
   for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == of.size(i);
   STD_TORCH_CHECK(same && t->device() == of.device(), name, " must have the size and the device of its input");
+  for (int64_t i = 0; i < t->dim(); ++i)
+    STD_TORCH_CHECK(t->size(i) == 1 || t->stride(i) != 0, name, " must have memory for each of its numbers");
   expect_type(t, of.scalar_type(), name);
   const bool transposed = t->dim() == 2 && t->stride(0) == 1 && t->stride(1) == t->size(0);
   if (summed) STD_TORCH_CHECK(t->is_contiguous() || transposed, name, " must be dense");
@@ -77,9 +79,10 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
   STD_TORCH_CHECK(features.dim() == 3 && weight.dim() == 2, "features must be (N, C, P) and the weight (K, D)");
   const int64_t N = features.size(0), C = features.size(1), P = features.size(2), K = weight.size(0),
                 D = weight.size(1);
+  STD_TORCH_CHECK(N > 0 && C > 0 && P > 0 && K > 0 && D > 0, "there must be images, channels, positions and maps");
   STD_TORCH_CHECK(groups > 0 && K % groups == 0 && C % groups == 0,
                   "num_groups must divide the rows of the weight and the channels of features");
-  expect(projected, {N, D, P}, features, "pixels");
+  expect(projected, {N, D, P}, features, pixels ? "pixels" : "features, which are projected,");
   expect(weight, {K, D}, features, "weight");
   expect(bias, {K}, features, "bias");
   expect(scale, {D}, features, "scale");

@@ -116,12 +116,21 @@ def _digest(inputs: list[str]) -> str:
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:12]
 
 
+def _jobs() -> list[str]:
+    chosen = os.environ.get("MAX_JOBS")
+    if not chosen:
+        return []
+    if not chosen.isdecimal() or int(chosen) == 0:
+        raise BuildError(f"the variable MAX_JOBS must be a number of processes, such as 4; got {chosen!r}: correct it")
+    return ["-j", chosen]
+
+
 def _compile(target: Target, tools: Tools, folder: Path) -> None:
     """Compiles in a folder beside ``folder`` and renames it; after a failure the log stays as ``folder``.log."""
     ninja = find_ninja()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.", ignore_cleanup_errors=True) as work:
         target.write(Path(work), tools)
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        jobs = _jobs()
         result = subprocess.run([ninja, *jobs], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if result.returncode:
             raise BuildError(_failure(result.stdout, folder.with_name(f"{folder.name}.log")))

@@ -47,10 +47,11 @@ def refuse(request: Request) -> str | None:
         return (
             f"it needs the tensor cores that GPUs have from sm_70 on (V100), and {request.device} is {_sm(capability)}"
         )
+    device = "the emulated GPU" if emulated else request.device
     if request.dtype == torch.bfloat16 and capability < (8, 0):
         return (
-            f"bfloat16 needs a GPU from sm_80 on (A100), and {emulated or request.device} is {_sm(capability)}: use "
-            "float16 (torch.autocast(dtype=torch.float16) with a GradScaler)"
+            f"bfloat16 needs a GPU from sm_80 on (A100), and {device} is {_sm(capability)}: use float16 "
+            "(torch.autocast(dtype=torch.float16) with a GradScaler)"
         )
     if request.dtype == torch.float64 and capability == (7, 5):
         return f"float64 takes more shared memory than a block has on sm_75, which {request.device} is: use float32"
