@@ -96,9 +96,12 @@ def _check_data(data: Data) -> None:
                 f"data.embedded_test must be at least 2, got {data.embedded_test}: "
                 "the best map is chosen on one half of the images and measured on the other"
             )
-        if data.root or data.in_memory:
-            given = f"data.root {data.root}" if data.root else "data.in_memory"
-            raise LewelError(f"{given} says nothing about the embedded images; add --data.name folder or leave it out")
+        if data.root:
+            raise LewelError(
+                f"data.root {data.root} says nothing about the embedded images; add --data.name folder or leave it out"
+            )
+        if data.storage == "files":
+            raise LewelError("the embedded images are in no files; choose --data.storage memory, device or auto")
 
 
 def _check_heads(run: Train) -> None:

@@ -34,20 +34,28 @@ class Augmentation:
 class Data:
     """Which images, at which size."""
 
-    name: Literal["embedded", "folder"] = "embedded"
-    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder per class"""
+    name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette"] = "embedded"
+    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder per class (ImageNet)"""
     root: str = ""
-    """the folder that holds train/ and test/ (or val/)"""
+    """the folder that holds the images, or, for a set by name, its unpacked archive"""
+    download: bool = False
+    """a set by name: fetch it into root if it is not there"""
+    classes: str = ""
+    """folder: a file with one class folder a line, the only ones used (ImageNet-100)"""
+    train_list: str = ""
+    """folder: a file with one training image a line, the only ones used (the 1 % and 10 % lists)"""
     image_size: int = 64
     """side of the square images that the network sees, in pixels"""
-    in_memory: bool = False
-    """folder: decode every image once, to image_size, and augment whole batches (for sets of small images)"""
+    storage: Literal["auto", "files", "memory", "device"] = "auto"
+    """files: torchvision decodes and augments each sample; memory: all images decoded once, batches augmented by the
+    workers; device: the same on the training device, without workers; auto: files for folder and imagenette, for the
+    small sets device on a GPU and memory on the CPU"""
     embedded_train: int = 6000
     """embedded: number of training images"""
     embedded_test: int = 1000
     """embedded: number of test images"""
     batch_size: int = 256
-    """images of one optimizer step"""
+    """images of one optimizer step, in all processes together"""
     workers: int = 0
     """processes that prepare batches; the run is the same for any number"""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -82,6 +90,21 @@ class Heads:
     """G, channel groups; an image has K / G aligned vectors"""
     tau: float = 1.0
     """temperature of the softmax over positions (E3)"""
+    projector: Literal["auto", "mlp", "moco"] = "auto"
+    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's own, without; auto: moco for moco_v2 only"""
+    coupling: Literal["coupled", "separate"] = "coupled"
+    """coupled: the projector of the global embedding is read per position; separate: an MLP of its own makes the maps"""
+    maps: Literal["learned", "random", "uniform"] = "learned"
+    """random: softmax of normalised noise, drawn anew for every image and step; uniform: every map is GAP"""
+    semantic_projector: Literal["separate", "shared"] = "separate"
+    """shared: the projector of the global embedding also projects the aligned representations"""
+    aligned_width: int = 0
+    """width of the aligned embeddings; 0 means num_maps"""
+
+    @property
+    def aligned_out(self) -> int:
+        """Width of the aligned embeddings."""
+        return self.aligned_width or self.num_maps
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class Method:
     target: Literal["parameters", "eman"] = "parameters"
     """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
     w_aligned: float = 0.5
-    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off"""
+    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 the global loss"""
     momentum: float = 0.99
     """m of the momentum network at the start"""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
@@ -104,8 +127,15 @@ class Method:
     """infonce: number of keys kept as negatives of the global loss"""
     symmetric: bool = False
     """infonce: both views query, and the two directions are summed (byol always does)"""
+    batch_norm: Literal["local", "sync"] = "local"
+    """which images BN takes its statistics over: those of one process, or of all"""
+    key_bn: Literal["auto", "shuffle", "split", "plain"] = "auto"
+    """infonce: shuffle: keys are shuffled among the processes; split: a process's images are split_bn groups; plain: as
+    queries; auto: plain with batch_norm sync, else shuffle where there are several processes, split where there is one"""
     split_bn: int = 8
-    """infonce: virtual groups of the batch that keys take their BN statistics over"""
+    """infonce: virtual groups of a process's images that keys take their BN statistics over"""
+    gather_negatives: bool = False
+    """infonce: negatives of the aligned loss from all processes, not only from the query's own"""
 
     @property
     def aligned(self) -> bool:
@@ -146,16 +176,29 @@ class Train:
     epochs: int = 20
     seed: int = 0
     """fixes initial weights, order and augmentation; the embedded images are the same for every seed"""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16: autocast, with norms, alignment maps and losses in fp32; auto: bf16 where the device has it"""
+    accumulate: int = 1
+    """forward and backward passes of one optimizer step, each over data.batch_size / accumulate images"""
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    """bf16, fp16: autocast, with norms, alignment maps and losses in fp32, fp16 with a gradient scaler; auto: bf16 where
+    the device has it"""
+    channels_last: bool = True
+    """memory format of images and convolutions"""
+    compile: bool = False
+    """torch.compile for the encoders"""
     backend: str | None = None
     """backend of the aligned pooling, one of lewel_kernels'; None chooses"""
     knn_every: int = 1
     """online kNN after every so many epochs, and after the last"""
+    knn_bank: int = 0
+    """training images that the bank of the online kNN holds, at equal distances; 0 means all"""
     log_every: int = 10
     """steps between two lines of the log"""
+    save_every: int = 0
+    """a checkpoint after every so many steps too, not only after every epoch"""
     keep: int = 2
     """checkpoints that are kept, the newest ones"""
+    wandb: str = ""
+    """project of Weights & Biases that the run is also logged to (pip install "lewel[wandb]")"""
     out: str = ""
     """run folder; empty means runs/<preset>, with a number if that is taken"""
 

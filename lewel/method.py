@@ -55,7 +55,7 @@ class Network(nn.Module):
                 backend=run.backend,
             )
             self.aligned_head = MLP(width, heads.hidden, heads.num_maps)
-        elif run.method.loss == "infonce":
+        elif run.method.loss == "infonce" and heads.projector != "mlp":
             self.head = MoCoHead(width, heads.hidden, heads.num_maps)
         else:
             self.head = MLP(width, heads.hidden, heads.num_maps)

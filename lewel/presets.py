@@ -26,7 +26,7 @@ MOCO_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.0, 0.0), solarize
 BYOL_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), blur=(0.0, 0.0), solarize=(0.0, 0.2))
 
 CIFAR10_MOCO = Train(
-    data=Data(name="folder", image_size=32, in_memory=True, augmentation=MOCO_VIEWS),
+    data=Data(name="folder", image_size=32, storage="memory", augmentation=MOCO_VIEWS),
     encoder=Encoder("tiny", stem="small"),
     heads=Heads(hidden=512, num_maps=64, num_groups=8),
     optim=Optim(lr=0.12, weight_decay=5e-4, warmup_epochs=0.5),

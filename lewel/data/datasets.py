@@ -39,7 +39,7 @@ def build(config: Data, seed: int) -> Datasets:
             test.boxes,
         )
     train_split, test_split, names = folder.find(config.root)
-    if not config.in_memory:
+    if config.storage in ("auto", "files"):
         return Datasets(
             FolderViews(train_split, config.augmentation, config.image_size, seed),
             FolderImages(train_split, config.image_size),

@@ -1,78 +1,13 @@
-"""The command line: which folder it writes to, and a sentence for everything that is wrong."""
+"""The command line: a sentence for everything that is wrong."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tiny_runs import TINY
 
 from lewel import cli, data, log, recipe, report
-from lewel.errors import LewelError
-
-
-class TestRunFolder:
-    """Which folder a command writes to, and what it continues from."""
-
-    run = replace(TINY, preset="embedded/lewel_m")
-
-    @pytest.fixture(autouse=True)
-    def _in_an_empty_folder(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-
-    @staticmethod
-    def hold_a_run(name: str, *checkpoints: str) -> Path:
-        folder = Path("runs", name)
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "config.yaml").touch()
-        for checkpoint_name in checkpoints:
-            (folder / "checkpoints" / checkpoint_name).touch()
-        return folder
-
-    def test_named_after_the_preset(self):
-        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m"), None)
-        assert cli._folder(self.run, "auto") == (Path("runs/embedded-lewel_m"), None)
-
-    def test_numbered_where_taken(self):
-        self.hold_a_run("embedded-lewel_m")
-        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m-2"), None)
-        self.hold_a_run("embedded-lewel_m-2")
-        assert cli._folder(self.run, "") == (Path("runs/embedded-lewel_m-3"), None)
-
-    def test_auto_takes_the_newest_checkpoint_of_the_newest_folder(self):
-        self.hold_a_run("embedded-lewel_m", "epoch-0009.pt")
-        folder = self.hold_a_run("embedded-lewel_m-2", "epoch-0001.pt", "epoch-0002.pt")
-        assert cli._folder(self.run, "auto") == (folder, folder / "checkpoints" / "epoch-0002.pt")
-
-    def test_a_chosen_folder_that_holds_a_run_is_refused(self):
-        folder = self.hold_a_run("mine")
-        with pytest.raises(LewelError, match="holds a run already; continue it with --resume auto"):
-            cli._folder(replace(self.run, out=str(folder)), "")
-
-    def test_a_checkpoint_continues_in_its_run_folder_whatever_the_working_folder(self, tmp_path, monkeypatch):
-        path = tmp_path / self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
-        for start, given in ((tmp_path, "runs/mine/checkpoints/epoch-0001.pt"), (path.parent, "epoch-0001.pt")):
-            monkeypatch.chdir(start)
-            assert cli._folder(self.run, given) == (tmp_path / "runs" / "mine", path)
-
-    def test_a_checkpoint_outside_a_run_needs_a_folder(self, tmp_path):
-        (tmp_path / "best.pt").touch()
-        with pytest.raises(LewelError, match=r"best\.pt lies in no run folder's checkpoints/, so --out must say"):
-            cli._folder(self.run, "best.pt")
-        out = str(tmp_path / "on")
-        assert cli._folder(replace(self.run, out=out), "best.pt") == (tmp_path / "on", tmp_path / "best.pt")
-
-    def test_another_run_is_not_continued_over(self):
-        path = self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
-        other = self.hold_a_run("other")
-        with pytest.raises(LewelError, match="other holds another run already"):
-            cli._folder(replace(self.run, out=str(other)), str(path))
-        assert cli._folder(replace(self.run, out="runs/mine"), str(path)) == (
-            Path("runs/mine").resolve(),
-            path.resolve(),
-        )
-
 
 SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method.queue", "256"]
 

@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def config(root: Path, in_memory: bool = False) -> Data:
-    return Data(name="folder", root=str(root), image_size=32, in_memory=in_memory)
+    return Data(name="folder", root=str(root), image_size=32, storage="memory" if in_memory else "files")
 
 
 def whole_bank(root: Path, in_memory: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lewel import config, presets, recipe
-from lewel.cli import parse_train
+from lewel.commands.train import parse
 from lewel.config import Augmentation, Data, Heads, Method, Optim, Train
 from lewel.errors import LewelError
 from lewel.train import check_size
@@ -104,9 +104,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
             Train(data=Data(batch_size=1), method=Method(loss="byol")), "batch_size must be at least 2", id="one-image"
         ),
         pytest.param(Train(data=Data(image_size=1), method=Method(w_aligned=0)), "image_size must be at", id="pixel"),
-        pytest.param(
-            Train(data=Data(in_memory=True)), "data.in_memory says nothing about the embedded images", id="in-memory"
-        ),
+        pytest.param(Train(data=Data(storage="files")), "the embedded images are in no files", id="files"),
         pytest.param(
             Train(method=Method(split_bn=256), heads=Heads(num_groups=64)),
             "256 images in 256 groups; choose at most 128",
@@ -173,7 +171,7 @@ def test_what_can_run_is_accepted(run):
 
 
 def test_command_line_changes_a_preset():
-    run = parse_train(["--preset", "cifar10/lewel_b", "--optim.lr", "0.5", "--data.root", "there"]).run
+    run = parse(["--preset", "cifar10/lewel_b", "--optim.lr", "0.5", "--data.root", "there"]).run
     preset = presets.get("cifar10/lewel_b")
     expected = replace(preset, optim=replace(preset.optim, lr=0.5), data=replace(preset.data, root="there"))
     assert run == expected
@@ -182,25 +180,25 @@ def test_command_line_changes_a_preset():
 def test_command_line_changes_a_yaml_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml(Train(epochs=7, data=Data(workers=3))))
-    run = parse_train([f"--config={path}", "--seed", "4"]).run
+    run = parse([f"--config={path}", "--seed", "4"]).run
     assert run == Train(epochs=7, data=Data(workers=3), seed=4)
 
 
 def test_unknown_option_names_the_nearest(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_train(["--preset", "cifar10/lewel_m", "--optim.lrr", "1"])
+        parse(["--preset", "cifar10/lewel_m", "--optim.lrr", "1"])
     assert stop.value.code == 2
     assert "--optim.lr" in capsys.readouterr().err.replace("--optim.lrr", "")
 
 
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(LewelError, match="did you mean embedded/lewel_m"):
-        parse_train(["--preset", "embeded/lewel_m"])
+        parse(["--preset", "embeded/lewel_m"])
 
 
 def test_preset_and_config_together_are_refused():
     with pytest.raises(LewelError, match="give one of them"):
-        parse_train(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
+        parse(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
 
 
 def test_preset_table_has_a_line_for_each():

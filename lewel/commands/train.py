@@ -1,0 +1,58 @@
+"""lewel train: pre-trains an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated
+
+import tyro
+
+from lewel import config, presets, recipe, report, runs
+from lewel.errors import LewelError
+from lewel.train import prepare, train
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Pre-trains an encoder: a recipe, changed by any of the settings below."""
+
+    run: Annotated[config.Train, tyro.conf.arg(name="")]
+    config: str = ""
+    """a YAML recipe to start from instead of a preset"""
+    resume: str = ""
+    """a checkpoint to continue from, or "auto": the newest of this preset's newest run folder (or of --out)"""
+
+
+def run(arguments: list[str]) -> None:
+    """Trains from the start or from a checkpoint, and writes the run's report."""
+    command = parse(arguments)
+    config.check(command.run)
+    folder, resume = runs.choose(command.run, command.resume)
+    runs.check_writable(folder)
+    if command.resume == "auto" and resume is None:
+        print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
+    run = replace(command.run, out=str(folder))
+    session = prepare(run, folder)
+    print(report.recipe_of(session), flush=True)
+    train(session, resume)
+    report.write(session)
+
+
+def parse(arguments: list[str]) -> TrainCommand:
+    """The recipe that the arguments of `lewel train` describe: preset or YAML file first, then every other setting."""
+    preset, file = _option(arguments, "--preset"), _option(arguments, "--config")
+    if preset and file:
+        raise LewelError("--preset and --config both name a recipe to start from; give one of them")
+    start = presets.get(preset) if preset else recipe.load(file) if file else config.Train()
+    return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    given = [value for argument, value in pairwise(arguments) if argument == name]
+    given += [argument.partition("=")[2] for argument in arguments if argument.startswith(name + "=")]
+    if len(given) > 1:
+        raise LewelError(f"{name} is given {len(given)} times ({', '.join(given)}); a run starts from one recipe")
+    if given == [""]:
+        raise LewelError(f"{name} is empty; name a recipe to start from, or leave it out")
+    return given[0] if given else None
