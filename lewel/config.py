@@ -35,7 +35,7 @@ class Data:
     """Which images, at which size."""
 
     name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette"] = "embedded"
-    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder per class (ImageNet)"""
+    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder a class (ImageNet)"""
     root: str = ""
     """the folder that holds the images, or, for a set by name, its unpacked archive"""
     download: bool = False
@@ -91,9 +91,9 @@ class Heads:
     tau: float = 1.0
     """temperature of the softmax over positions (E3)"""
     projector: Literal["auto", "mlp", "moco"] = "auto"
-    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's own, without; auto: moco for moco_v2 only"""
+    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; auto: moco for moco_v2 only"""
     coupling: Literal["coupled", "separate"] = "coupled"
-    """coupled: the projector of the global embedding is read per position; separate: an MLP of its own makes the maps"""
+    """coupled: the projector of the global embedding is read per position; separate: the maps have an MLP of their own"""
     maps: Literal["learned", "random", "uniform"] = "learned"
     """random: softmax of normalised noise, drawn anew for every image and step; uniform: every map is GAP"""
     semantic_projector: Literal["separate", "shared"] = "separate"
@@ -116,7 +116,7 @@ class Method:
     target: Literal["parameters", "eman"] = "parameters"
     """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
     w_aligned: float = 0.5
-    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 the global loss"""
+    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 is it alone"""
     momentum: float = 0.99
     """m of the momentum network at the start"""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
