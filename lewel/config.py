@@ -93,7 +93,7 @@ class Heads:
     projector: Literal["auto", "mlp", "moco"] = "auto"
     """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; auto: moco for moco_v2 only"""
     coupling: Literal["coupled", "separate"] = "coupled"
-    """coupled: the projector of the global embedding is read per position; separate: the maps have an MLP of their own"""
+    """coupled: the projector of the global embedding is read per position; separate: maps have an MLP of their own"""
     maps: Literal["learned", "random", "uniform"] = "learned"
     """random: softmax of normalised noise, drawn anew for every image and step; uniform: every map is GAP"""
     semantic_projector: Literal["separate", "shared"] = "separate"
@@ -116,7 +116,7 @@ class Method:
     target: Literal["parameters", "eman"] = "parameters"
     """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
     w_aligned: float = 0.5
-    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 is it alone"""
+    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 the other"""
     momentum: float = 0.99
     """m of the momentum network at the start"""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
@@ -131,7 +131,7 @@ class Method:
     """which images BN takes its statistics over: those of one process, or of all"""
     key_bn: Literal["auto", "shuffle", "split", "plain"] = "auto"
     """infonce: shuffle: keys are shuffled among the processes; split: a process's images are split_bn groups; plain: as
-    queries; auto: plain with batch_norm sync, else shuffle where there are several processes, split where there is one"""
+    queries; auto: plain with batch_norm sync, else shuffle among several processes and split on one"""
     split_bn: int = 8
     """infonce: virtual groups of a process's images that keys take their BN statistics over"""
     gather_negatives: bool = False
@@ -179,8 +179,8 @@ class Train:
     accumulate: int = 1
     """forward and backward passes of one optimizer step, each over data.batch_size / accumulate images"""
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
-    """bf16, fp16: autocast, with norms, alignment maps and losses in fp32, fp16 with a gradient scaler; auto: bf16 where
-    the device has it"""
+    """bf16, fp16: autocast, with norms, alignment maps and losses in fp32, and for fp16 a gradient scaler; auto: bf16
+    where the device has it"""
     channels_last: bool = True
     """memory format of images and convolutions"""
     compile: bool = False
