@@ -154,12 +154,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for, one for each precision."""
-    from lewel import train
+    from lewel import session
 
     device = torch.device(options.device)
     encoder = options.encoder or ("tiny" if device.type == "cpu" else "resnet50")
     size = options.image_size or (32 if encoder == "tiny" else 224)
-    precisions = options.precision or [train.precision_on(device)]
+    precisions = options.precision or [session.precision_on(device)]
     return [Case(encoder, size, options.batch or 128, precision, options.device) for precision in precisions]
 
 

@@ -77,16 +77,18 @@ class Candidate:
     """A method with one choice of the aligned op, from the same weights as every other choice."""
 
     def __init__(self, case: Case, method: str, variant: str) -> None:
-        from lewel import train  # needs torchvision, which no other command of the benchmarks does
+        from lewel import session, step  # need torchvision, which no other command of the benchmarks does
 
         run, self.op = recipe(case, method), OPS.get(variant)
-        self.method, optimizer = train.build(run, torch.device(case.device))
-        self.take = functools.partial(train.take_step, self.method, optimizer, lr=LR, momentum=run.method.momentum)
+        self.method, optimizer = session.build(run, torch.device(case.device))
+        scaler = torch.amp.GradScaler(case.device, enabled=run.precision == "fp16")
+        stepper = step.Stepper(self.method, self.method, optimizer, scaler)
+        self.take = functools.partial(stepper.take, count=1, step=0, lr=LR, momentum=run.method.momentum)
 
     def step(self, first: Tensor, second: Tensor, op: Callable[..., Tensor] | None = None) -> Tensor:
         """One step of the trainer on two views; its loss."""
         with mock.patch.object(lewel_kernels, "fused_align_aggregate", op or self.op):
-            return self.take(first, second).loss.detach()
+            return self.take([(first, second)]).loss
 
     def first_call(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]] | None:
         """Features, weight and options that a step, which this takes, first hands the op; None without the branch."""

@@ -1,4 +1,7 @@
-"""Checkpoints: one file at the end of an epoch with everything that the next step depends on, or a sentence why not."""
+"""Checkpoints: one file with everything that the next step depends on, or a sentence why not.
+
+There is no generator among it: order, augmentation and every draw of a step are functions of the seed and the step.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +16,47 @@ from lewel import recipe
 from lewel.config import Train
 from lewel.errors import LewelError
 from lewel.method import Method
+from lewel.session import Session
 
-FORMAT = "lewel checkpoint 2"
-KEYS = ("config", "epoch", "images", "seconds", "method", "optimizer", "rng")
-FREE_TO_CHANGE = ("preset", "out", "keep", "log_every", "knn_every", "backend", "data.root", "data.workers")
+FORMAT = "lewel checkpoint 3"
+KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
+FREE_TO_CHANGE = (
+    "preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend",
+    "data.root", "data.download", "data.workers",
+)  # fmt: skip
 
 
 class CheckpointError(LewelError):
     """A checkpoint that cannot be used, or could not be written."""
 
 
-def save(
-    folder: Path,
-    epoch: int,
-    *,
-    run: Train,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    images: int,
-    seconds: float,
-) -> Path:
-    """Writes folder/epoch-NNNN.pt under a temporary name, renames it, and removes all but the newest run.keep.
-
-    images is the number of training images, seconds the time that training took so far.
-    """
+def save(session: Session) -> Path:
+    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes all but the run.keep newest."""
     state = {
         "format": FORMAT,
-        "config": recipe.to_plain(run),
-        "epoch": epoch,
-        "images": images,
-        "seconds": seconds,
-        "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
+        "config": recipe.to_plain(session.run),
+        "step": session.steps_done,
+        "epoch": session.epochs_done,
+        "images": len(session.sets.train),
+        "processes": session.world.size,
+        "seconds": session.seconds,
+        "method": session.method.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "scaler": session.scaler.state_dict(),
     }
-    path = folder / name_of(epoch)
+    folder = session.folder / "checkpoints"
+    path = folder / name_of(session.steps_done)
     temporary = folder / f".{path.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".epoch-*"):  # of a process that was killed while it wrote
+        for stale in folder.glob(".step-*"):  # of a process that was killed while it wrote
             stale.unlink()
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        for old in found(folder)[: -run.keep]:
+        for old in found(folder)[: -session.run.keep]:
             old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
         raise CheckpointError(f"could not write {path}: {_reason(error)}; {_offer(path)}") from None
@@ -67,14 +65,14 @@ def save(
     return path
 
 
-def name_of(epoch: int) -> str:
-    """The file name of the checkpoint after an epoch, counted from 1."""
-    return f"epoch-{epoch:04d}.pt"
+def name_of(step: int) -> str:
+    """The file name of the checkpoint after so many steps."""
+    return f"step-{step:08d}.pt"
 
 
-def remove_after(folder: Path, epoch: int) -> list[Path]:
-    """Removes the checkpoints of later epochs, which a run that continues after epoch makes again; returns them."""
-    later = [path for path in found(folder) if path.name > name_of(epoch)]
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns them."""
+    later = [path for path in found(folder) if path.name > name_of(step)]
     for path in later:
         path.unlink()
     return later
@@ -82,7 +80,7 @@ def remove_after(folder: Path, epoch: int) -> list[Path]:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("epoch-*.pt"))
+    return sorted(folder.glob("step-*.pt"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -110,12 +108,13 @@ def config_of(state: dict[str, Any], path: Path) -> Train:
     return recipe.from_plain(state["config"], source=str(path))
 
 
-def restore(path: Path, *, run: Train, method: Method, optimizer: torch.optim.Optimizer, images: int) -> dict[str, Any]:
-    """Puts a checkpoint into method and optimizer, which run describes, and the generator; returns its content.
+def restore(path: Path, session: Session) -> str:
+    """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
-    images is the number of training images now: with another one, order and schedule would be others.
+    Returns what there is to say about it, possibly nothing. With another number of training images, order and schedule
+    would be others; with another number of processes, only BN's batches are.
     """
-    state = read(path)
+    state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
     if old.method.name != run.method.name:
         raise CheckpointError(
@@ -133,10 +132,15 @@ def restore(path: Path, *, run: Train, method: Method, optimizer: torch.optim.Op
             f"{path} was trained on {state['images']} images but there are {images} now; "
             "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
         )
-    load_weights(method, state, path)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    return state
+    load_weights(session.method, state, path)
+    session.optimizer.load_state_dict(state["optimizer"])
+    session.scaler.load_state_dict(state["scaler"])
+    session.steps_done, session.seconds = state["step"], state["seconds"]
+    later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
+    said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
+    if state["processes"] != session.world.size:
+        said += f"; in {session.world.size} processes, {state['processes']} before: batch norm sees other batches"
+    return said
 
 
 def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
 
 
-def check(run: Train) -> None:
-    """All that the recipe alone tells; whether it fits the encoder and the data is found when those are made."""
+def check(run: Train, processes: int = 1) -> None:
+    """All that the recipe and the number of processes tell; whether it fits encoder and data is found with those."""
     _check_numbers(run)
     _check_augmentation(run.data)
     _check_data(run.data)
     _check_heads(run)
+    _check_ablations(run)
+    _check_passes(run, processes)
     if run.method.loss == "infonce":
-        _check_contrast(run)
+        _check_contrast(run, processes)
     _check_optim(run.optim)
     if run.backend is not None and run.backend not in BACKENDS:
         raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {run.backend!r}")
@@ -42,6 +44,7 @@ def _check_numbers(run: Train) -> None:
         ("data.batch_size", data.batch_size),
         ("optim.lr", optim.lr),
         ("epochs", run.epochs),
+        ("accumulate", run.accumulate),
         ("knn_every", run.knn_every),
         ("log_every", run.log_every),
         ("keep", run.keep),
@@ -54,6 +57,9 @@ def _check_numbers(run: Train) -> None:
         ("optim.weight_decay", optim.weight_decay, 0, 1),
         ("optim.warmup_epochs", optim.warmup_epochs, 0, run.epochs),
         ("data.workers", data.workers, 0, 1024),
+        ("heads.aligned_width", heads.aligned_width, 0, math.inf),
+        ("save_every", run.save_every, 0, math.inf),
+        ("knn_bank", run.knn_bank, 0, math.inf),
         ("seed", run.seed, 0, 2**63 - 1),
     ):
         _check_between(name, value, low, high)
@@ -124,21 +130,60 @@ def _check_heads(run: Train) -> None:
         )
 
 
-def _check_contrast(run: Train) -> None:
-    method, images = run.method, run.data.batch_size
+def _check_ablations(run: Train) -> None:
+    """Settings of the aligned branch that contradict each other, or that nothing would read."""
+    heads, default = run.heads, type(run.heads)()
+    if not run.method.aligned:
+        for name in ("coupling", "maps", "semantic_projector", "aligned_width"):
+            if getattr(heads, name) != getattr(default, name):
+                raise LewelError(
+                    f"heads.{name} {getattr(heads, name)} says nothing without the aligned branch; "
+                    "give it a weight (--method.w-aligned 0.5) or leave the setting out"
+                )
+    elif heads.projector == "moco":
+        raise LewelError("heads.projector moco has no alignment maps; choose mlp or auto, or --method.w-aligned 0")
+    if heads.maps != "learned" and heads.coupling == "separate":
+        raise LewelError(f"heads.coupling separate says how maps are learned, but heads.maps is {heads.maps}")
+    if heads.semantic_projector == "shared" and heads.aligned_out != heads.num_maps:
+        raise LewelError(
+            f"heads.semantic_projector shared makes aligned embeddings of width {heads.num_maps} (heads.num_maps), "
+            f"but heads.aligned_width is {heads.aligned_width}; leave it out"
+        )
+    if run.method.gather_negatives and not (run.method.loss == "infonce" and run.method.aligned):
+        raise LewelError(f"method.gather_negatives is about the aligned loss of lewel_m, but this is {run.method.name}")
+
+
+def _check_passes(run: Train, processes: int) -> None:
+    if run.data.batch_size % (processes * run.accumulate):
+        raise LewelError(
+            f"data.batch_size must be divisible by processes times accumulate, got {run.data.batch_size} images, "
+            f"{processes} processes and {run.accumulate} passes"
+        )
+    if run.data.batch_size // (processes * run.accumulate) < 2:
+        raise LewelError(
+            f"{processes} processes and {run.accumulate} passes leave one of {run.data.batch_size} images to a pass, "
+            "which has no batch statistics; choose a larger data.batch_size"
+        )
+
+
+def _check_contrast(run: Train, processes: int) -> None:
+    method, images = run.method, run.data.batch_size // (processes * run.accumulate)
     keys = run.keys_per_step
     if method.queue % keys:
         raise LewelError(
             f"method.queue must be a multiple of the {keys} keys that a step adds, got {method.queue}; "
             f"try {max(keys, method.queue // keys * keys)}"
         )
-    if images % method.split_bn:
+    if method.key_bn == "shuffle" and processes == 1:
+        raise LewelError("method.key_bn shuffle needs several processes (torchrun); on one, split stands in for it")
+    splits = method.key_bn == "split" or (method.key_bn == "auto" and method.batch_norm == "local" and processes == 1)
+    if splits and images % method.split_bn:
         raise LewelError(
-            f"data.batch_size must be divisible by method.split_bn, got {images} images in {method.split_bn} groups"
+            f"the images of a pass must be divisible by method.split_bn, got {images} in {method.split_bn} groups"
         )
     # The narrowest batch norm of the keys: over the aligned vectors or, without them, over the positions of the map.
     per_image = run.heads.num_maps // run.heads.num_groups if method.aligned else run.map_side**2
-    if method.target == "parameters" and images // method.split_bn * per_image < 2:
+    if splits and method.target == "parameters" and images // method.split_bn * per_image < 2:
         raise LewelError(
             "method.split_bn must leave two rows a group for BN statistics, "
             f"got {images} images in {method.split_bn} groups; choose at most {images // 2}"

@@ -1,13 +1,15 @@
-"""Projectors and predictors (B1-B3 of docs/math.md), among them the coupled head that also makes the alignment maps."""
+"""Projectors and predictors (B1-B3 of docs/math.md), and the heads that also make aligned representations."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lewel_kernels
+from lewel import config
 
 
 class MLP(nn.Module):
@@ -32,50 +34,96 @@ class MoCoHead(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-class CoupledHead(nn.Module):
-    """One MLP read twice: at the GAP token it gives the global embedding, at every position the alignment maps.
+class AlignedHead(nn.Module):
+    """A projector of the global embedding z (N, K), and alignment maps that pool the features.
+
+    R is float32 also under autocast: it differs from GAP by about one percent, of which bfloat16 keeps little.
+    """
+
+    def __init__(self, width: int, settings: config.Heads, backend: str | None) -> None:
+        super().__init__()
+        self.mlp = MLP(width, settings.hidden, settings.num_maps)
+        self.settings = settings
+        self.backend = backend
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features (N, C, H, W) -> global embedding z (N, K), aligned representations R (N, K // num_groups, C)."""
+        z, hidden, weight = self.read(features)
+        return z, lewel_kernels.fused_align_aggregate(features, weight, **self._options(features, hidden))
+
+    def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features (N, C, H, W) -> alignment maps A (N, K, H W), aligned representations R (N, K // num_groups, C)."""
+        _, hidden, weight = self.read(features)
+        options = self._options(features, hidden)
+        pooled, maps = lewel_kernels.fused_align_aggregate(features, weight, return_maps=True, **options)
+        return maps, pooled
+
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """features (N, C, H, W) -> z (N, K), and what makes the heat maps: Hn (N, P, D) at the positions, W2 (K, D)."""
+        raise NotImplementedError
+
+    def _options(self, features: Tensor, hidden: Tensor) -> dict[str, Any]:
+        return {
+            "pixels": hidden.transpose(1, 2),  # [N, D, P], a view
+            "num_groups": self.settings.num_groups,
+            "temperature": self.settings.tau,
+            "out_dtype": torch.promote_types(features.dtype, torch.float32),
+            "backend": self.backend,
+        }
+
+
+class CoupledHead(AlignedHead):
+    """LEWEL's: one MLP read twice, at the GAP token as the global embedding, at every position as the alignment maps.
 
     Its BN statistics run over all N (1 + P) rows, GAP tokens and positions jointly (B2).
     """
 
-    def __init__(
-        self, width: int, hidden: int, num_maps: int, *, num_groups: int, temperature: float, backend: str | None
-    ) -> None:
-        super().__init__()
-        self.mlp = MLP(width, hidden, num_maps)
-        self.num_groups = num_groups
-        self.temperature = temperature
-        self.backend = backend
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (N, C, H, W) -> global embedding z (N, K), aligned representations R (N, K // num_groups, C).
-
-        R is float32 also under autocast: it differs from GAP by about one percent, of which bfloat16 keeps little.
-        """
-        tokens = self.tokens(features)
-        z = self.mlp.out(tokens[:, 0])  # B3 at the GAP row
-        pooled = lewel_kernels.fused_align_aggregate(features, self.mlp.out.weight, **self._alignment(features, tokens))
-        return z, pooled
-
-    def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (N, C, H, W) -> alignment maps A (N, K, H W), aligned representations R (N, K // num_groups, C)."""
-        pooled, maps = lewel_kernels.fused_align_aggregate(
-            features, self.mlp.out.weight, return_maps=True, **self._alignment(features, self.tokens(features))
-        )
-        return maps, pooled
-
-    def tokens(self, features: Tensor) -> Tensor:
-        """B1, B2: features (N, C, H, W) -> Hn (N, 1 + P, D), the GAP row first."""
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         positions = features.flatten(2).transpose(1, 2)  # [N, P, C]
         rows = torch.cat([positions.mean(1, keepdim=True), positions], dim=1)
-        hidden = self.mlp.hidden(rows.flatten(0, 1))
-        return hidden.unflatten(0, rows.shape[:2])
+        hidden = self.mlp.hidden(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])  # B1, B2
+        return self.mlp.out(hidden[:, 0]), hidden[:, 1:], self.mlp.out.weight  # B3 at the GAP row
 
-    def _alignment(self, features: Tensor, tokens: Tensor) -> dict[str, Any]:
-        return {
-            "pixels": tokens[:, 1:].transpose(1, 2),  # [N, D, P], a view
-            "num_groups": self.num_groups,
-            "temperature": self.temperature,
-            "out_dtype": torch.promote_types(features.dtype, torch.float32),
-            "backend": self.backend,
-        }
+
+class SeparateHead(AlignedHead):
+    """The ablation without coupling (Tab. 5): an MLP of its own makes the maps, from the positions alone."""
+
+    def __init__(self, width: int, settings: config.Heads, backend: str | None) -> None:
+        super().__init__(width, settings, backend)
+        self.map_mlp = MLP(width, settings.hidden, settings.num_maps)
+
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        positions = features.flatten(2).transpose(1, 2)  # [N, P, C]
+        hidden = self.map_mlp.hidden(positions.flatten(0, 1)).unflatten(0, positions.shape[:2])
+        return self.mlp(gap(features)), hidden, self.map_mlp.out.weight
+
+
+class FixedMapsHead(AlignedHead):
+    """The ablations without learned maps: random ones, drawn anew for every image (Tab. 6, "w/ rand."), or uniform.
+
+    Random maps are E2-E4 of Gaussian noise in place of heat maps. Uniform ones make every R the GAP token.
+    """
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mlp(gap(features)), self.maps(features)[1]
+
+    def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        features = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
+        heat = features.new_ones(len(features), self.settings.num_maps, features.shape[2])
+        if self.settings.maps == "random":
+            heat.normal_()
+        maps = (F.normalize(heat, dim=1) / self.settings.tau).softmax(-1)
+        with torch.autocast(features.device.type, enabled=False):
+            return maps, lewel_kernels.align_aggregate(features, maps, self.settings.num_groups)
+
+
+def aligned_head(width: int, settings: config.Heads, backend: str | None) -> AlignedHead:
+    """The head that settings.maps and settings.coupling name."""
+    if settings.maps != "learned":
+        return FixedMapsHead(width, settings, backend)
+    return (CoupledHead if settings.coupling == "coupled" else SeparateHead)(width, settings, backend)
+
+
+def gap(features: Tensor) -> Tensor:
+    """Global average pooling: (N, C, H, W) -> (N, C)."""
+    return features.mean((2, 3))

@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 15
 class RunLog:
     """Writes records to a file, anew or after those up to first_step, and tells a person the important part."""
 
-    def __init__(self, path: Path, *, total_steps: int, first_step: int) -> None:
+    def __init__(self, path: Path, *, total_steps: int, first_step: int, quiet: bool = False) -> None:
         if first_step:
             _drop_after(path, first_step)
         self.file = open(path, "a" if first_step else "w")  # noqa: SIM115

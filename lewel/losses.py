@@ -23,7 +23,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def aligned_info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: int = 0) -> Tensor:
     """Aligned contrastive loss: query (N, L, K) finds key (N, L, K) of the same image and l.
 
     Negatives are all aligned keys of the other images; the other l of the same image are left out. Starts near

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lewel import config, encoders, losses
+from lewel import config, distributed, encoders, losses
 from lewel.errors import LewelError
-from lewel.heads import MLP, CoupledHead, MoCoHead
-from lewel.momentum import follow, split_bn
+from lewel.heads import MLP, AlignedHead, MoCoHead, aligned_head, gap
+from lewel.momentum import follow, shuffle_bn, split_bn
 from lewel.queue import KeyQueue
 
 
@@ -20,16 +20,16 @@ class Embedding(NamedTuple):
     """What a network says about N images."""
 
     z: Tensor  # (N, K) global embedding
-    aligned: Tensor  # (N, L, K) aligned embeddings; L = 0 without the aligned branch
+    aligned: Tensor  # (N, L, width) aligned embeddings; L = 0 without the aligned branch
 
 
 class Step(NamedTuple):
-    """What one step gives; loss is what is differentiated, parts are its unweighted terms."""
+    """What one pass gives; loss is what is differentiated, parts are its unweighted terms."""
 
     loss: Tensor
     parts: dict[str, Tensor]
     z: Tensor  # (N, K) online global embeddings of the first view
-    keys: Tensor | None  # infonce: what is enqueued afterwards
+    keys: Tensor | None  # infonce: (size N, K) of all processes, what is enqueued afterwards
 
 
 class Network(nn.Module):
@@ -46,16 +46,10 @@ class Network(nn.Module):
                 raise LewelError(
                     f"heads.num_groups must divide the {width} channels of {run.encoder.name}, got {heads.num_groups}"
                 )
-            self.head = CoupledHead(
-                width,
-                heads.hidden,
-                heads.num_maps,
-                num_groups=heads.num_groups,
-                temperature=heads.tau,
-                backend=run.backend,
-            )
-            self.aligned_head = MLP(width, heads.hidden, heads.num_maps)
-        elif run.method.loss == "infonce" and heads.projector != "mlp":
+            self.head = aligned_head(width, heads, run.backend)
+            if heads.semantic_projector == "separate":
+                self.aligned_head = MLP(width, heads.hidden, heads.aligned_out)
+        elif heads.projector == "moco" or (heads.projector == "auto" and run.method.loss == "infonce"):
             self.head = MoCoHead(width, heads.hidden, heads.num_maps)
         else:
             self.head = MLP(width, heads.hidden, heads.num_maps)
@@ -63,12 +57,12 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Embedding:
         """images (N, 3, H, W)."""
         features = self.encoder(images)
-        if not isinstance(self.head, CoupledHead):
-            z = self.head(features.mean((2, 3)))
+        if not isinstance(self.head, AlignedHead):
+            z = self.head(gap(features))
             return Embedding(z, z.new_empty(len(z), 0, z.shape[1]))
         z, pooled = self.head(features)
         with torch.autocast(pooled.device.type, enabled=False):
-            return Embedding(z, on_rows(self.aligned_head, pooled))
+            return Embedding(z, on_rows(getattr(self, "aligned_head", self.head.mlp), pooled))
 
 
 def on_rows(module: nn.Module, x: Tensor) -> Tensor:
@@ -83,15 +77,16 @@ class Method(nn.Module):
         super().__init__()
         self.settings = run.method
         self.precision = run.precision
+        self.seed = run.seed
         self.online = Network(run)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        width, hidden = run.heads.num_maps, run.heads.hidden
+        width, hidden, aligned = run.heads.num_maps, run.heads.hidden, run.heads.aligned_out
         if run.method.loss == "infonce":
             self.queue = KeyQueue(run.method.queue, width)
         else:
             self.predictor = MLP(width, hidden, width)
             if run.method.aligned:
-                self.aligned_predictor = MLP(width, hidden, width)
+                self.aligned_predictor = MLP(aligned, hidden, aligned)
         self.train()
 
     def train(self, mode: bool = True) -> Method:
@@ -100,36 +95,71 @@ class Method(nn.Module):
             self.target.eval()
         return self
 
-    def forward(self, first: Tensor, second: Tensor, momentum: float) -> Step:
-        """Two views (N, 3, H, W) of the same images -> the losses of this step; call finish after the optimizer."""
+    def forward(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Step:
+        """Two views (N, 3, H, W) of the same images -> this pass's losses; call finish after the optimizer.
+
+        momentum: m of this step, None in all but the first pass of a step that accumulates gradients. draw: number of
+        the pass, the same in all processes, which fixes how ShuffleBN shuffles.
+        """
         if self.settings.loss == "infonce":
-            return self._contrast(first, second, momentum)
+            return self._contrast(first, second, momentum, draw)
         return self._predict(first, second)
 
-    def finish(self, step: Step, momentum: float) -> None:
-        """What comes after the optimizer: keys enter the queue (infonce), or the target follows (byol)."""
-        if step.keys is not None:
-            self.queue.enqueue(step.keys)
+    def finish(self, keys: Tensor | None, momentum: float) -> None:
+        """What comes after the optimizer: the step's keys enter the queue (infonce), or the target follows (byol)."""
+        if keys is not None:
+            self.queue.enqueue(keys)
         else:
             self._follow(momentum)
 
     def autocast(self) -> torch.autocast:
         """The context that networks run in; losses stay outside."""
         device = next(self.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(device, dtype, enabled=self.precision != "fp32")
 
-    def _contrast(self, first: Tensor, second: Tensor, momentum: float) -> Step:
+    def _contrast(self, first: Tensor, second: Tensor, momentum: float | None, draw: int) -> Step:
         views = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
         with self.autocast():
             queries = [self.online(query) for query, _ in views]
-            self._follow(momentum)
+            if momentum is not None:
+                self._follow(momentum)
             with torch.no_grad():
-                keys = [Embedding(*split_bn(self.target, key, self.settings.split_bn)) for _, key in views]
-        tau, pairs = self.settings.temperature, list(zip(queries, keys, strict=True))
-        parts = {"global": _total(losses.info_nce(q.z, k.z, self.queue.keys, tau) for q, k in pairs)}
+                pairs = [self._keys(key, (self.seed, draw, view)) for view, (_, key) in enumerate(views)]
+        tau, mine = self.settings.temperature, distributed.rank() * len(first)
+        parts = {
+            "global": _total(
+                losses.info_nce(query.z, keys.z[mine : mine + len(first)], self.queue.keys, tau)
+                for query, keys in zip(queries, pairs, strict=True)
+            )
+        }
         if self.settings.aligned:
-            parts["aligned"] = _total(losses.aligned_info_nce(q.aligned, k.aligned, tau) for q, k in pairs)
-        return Step(self._weigh(parts), parts, queries[0].z.detach(), torch.cat([k.z for k in keys]))
+            parts["aligned"] = _total(
+                losses.aligned_info_nce(query.aligned, keys.aligned, tau, first=mine * self.settings.gather_negatives)
+                for query, keys in zip(queries, pairs, strict=True)
+            )
+        return Step(self._weigh(parts), parts, queries[0].z.detach(), torch.cat([keys.z for keys in pairs]))
+
+    def _keys(self, images: Tensor, seed: tuple[int, ...]) -> Embedding:
+        """z of all processes' images, aligned embeddings of this one's, or of all where the loss contrasts with all."""
+        kind = self.key_bn
+        if kind == "shuffle":
+            z, aligned = shuffle_bn(self.target, images, seed)
+            mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
+            return Embedding(z, aligned if self.settings.gather_negatives else aligned[mine])
+        z, aligned = split_bn(self.target, images, self.settings.split_bn if kind == "split" else 1)
+        return Embedding(
+            distributed.gather(z), distributed.gather(aligned) if self.settings.gather_negatives else aligned
+        )
+
+    @property
+    def key_bn(self) -> str:
+        """What settings.key_bn "auto" stands for, or what it says."""
+        if self.settings.key_bn != "auto":
+            return self.settings.key_bn
+        if self.settings.batch_norm == "sync":
+            return "plain"
+        return "shuffle" if distributed.size() > 1 else "split"
 
     def _predict(self, first: Tensor, second: Tensor) -> Step:
         with self.autocast():

@@ -1,11 +1,16 @@
-"""The momentum network: how it follows the online one, and which statistics its BN uses."""
+"""The momentum network: how it follows the online one, and which images its BN takes statistics over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lewel import distributed
+
+Network = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @torch.no_grad()
@@ -17,16 +22,15 @@ def follow(target: nn.Module, online: nn.Module, momentum: float, *, statistics:
     old: list[Tensor] = list(target.parameters())
     new: list[Tensor] = list(online.parameters())
     if statistics:
-        for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
-            if mine.is_floating_point():
-                old.append(mine)
-                new.append(theirs)
-            else:
-                mine.copy_(theirs)
+        buffers = list(zip(target.buffers(), online.buffers(), strict=True))
+        counts = [pair for pair in buffers if not pair[0].is_floating_point()]
+        old += [mine for mine, _ in buffers if mine.is_floating_point()]
+        new += [theirs for _, theirs in buffers if theirs.is_floating_point()]
+        torch._foreach_copy_([mine for mine, _ in counts], [theirs for _, theirs in counts])
     torch._foreach_lerp_(old, new, 1 - momentum)
 
 
-def split_bn(network: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, groups: int) -> tuple[Tensor, ...]:
+def split_bn(network: Network, images: Tensor, groups: int) -> tuple[Tensor, ...]:
     """SplitBN: the network on each of equal groups of images, as if every group were on a device of its own.
 
     A query's batch statistics then say nothing about which group its key was in, which is what ShuffleBN achieves among
@@ -34,3 +38,16 @@ def split_bn(network: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, gr
     """
     parts = [network(group) for group in images.chunk(groups)]
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+def shuffle_bn(network: Network, images: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """ShuffleBN: every process runs the network on images drawn from all of them; all outputs, in the order of images.
+
+    images (N, ...) of this process; each output is (size N, ...), of the images of all processes in the order of ranks,
+    not as they were shuffled. seed must be the same in all processes. No gradient.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * distributed.size()))
+    mine = order.chunk(distributed.size())[distributed.rank()].to(images.device)
+    outputs = network(distributed.gather(images)[mine])
+    back = order.argsort().to(images.device)
+    return tuple(distributed.gather(output)[back] for output in outputs)

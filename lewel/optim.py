@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,11 @@ def build(settings: config.Optim, parameters: Iterable[nn.Parameter]) -> torch.o
     ]
     if settings.name == "lars":
         return LARS(groups, momentum=settings.momentum)
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=True)
+    for p in trained if settings.momentum else []:
+        # Else the first step makes it, out of memory as it is if a gradient scaler skips that step.
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 class LARS(torch.optim.Optimizer):
@@ -31,7 +35,14 @@ class LARS(torch.optim.Optimizer):
 
     local = eta |w| / (|g| + wd |w|);  d = (g + wd w) * local * lr;  v = momentum v + d;  w = w - v
     A tensor of zeros, or without a gradient anywhere (|g| = 0), has local = 1.
+
+    A gradient scaler hands over its scale and what it found (grad_scale, found_inf), so that neither a step nor its
+    omission waits for the device.
     """
+
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict], *, momentum: float, eta: float = 1e-3) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "eta": eta})
@@ -43,14 +54,17 @@ class LARS(torch.optim.Optimizer):
             if not weights:
                 continue
             grads = [p.grad for p in weights]
+            if self.grad_scale is not None:
+                grads = list(torch._foreach_div(grads, self.grad_scale))
             update = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
             if group["adapt"]:
-                torch._foreach_mul_(update, self._local_rates(weights, grads, group))
+                update = _scaled(update, self._local_rates(weights, grads, group))
             torch._foreach_mul_(update, group["lr"])
-            velocity = [self._velocity(p) for p in weights]
-            torch._foreach_mul_(velocity, group["momentum"])
-            torch._foreach_add_(velocity, update)
-            torch._foreach_sub_(weights, velocity)
+            # v = momentum v + d, w = w - v, or nothing at all where the scaler found an infinity: one kernel.
+            torch._fused_sgd_(
+                weights, update, [self._velocity(p) for p in weights], weight_decay=0.0, momentum=group["momentum"],
+                lr=1.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=self.found_inf,
+            )  # fmt: skip
 
     def _velocity(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -59,8 +73,22 @@ class LARS(torch.optim.Optimizer):
         return state["velocity"]
 
     @staticmethod
-    def _local_rates(weights: list[Tensor], grads: list[Tensor], group: dict) -> list[Tensor]:
+    def _local_rates(weights: list[Tensor], grads: list[Tensor], group: dict) -> Tensor:
+        """One rate a tensor, (len(weights),)."""
         w = torch.stack(torch._foreach_norm(weights))
         g = torch.stack(torch._foreach_norm(grads))
         rates = group["eta"] * w / (g + group["weight_decay"] * w)
-        return list(torch.where((w > 0) & (g > 0), rates, torch.ones_like(rates)).unbind())
+        return torch.where((w > 0) & (g > 0), rates, torch.ones_like(rates))
+
+
+def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
+    """Each dense tensor times its own of factors (len(tensors),), in one product: foreach would launch one for each."""
+    sizes = torch.tensor([t.numel() for t in tensors])
+    flat = torch.cat(
+        [t.as_strided((t.numel(),), (1,)) for t in tensors]
+    )  # in the order of memory, whatever the strides
+    flat *= factors.repeat_interleave(sizes.to(factors.device, non_blocking=True), output_size=len(flat))
+    return [
+        part.as_strided(t.shape, t.stride(), part.storage_offset())
+        for part, t in zip(flat.split(sizes.tolist()), tensors, strict=True)
+    ]

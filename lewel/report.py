@@ -15,7 +15,8 @@ from lewel.config import Train
 from lewel.data.reference import fit, to_tensor
 from lewel.errors import LewelError
 from lewel.method import Method
-from lewel.train import Session, prepare, rates
+from lewel.session import Session, prepare
+from lewel.step import rates
 
 PICTURED = 8
 
@@ -39,7 +40,7 @@ def recipe_of(session: Session) -> str:
 
 def _backend(session: Session) -> str:
     heads = session.run.heads
-    dtype = torch.bfloat16 if session.run.precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(session.run.precision, torch.float32)
     features = torch.zeros(1, heads.num_groups, 1, 1, dtype=dtype, device=session.device)
     weight = features.new_zeros(heads.num_maps, heads.num_groups)
     try:
@@ -56,7 +57,7 @@ def load(folder: Path) -> Session:
     path, state, run = newest(folder)
     session = prepare(run, folder)
     checkpoint.load_weights(session.method, state, path)
-    session.epochs_done, session.seconds = state["epoch"], state["seconds"]
+    session.steps_done, session.seconds = state["step"], state["seconds"]
     return session
 
 

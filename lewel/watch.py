@@ -7,23 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-from lewel.heads import CoupledHead
+from lewel.heads import AlignedHead
 from lewel.losses import unit
 from lewel.method import Method
 
 COLLAPSED = 0.1  # a run whose spread_of stays below for a whole epoch is warned of
 
 
-def spread_of(z: Tensor) -> float:
+def spread_of(z: Tensor) -> Tensor:
     """Standard deviation over the batch of normalised z (N, K), times sqrt(K): 1 all over the sphere, 0 collapsed."""
-    return float(unit(z).std(0).mean()) * math.sqrt(z.shape[1])
+    return unit(z).std(0).mean() * math.sqrt(z.shape[1])
 
 
 @torch.no_grad()
 def maps_of(method: Method, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Maps A (N, K, h, w), aligned R (N, L, C), features (N, C, h, w), float32, of the online network in eval mode."""
     head = method.online.head
-    assert isinstance(head, CoupledHead), "maps exist where method.w_aligned is above 0"
+    assert isinstance(head, AlignedHead), "maps exist where method.w_aligned is above 0"
     method.eval()
     with method.autocast():
         features = method.online.encoder(images)

@@ -13,7 +13,7 @@ import lewel_kernels
 from benchmarks import __main__, machine, results, step, tables, training
 from benchmarks.step import find_problem, measure
 from benchmarks.training import Candidate, Case, make_views
-from lewel import train
+from lewel.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
 PAIRS = [("lewel_m", "eager"), ("lewel_m", "fused"), ("lewel_b", "eager"), ("lewel_b", "fused")]
@@ -153,8 +153,8 @@ def test_each_variant_runs_its_own_code_and_leaves_the_op_in_place(monkeypatch: 
 
 def test_the_step_is_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[dict] = []
-    own = train.take_step
-    monkeypatch.setattr(train, "take_step", lambda *args, **options: taken.append(options) or own(*args, **options))
+    own = Stepper.take
+    monkeypatch.setattr(Stepper, "take", lambda *args, **options: taken.append(options) or own(*args, **options))
     candidate = Candidate(CASE, "lewel_m", "fused")
     before = [p.detach().clone() for p in candidate.method.parameters() if p.requires_grad]
     candidate.step(*make_views(CASE)[0])

@@ -9,7 +9,7 @@ import tyro
 
 from lewel import report
 from lewel.errors import LewelError
-from lewel.train import knn_accuracy
+from lewel.evaluate import knn_accuracy
 
 
 @dataclass(frozen=True)

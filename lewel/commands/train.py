@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from lewel import config, presets, recipe, report, runs
+from lewel import config, distributed, presets, recipe, report, runs
 from lewel.errors import LewelError
-from lewel.train import prepare, train
+from lewel.session import prepare
+from lewel.train import train
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,26 @@ class TrainCommand:
 def run(arguments: list[str]) -> None:
     """Trains from the start or from a checkpoint, and writes the run's report."""
     command = parse(arguments)
-    config.check(command.run)
+    config.check(command.run, processes=distributed.announced())
+    world = distributed.join()
+    try:
+        folder, resume = distributed.from_leader(lambda: _places(command))
+        session = prepare(replace(command.run, out=str(folder)), folder)
+        if world.leads:
+            print(report.recipe_of(session), flush=True)
+        if train(session, resume) and world.leads:
+            report.write(session)
+    finally:
+        distributed.leave()
+
+
+def _places(command: TrainCommand) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to continue from."""
     folder, resume = runs.choose(command.run, command.resume)
     runs.check_writable(folder)
     if command.resume == "auto" and resume is None:
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
-    run = replace(command.run, out=str(folder))
-    session = prepare(run, folder)
-    print(report.recipe_of(session), flush=True)
-    train(session, resume)
-    report.write(session)
+    return folder, resume
 
 
 def parse(arguments: list[str]) -> TrainCommand:

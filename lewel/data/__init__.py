@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lewel.data.datasets import Datasets, build
-from lewel.data.loader import TrainLoader, Views, eval_batches, spaced
+from lewel.data.loader import Images, TrainLoader, Views, eval_batches, spaced
 
-__all__ = ["Datasets", "TrainLoader", "Views", "build", "eval_batches", "spaced"]
+__all__ = ["Datasets", "Images", "TrainLoader", "Views", "build", "eval_batches", "spaced"]

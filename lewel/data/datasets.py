@@ -23,7 +23,7 @@ class Datasets:
     test_boxes: torch.Tensor | None = None  # embedded: (N, 4) float32, x0 y0 x1 y1 in pixels, half open
 
 
-def build(config: Data, seed: int) -> Datasets:
+def build(config: Data, seed: int, device: torch.device | None = None) -> Datasets:
     """The sets of config. seed fixes order and augmentation; the embedded images are the same for every seed.
 
     Raises LewelError for a folder that is missing, empty or not laid out as folder.LAYOUT says.

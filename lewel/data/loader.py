@@ -47,12 +47,22 @@ class Images(Protocol):
 class TrainLoader:
     """Batches of two views, the incomplete last batch of an epoch dropped.
 
-    len(loader) is the number of batches an epoch; loader.epoch(e, first_batch=b) iterates over epoch e from batch b on,
+    len(loader) is the number of batches an epoch; loader.epoch(e, first_step=b) iterates over epoch e from batch b on,
     exactly as if the b batches before had been drawn (resume in the middle of an epoch).
     """
 
-    def __init__(self, dataset: TwoViews, batch_size: int, workers: int = 0) -> None:
-        self._keys = _Keys(len(dataset), batch_size, dataset.seed)
+    def __init__(
+        self,
+        dataset: TwoViews,
+        batch_size: int,
+        workers: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self._keys = _Keys(len(dataset), batch_size, dataset.seed, rank, world, accumulate)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
         self._loader: DataLoader[Views] = DataLoader(
             dataset,  # type: ignore[arg-type]
@@ -66,31 +76,37 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Views]:
-        """The batches of epoch (from 0), from first_batch on."""
-        self._keys.epoch, self._keys.first_batch = epoch, first_batch
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
+        """The batches of epoch (from 0), from first_step on."""
+        self._keys.epoch, self._keys.first_step = epoch, first_step
         return iter(self._loader)
 
 
 class _Keys:
     """The batches of an epoch in order: a permutation that (seed, epoch) fix, cut into full batches."""
 
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
+    def __init__(self, images: int, batch_size: int, seed: int, rank: int, world: int, accumulate: int) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.epoch = self.first_batch = 0
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
         return self.images // self.batch_size
 
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
-        for batch in range(self.first_batch, len(self)):
-            yield BatchKey(self.epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+        local = self.batch_size // (self.world * self.accumulate)
+        for step in range(self.first_step, len(self)):
+            for number in range(self.accumulate):
+                start = step * self.batch_size + (number * self.world + self.rank) * local
+                yield BatchKey(self.epoch, order[start : start + local])
 
 
-def eval_batches(dataset: Images, batch_size: int, workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images (B, 3, S, S) float32 normalised, labels (B,) int64), in order, the last batch possibly short."""
-    indices = np.arange(len(dataset))
+def eval_batches(
+    dataset: Images, batch_size: int, workers: int = 0, *, indices: np.ndarray | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images (B, 3, S, S) float32 normalised, labels (B,) int64) of indices or all, in order, the last one short."""
+    indices = np.arange(len(dataset)) if indices is None else indices
     loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
         dataset,  # type: ignore[arg-type]
         sampler=[indices[start : start + batch_size] for start in range(0, len(indices), batch_size)],

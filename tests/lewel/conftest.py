@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tiny_runs import TINY, run_in
 
-from lewel.train import Session
+from lewel.session import Session
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,19 @@ from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
 from lewel import checkpoint, log, report
 from lewel.config import Train
-from lewel.train import Session, prepare, train
+from lewel.session import Session, prepare
+from lewel.train import train
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path):
     run = replace(TINY, method=METHODS[name])
     whole = run_in(tmp_path / "whole", run)
-    generator = torch.get_rng_state()
     run_in(tmp_path / "killed", run, epochs=2)
     newest = checkpoint.found(tmp_path / "killed" / "checkpoints")[-1]
     resumed = run_in(tmp_path / "killed", run, resume=newest)
     assert_same(resumed, whole)
     assert losses_of(resumed) == losses_of(whole)
-    assert torch.equal(torch.get_rng_state(), generator)
     for mine, theirs in zip(resumed.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
 
@@ -37,15 +36,15 @@ def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path):
 def test_what_was_logged_after_the_checkpoint_is_dropped_on_resume(tmp_path, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    (folder / "checkpoints" / "epoch-0003.pt").unlink()  # killed in the third epoch, whose steps are in the log
-    resumed = run_in(folder, TINY, resume=folder / "checkpoints" / "epoch-0002.pt")
+    (folder / "checkpoints" / "step-00000009.pt").unlink()  # killed in the third epoch, whose steps are in the log
+    resumed = run_in(folder, TINY, resume=folder / "checkpoints" / "step-00000006.pt")
     steps = [record["step"] for record in log.read(folder / "log.jsonl") if record["kind"] == "step"]
     assert steps == list(range(1, 10))
     assert losses_of(resumed) == losses_of(finished)
 
 
 def test_a_run_continues_in_another_folder_with_its_whole_log(tmp_path, finished):
-    resumed = run_in(tmp_path / "other", TINY, resume=finished.folder / "checkpoints" / "epoch-0002.pt")
+    resumed = run_in(tmp_path / "other", TINY, resume=finished.folder / "checkpoints" / "step-00000006.pt")
     assert losses_of(resumed) == losses_of(finished)
     assert_same(resumed, finished)
     assert "untrained" in report.summary(resumed)
@@ -55,7 +54,7 @@ def test_a_finished_checkpoint_without_its_run_folder_is_reported(tmp_path, fini
     """Nothing is known of the time before, and that is left out."""
     (tmp_path / "alone").mkdir()
     (tmp_path / "log.jsonl").write_text('{"a log": "of something else"}')
-    moved = shutil.copy(finished.folder / "checkpoints" / "epoch-0003.pt", tmp_path / "alone" / "best.pt")
+    moved = shutil.copy(finished.folder / "checkpoints" / "step-00000009.pt", tmp_path / "alone" / "best.pt")
     report.write(run_in(tmp_path / "run", TINY, resume=Path(moved)))
     text = (tmp_path / "run" / "report.txt").read_text()
     assert "kNN" not in text
@@ -66,9 +65,9 @@ def test_later_checkpoints_give_way_to_the_run_that_continues_from_an_earlier_on
     folder = tmp_path / "run"
     run_in(folder, replace(TINY, keep=3))
     later = prepare(replace(TINY, keep=1), folder)
-    run_in(folder, later.run, epochs=1, resume=folder / "checkpoints" / "epoch-0001.pt")
-    assert [path.name for path in checkpoint.found(folder / "checkpoints")] == ["epoch-0002.pt"]
-    assert "epoch-0001.pt; removed epoch-0002.pt, epoch-0003.pt, which come later" in capsys.readouterr().out
+    run_in(folder, later.run, epochs=1, resume=folder / "checkpoints" / "step-00000003.pt")
+    assert [path.name for path in checkpoint.found(folder / "checkpoints")] == ["step-00000006.pt"]
+    assert "step-00000003.pt; removed step-00000006.pt, step-00000009.pt, which come later" in capsys.readouterr().out
 
 
 def test_a_run_that_starts_in_the_folder_of_another_starts_its_log(tmp_path):
@@ -94,62 +93,62 @@ class TestUnusableCheckpoint:
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.999], ids=["empty", "a-third", "almost-whole"])
     def test_truncated(self, folder, share):
-        path = folder / "checkpoints" / "epoch-0003.pt"
+        path = folder / "checkpoints" / "step-00000009.pt"
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         message = self.refused(folder, path)
-        assert "epoch-0003.pt is truncated or no checkpoint at all" in message
-        assert f"--resume {folder / 'checkpoints' / 'epoch-0002.pt'}" in message
+        assert "step-00000009.pt is truncated or no checkpoint at all" in message
+        assert f"--resume {folder / 'checkpoints' / 'step-00000006.pt'}" in message
 
     @pytest.mark.parametrize("content", ["text", "state_dict", "code"])
     def test_foreign(self, folder, content):
-        path = folder / "checkpoints" / "epoch-0004.pt"
+        path = folder / "checkpoints" / "step-00000012.pt"
         if content == "text":
             path.write_text(json.dumps({"not": "a checkpoint"}))
         else:
             torch.save({"weight": torch.ones(2)} if content == "state_dict" else Path, path)
         message = self.refused(folder, path)
         assert "was not written by this version of lewel train" in message or "no checkpoint at all" in message
-        assert "epoch-0003.pt" in message
+        assert "step-00000009.pt" in message
 
     def test_missing(self, folder):
-        assert "there is no checkpoint" in self.refused(folder, folder / "checkpoints" / "epoch-0007.pt")
+        assert "there is no checkpoint" in self.refused(folder, folder / "checkpoints" / "step-00000021.pt")
 
     def test_of_another_method(self, folder):
         byol = replace(TINY, method=METHODS["lewel_b-eman"])
-        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", byol)
+        message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", byol)
         assert "holds lewel_m but this run is lewel_b" in message
 
     def test_of_another_recipe(self, folder):
-        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", replace(TINY, epochs=5))
+        message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", replace(TINY, epochs=5))
         assert "epochs: 3 -> 5" in message
 
     @pytest.mark.parametrize("seed_or_precision", [{"seed": 1}, {"precision": "bf16"}], ids=["seed", "precision"])
     def test_of_another_seed_or_precision(self, folder, seed_or_precision):
         run = replace(TINY, **seed_or_precision)
         ((key, value),) = seed_or_precision.items()
-        message = self.refused(folder, folder / "checkpoints" / "epoch-0003.pt", run)
+        message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", run)
         assert f"{key}: {getattr(TINY, key)} -> {value}" in message
 
     def test_of_other_data(self, folder, monkeypatch):
         """One image more is no step more, but another order."""
-        session, path = prepare(TINY, folder), folder / "checkpoints" / "epoch-0003.pt"
+        session, path = prepare(TINY, folder), folder / "checkpoints" / "step-00000009.pt"
         monkeypatch.setattr(type(session.sets.train), "__len__", lambda views: 49)
         with pytest.raises(checkpoint.CheckpointError, match="was trained on 48 images but there are 49 now"):
             train(session, path)
 
     @pytest.mark.parametrize("key", checkpoint.KEYS)
     def test_incomplete(self, folder, key):
-        path = folder / "checkpoints" / "epoch-0003.pt"
+        path = folder / "checkpoints" / "step-00000009.pt"
         state = torch.load(path)
         del state[key]
         torch.save(state, path)
         with pytest.raises(
-            checkpoint.CheckpointError, match=rf"epoch-0003\.pt is incomplete .it lacks {key}.*-0002\.pt"
+            checkpoint.CheckpointError, match=rf"step-00000009\.pt is incomplete .it lacks {key}.*-00000006\.pt"
         ):
             checkpoint.read(path)
 
     def test_of_other_weights(self, folder):
-        path = folder / "checkpoints" / "epoch-0003.pt"
+        path = folder / "checkpoints" / "step-00000009.pt"
         state = torch.load(path)
         del state["method"]["online.encoder.bn1.weight"]
         torch.save(state, path)
@@ -164,8 +163,8 @@ class TestSave:
 
     @staticmethod
     def save(folder: Path, session: Session) -> Path:
-        parts = {"run": TINY, "method": session.method, "optimizer": session.optimizer}
-        return checkpoint.save(folder, 4, images=48, seconds=1.0, **parts)
+        """As after three more steps."""
+        return checkpoint.save(replace(session, folder=folder.parent, steps_done=12))
 
     @pytest.mark.parametrize("room", [0, 100, 200_000], ids=["nothing-fits", "a-beginning-fits", "much-fits"])
     def test_a_full_disk_is_a_sentence_and_leaves_the_last_good_file(self, room, folder, finished):
@@ -186,8 +185,8 @@ class TestSave:
         answer.close()
         sentence = question.recv()
         process.join()
-        assert sentence.startswith(f"could not write {folder}/epoch-0004.pt: ")
-        assert f"--resume {folder}/epoch-0003.pt" in sentence
+        assert sentence.startswith(f"could not write {folder}/step-00000012.pt: ")
+        assert f"--resume {folder}/step-00000009.pt" in sentence
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -203,13 +202,13 @@ class TestSave:
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
     def test_what_a_killed_process_left_is_removed(self, folder, finished):
-        (folder / ".epoch-0004.pt.123").write_bytes(b"half")
+        (folder / ".step-00000012.pt.123").write_bytes(b"half")
         self.save(folder, finished)
-        assert [path.name for path in sorted(folder.iterdir())] == ["epoch-0003.pt", "epoch-0004.pt"]
+        assert [path.name for path in sorted(folder.iterdir())] == ["step-00000009.pt", "step-00000012.pt"]
 
     def test_a_file_has_its_name_only_when_it_is_whole(self, folder, finished, monkeypatch):
         def look(state, file):
-            assert not (folder / "epoch-0004.pt").exists()
+            assert not (folder / "step-00000012.pt").exists()
             save(state, file)
 
         save = torch.save

@@ -14,8 +14,8 @@ def sets() -> Datasets:
     return build(Data(**SIZES), seed=0)
 
 
-def order(loader: TrainLoader, epoch: int, first_batch: int = 0) -> list[list[int]]:
-    return [views.indices.tolist() for views in loader.epoch(epoch, first_batch)]
+def order(loader: TrainLoader, epoch: int, first_step: int = 0) -> list[list[int]]:
+    return [views.indices.tolist() for views in loader.epoch(epoch, first_step)]
 
 
 def test_an_epoch_is_a_permutation_without_its_last_incomplete_batch(sets):
@@ -44,7 +44,7 @@ def test_seeds_differ_in_order_but_not_in_images(sets):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_within_an_epoch_gives_the_rest_of_it(sets, workers):
     loader = TrainLoader(sets.train, batch_size=20, workers=workers)
-    whole, rest = list(loader.epoch(5)), list(loader.epoch(5, first_batch=3))
+    whole, rest = list(loader.epoch(5)), list(loader.epoch(5, first_step=3))
     assert len(rest) == 2
     for views, expected in zip(rest, whole[3:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(views, expected, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lewel.config import Heads
 from lewel.heads import MLP, CoupledHead, MoCoHead
 
 N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
@@ -12,7 +13,7 @@ N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
 
 def coupled_head() -> tuple[CoupledHead, Tensor]:
     torch.manual_seed(0)
-    head = CoupledHead(C, D, K, num_groups=G, temperature=0.3, backend="reference").double()
+    head = CoupledHead(C, Heads(hidden=D, num_maps=K, num_groups=G, tau=0.3), "reference").double()
     torch.nn.init.normal_(head.mlp.hidden[1].weight)
     torch.nn.init.normal_(head.mlp.hidden[1].bias)
     return head, torch.rand(N, C, H, W, dtype=torch.float64)
@@ -90,7 +91,7 @@ def test_channels_last_features_give_the_same():
 
 def test_aligned_representations_stay_float32_under_bf16_autocast():
     torch.manual_seed(0)
-    head = CoupledHead(C, D, K, num_groups=G, temperature=1.0, backend="reference")
+    head = CoupledHead(C, Heads(hidden=D, num_maps=K, num_groups=G), "reference")
     with torch.autocast("cpu", torch.bfloat16):
         z, pooled = head(torch.rand(N, C, H, W).bfloat16())
     assert z.dtype == torch.bfloat16

@@ -65,7 +65,7 @@ def train_step(method: Model, momentum: float = 0.9) -> Step:
     step = method(*views(), momentum)
     step.loss.backward()
     optimizer.step()
-    method.finish(step, momentum)
+    method.finish(step.keys, momentum)
     return step
 
 
@@ -82,7 +82,7 @@ def test_switches_make_the_method(name):
     for network in (method.online, method.target):
         assert type(network.head) is head
         if run.method.aligned:
-            assert (network.head.temperature, network.head.backend) == (0.7, "reference")
+            assert (network.head.settings.tau, network.head.backend) == (0.7, "reference")
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -202,7 +202,7 @@ def test_keys_enter_the_queue_after_the_loss(name, added):
     before = method.queue.keys.clone()
     step = method(*views(), 0.9)
     torch.testing.assert_close(method.queue.keys, before, rtol=0, atol=0)
-    method.finish(step, 0.9)
+    method.finish(step.keys, 0.9)
     torch.testing.assert_close(method.queue.keys[:added], losses.unit(step.keys))
     torch.testing.assert_close(method.queue.keys[added:], before[added:], rtol=0, atol=0)
 

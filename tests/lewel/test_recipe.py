@@ -12,7 +12,7 @@ from lewel import config, presets, recipe
 from lewel.commands.train import parse
 from lewel.config import Augmentation, Data, Heads, Method, Optim, Train
 from lewel.errors import LewelError
-from lewel.train import check_size
+from lewel.session import check_size
 
 
 def augmented(**changes: Any) -> Train:
@@ -63,7 +63,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(
             Train(method=Method(queue=768, symmetric=True)), "multiple of the 512 keys .* try 512", id="symmetric"
         ),
-        pytest.param(Train(method=Method(split_bn=3)), "256 images in 3 groups", id="split-bn"),
+        pytest.param(Train(method=Method(split_bn=3)), "got 256 in 3 groups", id="split-bn"),
         pytest.param(Train(method=Method(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"),
         pytest.param(Train(optim=Optim(name="lars")), "lars never decays biases", id="lars"),
         pytest.param(Train(epochs=0), "epochs must be positive, got 0", id="epochs"),

@@ -41,9 +41,9 @@ class TestRunFolder:
         assert runs.choose(self.run, "") == (Path("runs/embedded-lewel_m-3"), None)
 
     def test_auto_takes_the_newest_checkpoint_of_the_newest_folder(self):
-        self.hold_a_run("embedded-lewel_m", "epoch-0009.pt")
-        folder = self.hold_a_run("embedded-lewel_m-2", "epoch-0001.pt", "epoch-0002.pt")
-        assert runs.choose(self.run, "auto") == (folder, folder / "checkpoints" / "epoch-0002.pt")
+        self.hold_a_run("embedded-lewel_m", "step-00000027.pt")
+        folder = self.hold_a_run("embedded-lewel_m-2", "step-00000003.pt", "step-00000006.pt")
+        assert runs.choose(self.run, "auto") == (folder, folder / "checkpoints" / "step-00000006.pt")
 
     def test_a_chosen_folder_that_holds_a_run_is_refused(self):
         folder = self.hold_a_run("mine")
@@ -51,8 +51,8 @@ class TestRunFolder:
             runs.choose(replace(self.run, out=str(folder)), "")
 
     def test_a_checkpoint_continues_in_its_run_folder_whatever_the_working_folder(self, tmp_path, monkeypatch):
-        path = tmp_path / self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
-        for start, given in ((tmp_path, "runs/mine/checkpoints/epoch-0001.pt"), (path.parent, "epoch-0001.pt")):
+        path = tmp_path / self.hold_a_run("mine", "step-00000003.pt") / "checkpoints" / "step-00000003.pt"
+        for start, given in ((tmp_path, "runs/mine/checkpoints/step-00000003.pt"), (path.parent, "step-00000003.pt")):
             monkeypatch.chdir(start)
             assert runs.choose(self.run, given) == (tmp_path / "runs" / "mine", path)
 
@@ -64,7 +64,7 @@ class TestRunFolder:
         assert runs.choose(replace(self.run, out=out), "best.pt") == (tmp_path / "on", tmp_path / "best.pt")
 
     def test_another_run_is_not_continued_over(self):
-        path = self.hold_a_run("mine", "epoch-0001.pt") / "checkpoints" / "epoch-0001.pt"
+        path = self.hold_a_run("mine", "step-00000003.pt") / "checkpoints" / "step-00000003.pt"
         other = self.hold_a_run("other")
         with pytest.raises(LewelError, match="other holds another run already"):
             runs.choose(replace(self.run, out=str(other)), str(path))

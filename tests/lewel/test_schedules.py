@@ -6,7 +6,7 @@ import pytest
 
 from lewel.config import Data, Method, Optim, Train
 from lewel.schedules import learning_rate, target_momentum
-from lewel.train import rates
+from lewel.step import rates
 
 STEPS = 1251
 

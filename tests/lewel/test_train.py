@@ -15,8 +15,10 @@ from lewel import checkpoint, knn, log, recipe, watch
 from lewel.config import Optim, Train
 from lewel.data import augment
 from lewel.errors import LewelError
+from lewel.evaluate import knn_accuracy
 from lewel.method import Method as Model
-from lewel.train import knn_accuracy, prepare, train
+from lewel.session import prepare
+from lewel.train import train
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -66,8 +68,8 @@ def test_automatic_precision_is_bf16_where_the_processor_has_it(native, precisio
 def test_run_folder_tells_the_whole_story(finished):
     assert recipe.load(finished.folder / "config.yaml") == TINY
     assert [path.name for path in checkpoint.found(finished.folder / "checkpoints")] == [
-        "epoch-0002.pt",
-        "epoch-0003.pt",
+        "step-00000006.pt",
+        "step-00000009.pt",
     ]
     records = log.read(finished.folder / "log.jsonl")
     assert [record["kind"] for record in records].count("epoch") == 3
@@ -115,7 +117,7 @@ def test_the_loop_is_these_steps(name, tmp_path):
             for p, g, v in zip(trained, grads, velocity, strict=True):
                 v.mul_(0.9).add_(g.add(p, alpha=0.01) if p.ndim > 1 else g)
                 p.add_(v, alpha=-lr)
-        method.finish(outcome, m)
+        method.finish(outcome.keys, m)
     assert_equal(method.state_dict(), weights(session))
     assert session.method.online.encoder.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -125,7 +127,7 @@ def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_b
     with torch.no_grad():
         for parameter in session.method.online.parameters():  # to tell it from the target
             parameter.mul_(1.1)
-    monkeypatch.setattr(knn, "accuracy", lambda *arguments: seen.append(arguments) or 50.0)
+    monkeypatch.setattr(knn, "correct", lambda *arguments: seen.append(arguments) or 8)
     before = copy.deepcopy(weights(session))
     assert knn_accuracy(session) == 50.0
     assert all(module.training for module in session.method.modules())
@@ -141,14 +143,14 @@ def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_b
 
 
 def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, monkeypatch):
-    values = iter([20.0, 12.0, 30.0, 40.0])  # raw pixels, untrained, epoch 2, epoch 3
+    values = iter([2, 1, 4, 8])  # raw pixels, untrained, epoch 2, epoch 3
     widths = []
-    monkeypatch.setattr(knn, "accuracy", lambda bank, *_: widths.append(bank.shape[1]) or next(values))
+    monkeypatch.setattr(knn, "correct", lambda bank, *_: widths.append(bank.shape[1]) or next(values))
     run_in(tmp_path, replace(TINY, knn_every=2))
     records = log.read(tmp_path / "log.jsonl")
     assert widths == [3 * 32 * 32, 256, 256, 256]
-    assert (records[0]["knn_pixels"], records[0]["knn_untrained"]) == (20, 12)
-    assert [(record["epoch"], record["knn"]) for record in records if record["kind"] == "epoch"] == [(2, 30), (3, 40)]
+    assert (records[0]["knn_pixels"], records[0]["knn_untrained"]) == (12.5, 6.25)
+    assert [(record["epoch"], record["knn"]) for record in records if record["kind"] == "epoch"] == [(2, 25), (3, 50)]
 
 
 CALM = r"lower --optim\.lr or a longer --optim\.warmup-epochs"
@@ -177,15 +179,15 @@ def test_a_loss_that_was_infinite_between_two_lines_stops_the_run(tmp_path, monk
 def test_weights_that_a_last_step_broke_are_not_saved(tmp_path):
     """The loss of an epoch's only step is taken before the step, and is fine."""
     run = replace(TINY, data=replace(TINY.data, embedded_train=16), method=replace(TINY.method, queue=16))
-    run = replace(run, optim=Optim(lr=math.inf, warmup_epochs=0))
-    with pytest.raises(LewelError, match=rf"weight is not finite after epoch 1; try a {CALM}"):
+    run = replace(run, optim=Optim(lr=1e41, warmup_epochs=0))
+    with pytest.raises(LewelError, match=rf"weight is not finite after step 1; try a {CALM}"):
         run_in(tmp_path, run)
     assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("spread", "warnings"), [(0.09, 2), (0.11, 0)], ids=["collapsed", "spread"])
 def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(watch, "spread_of", lambda z: spread)
+    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(spread))
     run_in(tmp_path, replace(TINY, epochs=2))
     kinds = [record["kind"] for record in log.read(tmp_path / "log.jsonl")]
     assert kinds.count("warning") == warnings
@@ -196,7 +198,7 @@ def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_
 def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
     """The start of an EMAN run nearly collapses and recovers."""
     spreads = iter([0.01, 0.05, 0.2])
-    monkeypatch.setattr(watch, "spread_of", lambda z: next(spreads))
+    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(next(spreads)))
     run_in(tmp_path, replace(TINY, epochs=1))
     assert "warning" not in {record["kind"] for record in log.read(tmp_path / "log.jsonl")}
 

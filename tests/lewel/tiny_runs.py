@@ -10,7 +10,8 @@ import torch
 
 from lewel import checkpoint, log
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
-from lewel.train import Session, prepare, train
+from lewel.session import Session, prepare
+from lewel.train import train
 
 TINY = Train(
     data=Data(image_size=32, embedded_train=48, embedded_test=16, batch_size=16),

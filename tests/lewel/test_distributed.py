@@ -1,0 +1,99 @@
+"""Two processes: the same training as one where BN is synchronised, and one network everywhere in any case."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_equal, run_in
+from two_processes import SYNCED
+
+from lewel import checkpoint, evaluate, log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    script = Path(__file__).with_name("two_processes.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [*torchrun, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SYNCED)
+def test_with_synchronised_bn_two_processes_train_as_one(name, ranks, tmp_path):
+    """To the rounding of sums that are taken in another order."""
+    alone = run_in(tmp_path, SYNCED[name])
+    state = ranks[0][name]["state"]
+    for key, value in alone.method.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(state[key], value, rtol=2e-3, atol=2e-4, msg=lambda m, key=key: f"{key}: {m}")
+    moved = alone.method.online.encoder.conv1.weight - prepare_anew(tmp_path, name)
+    assert moved.abs().max() > 0.01  # far beyond the tolerance
+
+
+def prepare_anew(folder: Path, name: str) -> torch.Tensor:
+    from lewel.session import prepare
+
+    return prepare(SYNCED[name], folder).method.online.encoder.conv1.weight
+
+
+@pytest.mark.parametrize("name", [*SYNCED, "shuffled", "eman"])
+def test_all_processes_end_with_the_same_weights_and_queue(name, ranks):
+    first, second = (rank[name]["state"] for rank in ranks)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor) and not key.endswith(statistics):
+            assert torch.equal(value, second[key]), key
+        elif not isinstance(value, torch.Tensor):
+            assert value == second[key], key  # the pointer of the queue
+
+
+def test_shuffle_bn_mixes_the_processes_and_unshuffles_both_outputs(ranks):
+    found = [rank["shuffling"] for rank in ranks]
+    everything = torch.tensor([0.0, 1, 2, 3, 10, 11, 12, 13])[:, None]
+    assert torch.equal(torch.cat([f["seen"] for f in found]).sort(dim=0).values, everything)
+    for f, own in zip(found, everything.chunk(2), strict=True):
+        assert not torch.isin(f["seen"], own).all()
+        assert torch.equal(f["z"], everything + 0.5)
+        assert torch.equal(f["aligned"], everything[:, None] * torch.tensor([1.0, 2, 3])[:, None])
+        assert torch.equal(f["z_next"], f["z"])
+    assert not torch.equal(found[0]["seen"], found[0]["seen_next"])
+
+
+def test_knn_is_that_of_one_process_with_these_weights(ranks, tmp_path):
+    session = run_in(tmp_path, SYNCED["lewel_b"])
+    session.method.load_state_dict(ranks[0]["lewel_b"]["state"])
+    assert ranks[0]["lewel_b"]["knn"] == ranks[1]["lewel_b"]["knn"] == evaluate.knn_accuracy(session)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "eman"])
+def test_a_resumed_run_of_two_processes_ends_bitwise_as_the_uninterrupted_one(name, ranks):
+    for rank in ranks:
+        resumed = rank[f"{name}-resumed"]["state"]
+        assert_equal({k: v for k, v in rank[name]["state"].items() if "running" not in k}, resumed)
+    assert ranks[0][f"{name}-resumed"]["losses"] == ranks[0][name]["losses"]
+
+
+def test_sigterm_to_one_process_stops_and_saves_all(ranks, folder):
+    assert [rank["preempted"] for rank in ranks] == [{"finished": False, "steps": 3}] * 2
+    assert [path.name for path in checkpoint.found(folder / "preempted" / "checkpoints")] == ["step-00000003.pt"]
+
+
+def test_one_process_writes_the_log(ranks, folder):
+    steps = [record["step"] for record in log.read(folder / "shuffled" / "log.jsonl") if record["kind"] == "step"]
+    assert steps == list(range(1, 10))
