@@ -25,10 +25,11 @@ class RunLog:
     """Writes records to a file, anew or after those up to first_step, and tells a person the important part."""
 
     def __init__(self, path: Path, *, total_steps: int, first_step: int, quiet: bool = False) -> None:
-        if first_step:
+        if first_step and not quiet:
             _drop_after(path, first_step)
-        self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
+        self.quiet = quiet
+        self.file = open(os.devnull if quiet else path, "a" if first_step else "w")  # noqa: SIM115
+        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=quiet or not sys.stderr.isatty())
         self.spoke = time.monotonic()
 
     def step(self, record: dict[str, Any]) -> None:
@@ -49,6 +50,8 @@ class RunLog:
         self.say(line)
 
     def say(self, line: str) -> None:
+        if self.quiet:
+            return
         self.spoke = time.monotonic()
         tqdm.write(line) if not self.bar.disable else print(line, flush=True)
 

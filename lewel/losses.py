@@ -29,13 +29,14 @@ def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: i
     Negatives are all aligned keys of the other images; the other l of the same image are left out. Starts near
     ln(1 + (N - 1) L).
     """
-    num_images, num_aligned, _ = query.shape
-    logits = unit(query).flatten(0, 1) @ unit(key).flatten(0, 1).T / temperature  # [N L, N L]
-    image = torch.arange(num_images, device=query.device).repeat_interleave(num_aligned)
-    same_image = image[:, None] == image
-    same_image.fill_diagonal_(False)
-    logits = logits.masked_fill(same_image, float("-inf"))
-    return F.cross_entropy(logits, torch.arange(len(logits), device=query.device))
+    images, aligned, _ = query.shape
+    logits = unit(query).flatten(0, 1) @ unit(key).flatten(0, 1).T / temperature  # [N L, M L]
+    mine = torch.arange(first, first + images, device=query.device).repeat_interleave(aligned)
+    theirs = torch.arange(len(key), device=query.device).repeat_interleave(aligned)
+    positive = torch.arange(len(logits), device=query.device) + first * aligned
+    same_image = mine[:, None] == theirs
+    same_image[torch.arange(len(logits)), positive] = False
+    return F.cross_entropy(logits.masked_fill(same_image, float("-inf")), positive)
 
 
 def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:

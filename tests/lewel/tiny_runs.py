@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lewel import checkpoint, log
+from lewel import checkpoint, log, optim
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
 from lewel.session import Session, prepare
 from lewel.train import train
@@ -48,6 +48,14 @@ def run_in(folder: Path, run: Train, *, epochs: int | None = None, resume: Path 
         patch.setattr(checkpoint, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             train(session, resume)
+    return session
+
+
+def in_double(session: Session) -> Session:
+    """session in float64, where sums taken in another order differ by nothing that training could enlarge."""
+    session.method.double()
+    session.optimizer = optim.build(session.run.optim, session.method.parameters())
+    session.to_device = lambda images: images.double()  # type: ignore[method-assign]
     return session
 
 

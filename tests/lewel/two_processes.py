@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_runs import TINY, losses_of
+from tiny_runs import TINY, in_double, losses_of
 from torch import Tensor
 
 from lewel import checkpoint, distributed, evaluate
@@ -30,9 +30,9 @@ SHUFFLED = replace(TINY, method=replace(TINY.method, key_bn="shuffle"))
 EMAN = replace(TINY, method=Method(loss="byol", target="eman", momentum_schedule="cosine"))
 
 
-def trained(run: Train, folder: Path, resume: Path | None = None) -> Session:
+def trained(run: Train, folder: Path, resume: Path | None = None, double: bool = False) -> Session:
     session = prepare(run, folder)
-    train(session, resume)
+    train(in_double(session) if double else session, resume)
     return session
 
 
@@ -52,13 +52,13 @@ def shuffling() -> dict[str, Any]:
 
 
 def preempted(folder: Path) -> dict[str, Any]:
-    """A run of which only the last process gets SIGTERM, in its third step."""
+    """A run of which only the last process gets SIGTERM, in its second step."""
     session, advance, steps = prepare(replace(TINY, epochs=50), folder), RunLog.advance, [0]
 
     def advance_and_stop(log: RunLog) -> None:
         advance(log)
         steps[0] += 1
-        if steps[0] == 3 and distributed.rank() == 1:
+        if steps[0] == 2 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     RunLog.advance = advance_and_stop  # type: ignore[method-assign]
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     distributed.join()
     found: dict[str, Any] = {"shuffling": shuffling(), "preempted": preempted(folder / "preempted")}
     for name, run in {**SYNCED, "shuffled": SHUFFLED, "eman": EMAN}.items():
-        session = trained(run, folder / name)
+        session = trained(run, folder / name, double=name in SYNCED)
         found[name] = {"state": session.method.state_dict(), "knn": evaluate.knn_accuracy(session)}
     for name, run in (("shuffled", SHUFFLED), ("eman", EMAN)):
         middle = checkpoint.found(folder / name / "checkpoints")[0]
