@@ -1,0 +1,66 @@
+"""A run in a process of its own that somebody may kill, or that kills itself in the middle of writing a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from multiprocessing.synchronize import Semaphore
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_runs import TINY
+
+from lewel import checkpoint
+from lewel.session import Session, prepare
+from lewel.train import train
+
+RUN = replace(TINY, epochs=30, save_every=1, knn_every=8)
+
+
+def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None) -> None:
+    """Trains RUN in folder from its newest checkpoint, or from the start; releases saved with every checkpoint.
+
+    die_at: which of the checkpoints that it writes it leaves unfinished, from 0, and at which byte.
+    """
+    torch.set_num_threads(1)
+    if die_at is not None:
+        _die_while_saving(*die_at)
+    found = checkpoint.found(folder / "checkpoints")
+    save = checkpoint.save
+
+    def save_and_tell(session: Session) -> Path:
+        path = save(session)
+        saved.release()
+        return path
+
+    checkpoint.save = save_and_tell
+    train(prepare(RUN, folder), found[-1] if found else None)
+
+
+def _die_while_saving(which: int, at_byte: int) -> None:
+    save, saved = torch.save, []
+
+    class Half:
+        """A file that takes so many bytes, and the process with them."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.left = file, at_byte
+
+        def write(self, content: bytes) -> int:
+            self.file.write(memoryview(content)[: self.left])
+            self.file.flush()
+            self.left -= len(content)
+            if self.left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return len(content)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    def count_and_save(state: Any, file: Any) -> None:
+        saved.append(file)
+        save(state, Half(file) if len(saved) > which else file)
+
+    torch.save = count_and_save  # type: ignore[assignment]
