@@ -16,6 +16,7 @@ from lewel import recipe
 from lewel.config import Train
 from lewel.errors import LewelError
 from lewel.method import Method
+from lewel.official import load_official as load_official  # the public name is lewel.checkpoint.load_official
 from lewel.session import Session
 
 FORMAT = "lewel checkpoint 3"

@@ -12,8 +12,9 @@ USAGE = """usage: lewel COMMAND ...
   train --preset NAME [--data.root DIR] [--resume auto]   pre-train; --help lists every setting of a preset
   presets                                                 the recipes by name, and what is known of them
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
-  maps RUN IMAGES...                                      alignment maps over your own images"""
-COMMANDS = ("train", "presets", "eval", "maps")  # each a module of lewel.commands, imported when it is called
+  maps RUN IMAGES...                                      alignment maps over your own images
+  export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
+COMMANDS = ("train", "presets", "eval", "maps", "export")  # each a module of lewel.commands, imported when it is called
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""lewel export RUN --to LIBRARY: the encoder as a file for another library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from lewel.export import Library, Which, export
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Writes the encoder of a run's newest checkpoint for another library, and prints the lines that load it there."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    to: Library
+    """torchvision, timm: a state dict; detectron2: a .pkl for MODEL.WEIGHTS; mmseg: the backbone alone, for
+    init_cfg=dict(type="Pretrained", checkpoint=...) without prefix; safetensors: any encoder, in torchvision's names"""
+    out: str = ""
+    """the file to write; empty means in the run folder"""
+    network: Which = "online"
+    """online: the trained encoder; target: the momentum network's, which is not the one to transfer"""
+
+
+def run(arguments: list[str]) -> None:
+    """Writes the file and says how to load it."""
+    command = tyro.cli(ExportCommand, args=arguments, prog="lewel export")
+    print(export(command.run, command.to, Path(command.out) if command.out else None, command.network))

@@ -1,0 +1,250 @@
+"""Exported encoders: loaded by the very lines that are printed, they give the same features."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import resource
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from foreign_resnets import Detectron2ResNet, MmsegResNet
+from saved_runs import saved
+from tiny_runs import TINY, assert_equal
+from torch import Tensor, nn
+
+import lewel.config
+import lewel.encoders
+from lewel import cli
+from lewel.config import Encoder
+from lewel.errors import LewelError
+from lewel.export import export
+
+RESNETS = ("resnet18", "resnet34", "resnet50")
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=RESNETS)
+def resnet(request, tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp(request.param)
+    method = saved(folder, Encoder(request.param, stem="imagenet"))
+    return SimpleNamespace(name=request.param, folder=folder, features=features(method.online.encoder))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("tiny")
+    return SimpleNamespace(folder=folder, method=saved(folder, Encoder("tiny", stem="small2", last_stride=1)))
+
+
+@torch.no_grad()
+def features(module: nn.Module) -> Tensor:
+    maps = module.eval()(IMAGES)
+    assert maps.isfinite().all()
+    assert maps.std() > 0
+    return maps
+
+
+def run_lines(told: str, **names: Any) -> dict[str, Any]:
+    """Runs the Python that export prints after its second line, and returns what it defined."""
+    exec(told.split("\n\n")[1], names)
+    return names
+
+
+def test_torchvision_loads_all_but_the_classifier(resnet):
+    model = run_lines(export(resnet.folder, "torchvision"), torch=torch, torchvision=torchvision)["model"]
+    weights = torch.load(resnet.folder / f"{resnet.name}-online-torchvision.pth")
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+    assert torch.equal(features(nn.Sequential(*list(model.children())[:-2])), resnet.features)
+
+
+def test_timm_loads_strictly(resnet):
+    model = run_lines(export(resnet.folder, "timm"), torch=torch, timm=timm)["model"].eval()
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(IMAGES), resnet.features)
+        torch.testing.assert_close(model(IMAGES), resnet.features.mean((2, 3)))
+
+
+def test_detectron2_loads_by_its_own_names(resnet):
+    settings: dict[str, Any] = {}
+
+    def merge(pairs: list[Any]) -> None:
+        settings.update(zip(pairs[::2], pairs[1::2], strict=True))
+
+    run_lines(export(resnet.folder, "detectron2"), cfg=SimpleNamespace(merge_from_list=merge))
+    content = pickle.loads(Path(settings.pop("MODEL.WEIGHTS")).read_bytes())
+    assert all(type(value) is np.ndarray for value in content["model"].values())
+    model = Detectron2ResNet(settings["MODEL.RESNETS.DEPTH"])
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in content.pop("model").items()})
+    assert torch.equal(features(model), resnet.features)
+    assert content == {"__author__": "lewel", "matching_heuristics": True}
+    assert settings == {
+        "MODEL.RESNETS.DEPTH": int(resnet.name.removeprefix("resnet")),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 256 if resnet.name == "resnet50" else 64,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    }
+
+
+def test_mmseg_loads_a_backbone_without_prefix(resnet):
+    config = run_lines(export(resnet.folder, "mmseg"))["model"]
+    assert config["pretrained"] is None
+    backbone = config["backbone"]
+    assert (backbone["type"], backbone["init_cfg"]["type"]) == ("ResNet", "Pretrained")
+    model = MmsegResNet(backbone["depth"])
+    model.load_state_dict(torch.load(backbone["init_cfg"]["checkpoint"]))
+    assert torch.equal(features(model), resnet.features)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [Encoder("tiny", "small2", 1), Encoder("resnet18", "small"), Encoder("resnet18", "imagenet", 1)],
+    ids=["tiny", "resnet18-small", "last_stride"],
+)
+def test_safetensors_keeps_every_encoder(encoder, tmp_path):
+    method = saved(tmp_path, encoder)
+    loaded = run_lines(export(tmp_path, "safetensors"), lewel=lewel, safetensors=safetensors)["encoder"]
+    assert not loaded.training
+    assert torch.equal(features(loaded), features(method.online.encoder))
+
+
+def test_safetensors_says_where_the_weights_come_from(tiny, tmp_path):
+    export(tiny.folder, "safetensors", tmp_path / "a.safetensors")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        known = file.metadata()
+    assert {key: known[key] for key in ("format", "method", "network", "epochs", "steps", "preset")} == {
+        "format": "pt",
+        "method": "lewel_b",
+        "network": "online",
+        "epochs": "2",
+        "steps": "8",
+        "preset": "custom",
+    }
+    assert json.loads(known["encoder"]) == ["tiny", "small2", 1]
+    assert (json.loads(known["mean"]), json.loads(known["std"])) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def test_the_target_network_is_exported_only_on_request(tiny, tmp_path):
+    for network, told in (("online", {}), ("target", {"network": "target"})):
+        out = tmp_path / f"{network}.safetensors"
+        assert f"the {network} encoder of lewel_b after 2 epochs, 8 steps" in export(
+            tiny.folder, "safetensors", out, **told
+        )
+        assert_equal(getattr(tiny.method, network).encoder.state_dict(), safetensors.torch.load_file(out))
+
+
+@pytest.mark.parametrize("to", ["torchvision", "timm", "detectron2", "mmseg"])
+@pytest.mark.parametrize(
+    ("encoder", "sentence"),
+    [
+        pytest.param(
+            Encoder("tiny", "imagenet"), "no such encoder as tiny, only lewel has; export it --to safe", id="tiny"
+        ),
+        pytest.param(Encoder("resnet18", "small"), "the small stem is a 3x3 convolution", id="small"),
+        pytest.param(Encoder("resnet18", "small2"), "the small2 stem is a 3x3 convolution", id="small2"),
+        pytest.param(Encoder("resnet18", "imagenet", 1), "the last stage has stride 1", id="last_stride"),
+    ],
+)
+def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, sentence, to, tiny, monkeypatch):
+    path, run = tiny.folder, replace(TINY, encoder=encoder)
+    monkeypatch.setattr("lewel.report.newest", lambda folder: (path, {}, run))
+    with pytest.raises(LewelError, match=sentence):
+        export(tiny.folder, to)
+
+
+def test_a_pickle_for_detectron2_is_readable_beside_numpy_1(resnet, tmp_path):
+    """numpy 1.26 knows numpy._core.multiarray, but not the numpy._core.numeric of later pickles."""
+    export(resnet.folder, "detectron2", tmp_path / "a.pkl")
+    assert b"numpy._core.numeric" not in (tmp_path / "a.pkl").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["a.pth", "safetensors"])
+def test_another_ending_is_refused(out, tiny, tmp_path):
+    with pytest.raises(LewelError, match=r"must end in \.safetensors, got --out .*" + out):
+        export(tiny.folder, "safetensors", tmp_path / out)
+
+
+class TestWriting:
+    @pytest.mark.parametrize("room", [0, 100_000], ids=["nothing-fits", "a-beginning-fits"])
+    def test_a_full_disk_is_a_sentence_and_leaves_the_file_of_before(self, room, tiny, tmp_path):
+        """In a process of its own, whose files cannot grow beyond room bytes."""
+        out = tmp_path / "a.safetensors"
+        out.write_text("before")
+
+        def write(answer: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            try:
+                export(tiny.folder, "safetensors", out)
+            except LewelError as error:
+                answer.send(str(error))
+
+        fork = multiprocessing.get_context("fork")
+        question, answer = fork.Pipe(duplex=False)
+        process = fork.Process(target=write, args=(answer,))
+        process.start()
+        answer.close()
+        assert question.recv() == f"could not write {out}: File too large; choose another --out"
+        process.join()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+    def test_nothing_half_written_stays_when_interrupted(self, tiny, tmp_path, monkeypatch):
+        def stop(descriptor: int) -> None:
+            assert not (tmp_path / "a.safetensors").exists()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("os.fsync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(tiny.folder, "safetensors", tmp_path / "a.safetensors")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("place", "reason"),
+        [("none/a", "No such file or directory"), ("file/a", "Not a directory")],
+        ids=["none", "file"],
+    )
+    def test_a_place_that_is_none_is_a_sentence(self, place, reason, tiny, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(LewelError, match=f"could not write .*: {reason}; choose another --out"):
+            export(tiny.folder, "safetensors", tmp_path / f"{place}.safetensors")
+
+
+class TestCommand:
+    @staticmethod
+    def call(*arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["lewel", "export", *arguments])
+            cli.main()
+
+    def test_says_where_it_wrote_and_how_to_load_it(self, tiny, capsys):
+        out = tiny.folder / "tiny-online-safetensors.safetensors"
+        self.call(str(tiny.folder), "--to", "safetensors")
+        printed = capsys.readouterr().out
+        assert printed.startswith(
+            f"wrote {out}: the online encoder of lewel_b after 2 epochs, 8 steps\nsafetensors loads it with\n"
+        )
+        assert f'encoder.load_state_dict(safetensors.torch.load_file("{out}"))' in printed
+        assert out.exists()
+
+    def test_writes_a_trained_run_to_the_place_and_of_the_network_that_are_named(self, finished, tmp_path, capsys):
+        out = str(tmp_path / "a.safetensors")
+        self.call(str(finished.folder), "--to", "safetensors", "--out", out, "--network", "target")
+        assert capsys.readouterr().out.startswith(f"wrote {out}: the target encoder of lewel_m after 3 epochs, 9 steps")
+        weights = finished.method.target.encoder.state_dict()
+        assert_equal(safetensors.torch.load_file(out), weights)
+
+    def test_an_error_is_a_sentence_with_status_2(self, tiny, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            self.call(str(tiny.folder), "--to", "timm")
+        assert "lewel: timm has no such encoder as tiny" in capsys.readouterr().err
