@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -15,17 +16,22 @@ from tiny_runs import assert_equal
 from lewel import checkpoint, log
 
 
-@pytest.fixture
-def processes(monkeypatch):
+@pytest.fixture(scope="module")
+def processes():
     """Where processes come from that have imported all this, and computed nothing."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server of the processes starts from it
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_run"])
-    return context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server of the processes starts with it
+        yield context
 
 
 def go_on(
-    processes, folder: Path, die_at: tuple[int, int] | None = None, kill_after: tuple[int, float] | None = None
+    processes,
+    folder: Path,
+    die_at: tuple[int, int] | None = None,
+    kill_after: tuple[int, float] | None = None,
+    by: int = signal.SIGKILL,
 ) -> int:
     """The exit code of the run, which is killed so many checkpoints and seconds after its start where given."""
     saved = processes.Semaphore(0)
@@ -35,34 +41,52 @@ def go_on(
         for _ in range(kill_after[0]):
             saved.acquire()
         time.sleep(kill_after[1])
-        process.kill()
+        os.kill(process.pid, by)
     process.join()
     return process.exitcode
 
 
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(r["step"], r["loss"]) for r in log.read(folder / "log.jsonl") if r["kind"] == "step"]
+@pytest.fixture(scope="module")
+def whole(processes, tmp_path_factory) -> Path:
+    """The folder of the run that nobody touched."""
+    folder = tmp_path_factory.mktemp("untouched")
+    assert go_on(processes, folder) == 0
+    return folder
 
 
-def test_killed_twenty_times(processes, tmp_path):
+def assert_ended_alike(folder: Path, whole: Path) -> None:
+    """Bitwise, for all that a checkpoint holds; and by the losses in the log, each step once."""
+    (mine, theirs) = (checkpoint.read(checkpoint.found(path / "checkpoints")[-1]) for path in (folder, whole))
+    assert mine["step"] == theirs["step"] == 3 * killed_run.RUN.epochs
+    assert_equal(mine["method"], theirs["method"])
+    for ours, untouched in zip(*(end["optimizer"]["state"].values() for end in (mine, theirs)), strict=True):
+        assert_equal(ours, untouched)
+    ours, untouched = (log.read(path / "log.jsonl") for path in (folder, whole))
+    assert [r["loss"] for r in ours if r["kind"] == "step"] == [r["loss"] for r in untouched if r["kind"] == "step"]
+
+
+def test_killed_twenty_times(processes, whole, tmp_path):
     """Ten times after a while, ten times at a byte of a checkpoint that is being written."""
-    draw = random.Random(0)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert go_on(processes, whole) == 0
-    newest = checkpoint.found(whole / "checkpoints")[-1]
-    size, reached = newest.stat().st_size, []
+    draw, reached = random.Random(0), []
+    size = checkpoint.found(whole / "checkpoints")[-1].stat().st_size
     for _ in range(10):
         while_saving = (draw.randrange(3), draw.randrange(size))
         after_a_while = (draw.randrange(1, 3), draw.uniform(0, 0.1))
         for die_at, kill_after in ((while_saving, None), (None, after_a_while)):
-            assert go_on(processes, killed, die_at, kill_after) == -signal.SIGKILL
-            found = checkpoint.found(killed / "checkpoints")
+            assert go_on(processes, tmp_path, die_at, kill_after) == -signal.SIGKILL
+            found = checkpoint.found(tmp_path / "checkpoints")
             reached.append(checkpoint.read(found[-1])["step"] if found else 0)  # reading refuses half a file
     assert reached == sorted(reached)
     assert len(set(reached)) > 8  # it was killed all along the way
-    assert go_on(processes, killed) == 0
-    mine, theirs = (checkpoint.read(folder / "checkpoints" / newest.name) for folder in (killed, whole))
-    assert_equal(mine["method"], theirs["method"])
-    for ours, untouched in zip(*(end["optimizer"]["state"].values() for end in (mine, theirs)), strict=True):
-        assert_equal(ours, untouched)
-    assert losses(killed) == losses(whole)
+    assert go_on(processes, tmp_path) == 0
+    assert_ended_alike(tmp_path, whole)
+
+
+def test_sigterm_saves_the_step_it_comes_in_and_exits_0(processes, whole, tmp_path):
+    assert go_on(processes, tmp_path, kill_after=(2, 0.02), by=signal.SIGTERM) == 0
+    (*_, newest) = checkpoint.found(tmp_path / "checkpoints")
+    step = checkpoint.read(newest)["step"]
+    assert 2 <= step < 3 * killed_run.RUN.epochs
+    assert log.read(tmp_path / "log.jsonl")[-1]["step"] == step
+    assert go_on(processes, tmp_path) == 0
+    assert_ended_alike(tmp_path, whole)
