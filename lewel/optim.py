@@ -41,21 +41,21 @@ class LARS(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict], *, momentum: float, eta: float = 1e-3) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "eta": eta})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
             grads = [p.grad for p in weights]
-            if self.grad_scale is not None:
-                grads = list(torch._foreach_div(grads, self.grad_scale))
+            if scale is not None:
+                grads = list(torch._foreach_div(grads, scale))
             update = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
             if group["adapt"]:
                 update = _scaled(update, self._local_rates(weights, grads, group))
@@ -63,7 +63,7 @@ class LARS(torch.optim.Optimizer):
             # v = momentum v + d, w = w - v, or nothing at all where the scaler found an infinity: one kernel.
             torch._fused_sgd_(
                 weights, update, [self._velocity(p) for p in weights], weight_decay=0.0, momentum=group["momentum"],
-                lr=1.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=self.found_inf,
+                lr=1.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=found_inf,
             )  # fmt: skip
 
     def _velocity(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""B1-B3: the coupled head against explicit loops over rows, in float64."""
+"""B1-B3: the coupled head and its ablations against explicit loops over rows, in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lewel.config import Heads
-from lewel.heads import MLP, CoupledHead, MoCoHead
+from lewel.heads import MLP, AlignedHead, CoupledHead, MoCoHead, aligned_head
 
 N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
 
@@ -33,6 +33,16 @@ def rows_by_hand(head: CoupledHead, features: Tensor) -> Tensor:
     return torch.stack([head.mlp.out.weight @ h for h in normed]).unflatten(0, (N, 1 + H * W))  # B3
 
 
+def pooled_by_hand(features: Tensor, maps: Tensor) -> Tensor:
+    """E5, one number at a time."""
+    pooled = torch.zeros(N, K // G, C, dtype=torch.float64)
+    for n in range(N):
+        for aligned in range(K // G):
+            for c in range(C):
+                pooled[n, aligned, c] = maps[n, c // (C // G) * (K // G) + aligned] @ features[n, c].flatten()
+    return pooled
+
+
 def test_global_embedding_is_the_gap_row_of_a_joint_batch_norm():
     head, features = coupled_head()
     z, _ = head(features)
@@ -44,12 +54,7 @@ def test_maps_and_pooling_come_from_the_pixel_rows():
     heat = rows_by_hand(head, features)[:, 1:].transpose(1, 2)  # E1
     normalised = heat / heat.norm(dim=1, keepdim=True)  # E2
     maps = (normalised / 0.3).softmax(-1)  # E3, E4
-    pooled = torch.zeros(N, K // G, C, dtype=torch.float64)
-    for n in range(N):
-        for aligned in range(K // G):
-            for c in range(C):
-                group = c // (C // G)
-                pooled[n, aligned, c] = maps[n, group * (K // G) + aligned] @ features[n, c].flatten()  # E5
+    pooled = pooled_by_hand(features, maps)
     torch.testing.assert_close(head(features)[1], pooled, rtol=1e-12, atol=1e-12)
     got_maps, got_pooled = head.maps(features)
     torch.testing.assert_close(got_maps, maps, rtol=1e-12, atol=1e-12)
@@ -116,3 +121,40 @@ def test_moco_head_is_linear_relu_linear_with_biases():
     first, _, second = head
     expected = (rows @ first.weight.T + first.bias).clamp_min(0) @ second.weight.T + second.bias
     torch.testing.assert_close(head(rows), expected, rtol=1e-12, atol=1e-12)
+
+
+def ablated(**settings: str) -> tuple[AlignedHead, Tensor]:
+    torch.manual_seed(0)
+    head = aligned_head(C, Heads(hidden=D, num_maps=K, num_groups=G, tau=0.3, **settings), "reference").double()
+    return head, torch.rand(N, C, H, W, dtype=torch.float64)
+
+
+def test_a_separate_head_makes_maps_with_an_mlp_of_its_own():
+    head, features = ablated(coupling="separate")
+    z, pooled = head(features)
+    tokens = features.flatten(2).transpose(1, 2).flatten(0, 1)
+    heat = head.map_mlp(tokens).unflatten(0, (N, H * W)).transpose(1, 2)
+    maps = (torch.nn.functional.normalize(heat, dim=1) / 0.3).softmax(-1)
+    torch.testing.assert_close(pooled, pooled_by_hand(features, maps), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(z, head.mlp(features.mean((2, 3))), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(head.maps(features)[0], maps, rtol=1e-12, atol=1e-12)
+
+
+def test_uniform_maps_make_every_aligned_representation_the_gap_token():
+    head, features = ablated(maps="uniform")
+    maps, pooled = head.maps(features)
+    torch.testing.assert_close(maps, torch.full_like(maps, 1 / (H * W)))
+    torch.testing.assert_close(pooled, features.mean((2, 3))[:, None].expand(-1, K // G, -1))
+    torch.testing.assert_close(head(features)[1], pooled)
+
+
+def test_random_maps_are_drawn_anew_as_the_softmax_of_normalised_noise():
+    head, features = ablated(maps="random")
+    torch.manual_seed(5)
+    maps, pooled = head.maps(features)
+    torch.manual_seed(5)
+    noise = torch.randn(N, K, H * W, dtype=torch.float64)
+    expected = (noise / noise.norm(dim=1, keepdim=True) / 0.3).softmax(-1)
+    torch.testing.assert_close(maps, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled, pooled_by_hand(features, maps), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(head.maps(features)[0], maps)

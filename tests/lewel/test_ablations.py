@@ -1,0 +1,145 @@
+"""The paper's ablation switches: each changes what it names, trains, and is refused where nothing would read it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_runs import TINY, run_in
+
+from lewel import config, losses
+from lewel.config import Heads, Method, Train
+from lewel.errors import LewelError
+from lewel.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, SeparateHead
+from lewel.method import Method as Model
+
+HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
+
+
+def recipe(heads: Heads, method: Method = TINY.method) -> Train:
+    run = replace(TINY, heads=heads, method=method)
+    config.check(run)
+    return run
+
+
+def model(heads: Heads, method: Method = TINY.method) -> Model:
+    torch.manual_seed(0)
+    return Model(recipe(heads, method))
+
+
+def views(side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(8, 3, side, side, generator=generator)
+    return first, first + 0.1 * torch.randn(8, 3, side, side, generator=generator)
+
+
+ABLATIONS = {
+    "separate-head": (replace(HEADS, coupling="separate"), SeparateHead),
+    "random-maps": (replace(HEADS, maps="random"), FixedMapsHead),
+    "uniform-maps": (replace(HEADS, maps="uniform"), FixedMapsHead),
+    "shared-projector": (replace(HEADS, semantic_projector="shared"), CoupledHead),
+    "aligned-width": (replace(HEADS, aligned_width=12), CoupledHead),
+    "one-group": (replace(HEADS, num_groups=1), CoupledHead),
+    "sixteen-groups": (replace(HEADS, num_maps=16, num_groups=16), CoupledHead),
+}
+
+
+@pytest.mark.parametrize("loss", ["infonce", "byol"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_trains_all_that_it_has(name, loss):
+    heads, kind = ABLATIONS[name]
+    method = model(heads, replace(TINY.method, loss=loss))
+    assert type(method.online.head) is kind
+    step = method(*views(), 0.9)
+    step.loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in method.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in method.online.encoder.parameters())
+    online = method.online(views()[0])
+    assert online.aligned.shape == (8, heads.num_maps // heads.num_groups, heads.aligned_out)
+
+
+def test_a_shared_projector_is_the_global_one():
+    method = model(replace(HEADS, semantic_projector="shared"))
+    assert not hasattr(method.online, "aligned_head")
+    method.eval()
+    features = method.online.encoder(views()[0])
+    z, pooled = method.online.head(features)
+    found = method.online(views()[0])
+    torch.testing.assert_close(found.aligned, method.online.head.mlp(pooled.flatten(0, 1)).unflatten(0, (8, 4)))
+    torch.testing.assert_close(found.z, z)
+
+
+@pytest.mark.parametrize(("w_aligned", "kept"), [(1.0, "aligned"), (0.5, "both")])
+@pytest.mark.parametrize("loss", ["infonce", "byol"])
+def test_losses_are_global_aligned_or_both(loss, w_aligned, kept):
+    step = model(HEADS, replace(TINY.method, loss=loss, w_aligned=w_aligned))(*views(), 0.9)
+    parts = step.parts
+    expected = parts["aligned"] if kept == "aligned" else 0.5 * (parts["global"] + parts["aligned"])
+    torch.testing.assert_close(step.loss, expected)
+
+
+@pytest.mark.parametrize(("projector", "kind"), [("auto", MoCoHead), ("moco", MoCoHead), ("mlp", MLP)])
+def test_the_projector_of_moco_v2_is_its_own_or_that_of_lewel(projector, kind):
+    method = model(replace(HEADS, projector=projector), replace(TINY.method, w_aligned=0.0))
+    assert type(method.online.head) is kind
+
+
+def test_random_maps_are_the_same_in_a_run_that_is_repeated(tmp_path):
+    run = recipe(replace(HEADS, maps="random"))
+    first, second = (run_in(tmp_path / name, replace(run, epochs=1)) for name in "ab")
+    assert torch.equal(first.method.online.encoder.conv1.weight, second.method.online.encoder.conv1.weight)
+
+
+def test_gathered_negatives_are_those_of_one_process_where_there_is_one():
+    plain, gathered = (model(HEADS, replace(TINY.method, gather_negatives=on)) for on in (False, True))
+    torch.testing.assert_close(plain(*views(), 0.9).loss, gathered(*views(), 0.9).loss)
+
+
+def test_keys_without_groups_are_plain():
+    method = model(HEADS, replace(TINY.method, key_bn="plain"))
+    second = views()[1]
+    step = method(*views(), 1.0)
+    torch.testing.assert_close(step.keys, method.target(second).z)
+    split = model(HEADS)(*views(), 1.0)
+    assert not torch.allclose(step.keys, split.keys)
+    assert losses.unit(step.keys).shape == split.keys.shape
+
+
+@pytest.mark.parametrize(
+    ("heads", "method", "sentence"),
+    [
+        pytest.param(
+            replace(HEADS, maps="random"), Method(w_aligned=0.0), "heads.maps random says nothing", id="no-branch"
+        ),
+        pytest.param(
+            replace(HEADS, projector="moco"), Method(), "projector moco has no alignment maps", id="moco-head"
+        ),
+        pytest.param(
+            replace(HEADS, maps="uniform", coupling="separate"), Method(), "says how maps are learned", id="no-maps"
+        ),
+        pytest.param(
+            replace(HEADS, semantic_projector="shared", aligned_width=4), Method(), "of width 8", id="shared-width"
+        ),
+        pytest.param(
+            HEADS, Method(loss="byol", gather_negatives=True), "gather_negatives is about the aligned loss", id="gather"
+        ),
+        pytest.param(HEADS, Method(key_bn="shuffle", queue=32), "shuffle needs several processes", id="shuffle"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(heads, method, sentence):
+    with pytest.raises(LewelError, match=sentence):
+        config.check(replace(TINY, heads=heads, method=replace(method, queue=32)))
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "sentence"),
+    [
+        pytest.param(3, 1, "divisible by processes times accumulate, got 16 images, 3 processes", id="processes"),
+        pytest.param(2, 3, "2 processes and 3 passes", id="passes"),
+        pytest.param(8, 2, "leave one of 16 images to a pass", id="one-image"),
+    ],
+)
+def test_images_that_cannot_be_shared_out_are_refused(processes, accumulate, sentence):
+    with pytest.raises(LewelError, match=sentence):
+        config.check(replace(TINY, accumulate=accumulate), processes=processes)
