@@ -25,7 +25,7 @@ def maps_of(method: Method, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     head = method.online.head
     assert isinstance(head, AlignedHead), "maps exist where method.w_aligned is above 0"
     method.eval()
-    with method.autocast():
+    with method.autocast(), torch.compiler.set_stance("force_eager"):
         features = method.online.encoder(images)
         maps, pooled = head.maps(features)
     method.train()
