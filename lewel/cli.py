@@ -11,10 +11,12 @@ USAGE = """usage: lewel COMMAND ...
 
   train --preset NAME [--data.root DIR] [--resume auto]   pre-train; --help lists every setting of a preset
   presets                                                 the recipes by name, and what is known of them
+  show RUN...                                             curves of runs, also while they train, and a line about each
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
-COMMANDS = ("train", "presets", "eval", "maps", "export")  # each a module of lewel.commands, imported when it is called
+# Each a module of lewel.commands, imported when it is called.
+COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""Pictures of a run: alignment maps over images, training curves. Tensors and records in, a PNG out."""
+"""Alignment maps over images, and the look of every picture. Tensors in, a PNG out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def alignment_maps(
                 axis.axis("off")
         if title:
             figure.suptitle(title, fontsize=10, color=INK)
-        _save(figure, path)
+        save(figure, path)
 
 
 def most_telling(maps: Tensor, count: int) -> list[int]:
@@ -97,48 +96,6 @@ def most_telling(maps: Tensor, count: int) -> list[int]:
     return (taken + rest)[:count]
 
 
-def training_curves(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Loss and its parts, kNN beside its baselines, health of embedding and maps, schedules: from the lines of a log.
-
-    Reads the kinds step (step, loss, loss_*, z_std, lr, momentum), baselines (knn_untrained, knn_pixels) and epoch
-    (step, knn, map_entropy and map_spread where there are maps).
-    """
-    steps, epochs = ([r for r in records if r["kind"] == kind] for kind in ("step", "epoch"))
-    parts = [key for key in steps[0] if "loss_" in key] if steps else []
-    baselines = next((r for r in records if r["kind"] == "baselines"), None)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 6), layout="constrained")
-        (loss, knn), (health, rates) = figure.subplots(2, 2, squeeze=False)
-        _lines(loss, steps, {"loss": "loss"} | {key: key.removeprefix("loss_") for key in parts})
-        loss.set_title("loss and its parts", loc="left")
-        _lines(knn, epochs, {"knn": "trained"}, marker="o", markersize=3.5)
-        if baselines is not None:
-            for key, name, dash in (("knn_untrained", "untrained", "--"), ("knn_pixels", "raw pixels", ":")):
-                knn.axhline(baselines[key], color=FAINT, linestyle=dash, label=f"{name} {baselines[key]:.1f}")
-        knn.set_title("kNN accuracy on the test images, %", loc="left")
-        knn.set_ylim(bottom=0)
-        _lines(health, steps, {"z_std": "std of normalised z · √K (0 = collapsed)"})
-        _lines(health, epochs, {"map_entropy": "entropy of the maps / ln P (1 = uniform)"}, marker="o", markersize=3.5)
-        health.set_title("health of the embedding and of the maps", loc="left")
-        health.set_ylim(0, 1.15)
-        _lines(rates, steps, {"lr": "learning rate"})
-        rates.set_title("learning rate, and momentum of the target", loc="left")
-        rates.set_ylim(bottom=0)
-        right = rates.twinx()
-        right.plot(*_series(steps, "momentum"), color="tab:orange", label="momentum (right)")
-        right.set_ylim(min([0.9, *_series(steps, "momentum")[1]]), 1.005)
-        right.grid(visible=False)
-        right.spines["right"].set_visible(True)
-        handles = [axis.get_legend_handles_labels() for axis in (rates, right)]
-        rates.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="lower center")
-        for axis in (loss, knn, health):
-            if axis.has_data():
-                axis.legend()
-        for axis in (health, rates):
-            axis.set_xlabel("step")
-        _save(figure, path)
-
-
 def viewable(images: Tensor) -> Tensor:
     """Normalised images (N, 3, H, W) back in [0, 1]."""
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
@@ -151,19 +108,8 @@ def _outline(axis: Axes, box: Tensor) -> None:
         axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _lines(axis: Axes, records: Sequence[dict[str, Any]], keys: dict[str, str], **style: Any) -> None:
-    for key, label in keys.items():
-        xs, ys = _series(records, key)
-        if xs:
-            axis.plot(xs, ys, label=label, **style)
-
-
-def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    pairs = [(record["step"], record[key]) for record in records if key in record]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes the picture; its folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

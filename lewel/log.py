@@ -1,4 +1,4 @@
-"""What a run says: a bar on a terminal or plain lines, and always one JSON object a line in log.jsonl.
+"""What a run says: a bar on a terminal or plain lines, always one JSON object a line in log.jsonl, and its boards.
 
 Every record has its kind and "step", the number of optimizer steps done.
 """
@@ -16,26 +16,35 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lewel.boards import Sink, boards
+from lewel.config import Train
 from lewel.data import Views
 
 SECONDS_BETWEEN_LINES = 15
+SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a terminal
 
 
 class RunLog:
-    """Writes records to a file, anew or after those up to first_step, and tells a person the important part."""
+    """Writes records to a file, anew or after those up to first_step, and to the boards of the run.
 
-    def __init__(self, path: Path, *, total_steps: int, first_step: int, quiet: bool = False) -> None:
-        if first_step and not quiet:
-            _drop_after(path, first_step)
+    It tells a person the important part. A quiet one, of a process beside the one that logs, does nothing at all.
+    """
+
+    def __init__(
+        self, path: Path, *, total_steps: int, first_step: int, run: Train | None = None, quiet: bool = False
+    ) -> None:
         self.quiet = quiet
-        self.file = open(os.devnull if quiet else path, "a" if first_step else "w")  # noqa: SIM115
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=quiet or not sys.stderr.isatty())
+        self.sinks: list[Sink] = []
+        if not quiet:
+            self.sinks = [Lines(path, first_step), *boards(path.parent, first_step=first_step, run=run)]
+        no_bar = quiet or not sys.stderr.isatty()
+        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=no_bar)
         self.spoke = time.monotonic()
 
     def step(self, record: dict[str, Any]) -> None:
         """A training step's record; plain lines appear at most every 15 seconds."""
         self._write("step", record)
-        shown = {key: record[key] for key in ("loss", "lr", "z_std", "images_per_s")}
+        shown: dict[str, Any] = {key: record[key] for key in SHOWN if key in record}
         if not self.bar.disable:
             self.bar.set_postfix(shown)
         elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
@@ -50,18 +59,34 @@ class RunLog:
         self.say(line)
 
     def say(self, line: str) -> None:
-        if self.quiet:
-            return
         self.spoke = time.monotonic()
-        tqdm.write(line) if not self.bar.disable else print(line, flush=True)
+        if not self.quiet:
+            tqdm.write(line) if not self.bar.disable else print(line, flush=True)
 
     def close(self) -> None:
         self.bar.close()
-        self.file.close()
+        for sink in self.sinks:
+            sink.close()
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
+        for sink in self.sinks:
+            sink.write(kind, values)
+
+
+class Lines:
+    """log.jsonl, the truth about a run: one JSON object a line, flushed, nothing that a resumed run will do again."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        if first_step:
+            _drop_after(path, first_step)
+        self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
         self.file.write(json.dumps({"kind": kind, **values}) + "\n")
         self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import lewel_kernels
-from lewel import checkpoint, data, figures, log, recipe, watch
+from lewel import checkpoint, curves, data, figures, log, recipe, watch
 from lewel.config import Train
 from lewel.data.reference import fit, to_tensor
 from lewel.errors import LewelError
@@ -75,8 +75,8 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
 def write(session: Session) -> None:
     """Prints the result of a finished run and draws its pictures into the run folder."""
     folder, aligned = session.folder, session.run.method.aligned
-    curves, maps = folder / "curves.png", folder / "maps.png"
-    figures.training_curves(curves, log.read(folder / "log.jsonl"))
+    drawn, maps = folder / "curves.png", folder / "maps.png"
+    curves.draw(drawn, {folder.name: log.read(folder / "log.jsonl")})
     if aligned:
         shown = data.spaced(session.sets.test, PICTURED)
         images, _ = session.sets.test[shown]
@@ -89,7 +89,7 @@ def write(session: Session) -> None:
         "",
         text,
         "",
-        f"wrote {curves}" + (f" and {maps}" if aligned else ""),
+        f"wrote {drawn}" + (f" and {maps}" if aligned else ""),
         f"next: python -m lewel eval knn {folder}",
     ]
     if aligned:

@@ -31,10 +31,11 @@ def train(session: Session, resume: Path | None) -> bool:
     log_file = folder / "log.jsonl"
     if leads:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(recipe.to_yaml(run))
         if resume is not None and resume.parent.name == "checkpoints":
             carry_over(resume.parent.parent / "log.jsonl", log_file)
-    log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, quiet=not leads)
+    log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, run=run, quiet=not leads)
+    if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
+        (folder / "config.yaml").write_text(recipe.to_yaml(run))
     try:
         if resume is None:
             _log_baselines(session, log)
@@ -116,12 +117,12 @@ class _Loop:
     def _numbers(self, outcome: Outcome) -> dict[str, float]:
         """The step's numbers, means over the processes, if the worst loss so far is a number."""
         values = {"loss": outcome.loss, **{f"loss_{name}": part for name, part in outcome.parts.items()}}
-        numbers = _read({**values, "z_std": watch.spread_of(outcome.z), "worst": self.worst})
+        numbers = watch.read({**values, "z_std": watch.spread_of(outcome.z), "worst": self.worst})
         worst = numbers.pop("worst")
         if not math.isfinite(worst):
             parts = {name: value for name, value in numbers.items() if name.startswith("loss_")}
             raise LewelError(f"the loss became {worst} ({parts}); {CALMER}")
-        return numbers
+        return {**numbers, "peak_memory_mib": watch.peak_memory()}
 
     def _save(self) -> None:
         session = self.session
@@ -136,12 +137,6 @@ class _Loop:
     def _stop_clock(self) -> None:
         self.session.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
-
-
-def _read(values: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers of the device, means over the processes, in one transfer."""
-    stacked = distributed.average(torch.stack([value.detach().float() for value in values.values()]))
-    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def _check_weights(session: Session) -> None:

@@ -1,12 +1,15 @@
-"""Numbers that tell whether a run is healthy: collapse of the embedding, sharpness and place of the alignment maps."""
+"""Numbers that tell whether a run is healthy: collapse, memory, sharpness and place of the alignment maps."""
 
 from __future__ import annotations
 
 import math
+import resource
+import sys
 
 import torch
 from torch import Tensor
 
+from lewel import distributed
 from lewel.heads import AlignedHead
 from lewel.losses import unit
 from lewel.method import Method
@@ -15,8 +18,24 @@ COLLAPSED = 0.1  # a run whose spread_of stays below for a whole epoch is warned
 
 
 def spread_of(z: Tensor) -> Tensor:
-    """Standard deviation over the batch of normalised z (N, K), times sqrt(K): 1 all over the sphere, 0 collapsed."""
-    return unit(z).std(0).mean() * math.sqrt(z.shape[1])
+    """Standard deviation over the batch of normalised z (N, K), times sqrt(K): 1 all over the sphere, 0 collapsed.
+
+    0-dim and on the device of z, for read.
+    """
+    return unit(z.detach()).std(0).mean() * math.sqrt(z.shape[1])
+
+
+def read(values: dict[str, Tensor]) -> dict[str, float]:
+    """0-dim tensors of one device as float32 numbers, means over the processes; the host waits for the device once."""
+    stacked = distributed.average(torch.stack([value.detach().float() for value in values.values()]))
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def peak_memory() -> float:
+    """MiB that the process has held at most: tensors on the GPU where there is one, else all of its own memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lewel import config, distributed, presets, recipe, report, runs
+from lewel import boards, config, distributed, presets, recipe, report, runs
 from lewel.errors import LewelError
 from lewel.session import prepare
 from lewel.train import train
@@ -46,6 +46,7 @@ def _places(command: TrainCommand) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint to continue from."""
     folder, resume = runs.choose(command.run, command.resume)
     runs.check_writable(folder)
+    boards.check_installed(command.run)
     if command.resume == "auto" and resume is None:
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, resume

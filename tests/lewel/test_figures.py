@@ -8,7 +8,6 @@ from matplotlib import image as files
 
 from lewel import figures
 from lewel.data.augment import normalise
-from lewel.watch import mass_in_boxes
 
 
 def maps_of(*patterns: torch.Tensor) -> torch.Tensor:
@@ -34,30 +33,6 @@ class TestMostTelling:
         assert figures.most_telling(maps, 3) == [0, 2, 1]
 
 
-class TestMassInBoxes:
-    """Maps of 2 x 2 cells over 8 x 8 pixels, by hand."""
-
-    maps = torch.tensor([[[[0.1, 0.2], [0.3, 0.4]]]])
-
-    @pytest.mark.parametrize(
-        ("box", "inside", "area"),
-        [
-            ((0.0, 0.0, 8.0, 8.0), 1.0, 1.0),
-            ((4.0, 0.0, 8.0, 4.0), 0.2, 0.25),
-            ((0.0, 4.0, 8.0, 8.0), 0.7, 0.5),
-            ((2.0, 0.0, 6.0, 4.0), 0.5 * 0.1 + 0.5 * 0.2, 0.25),
-            ((3.0, 3.0, 5.0, 5.0), 1 / 16, 1 / 16),
-            ((6.0, 5.0, 7.0, 8.0), 0.4 * 3 / 16, 3 / 64),
-        ],
-        ids=["all", "a cell", "two cells", "two halves", "four corners", "part of a cell"],
-    )
-    def test_cells_count_by_the_share_covered(self, box, inside, area):
-        shares, areas = mass_in_boxes(self.maps, torch.tensor([box]), 8)
-        assert shares.shape == (1, 1)
-        assert float(shares) == pytest.approx(inside)
-        assert float(areas) == pytest.approx(area)
-
-
 class TestPictures:
     images = normalise(torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
 
@@ -79,15 +54,6 @@ class TestPictures:
     def test_flat_maps_do_not_divide_by_zero(self, tmp_path):
         figures.alignment_maps(tmp_path / "maps.png", self.images, torch.full((3, 2, 4, 4), 1 / 16), columns=2)
         assert not is_blank(tmp_path / "maps.png")
-
-    @pytest.mark.parametrize("aligned", [True, False], ids=["with maps", "without maps"])
-    def test_curves(self, aligned, tmp_path):
-        step = {"kind": "step", "loss": 4.0, "loss_global": 4.0, "z_std": 0.9, "lr": 0.1, "momentum": 0.99}
-        epoch = {"kind": "epoch", "knn": 40.0} | ({"map_entropy": 0.99, "map_spread": 0.02} if aligned else {})
-        baselines = {"kind": "baselines", "step": 0, "knn_pixels": 20.0, "knn_untrained": 15.0}
-        records = [baselines] + [{**record, "step": at} for at in (0, 10, 20) for record in (step, epoch)]
-        figures.training_curves(tmp_path / "curves.png", records)
-        assert not is_blank(tmp_path / "curves.png")
 
 
 def is_blank(path: Path) -> bool:

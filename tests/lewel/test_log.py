@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 
 from lewel import log
+from lewel.config import Train
 
 
 def test_images_per_second_and_the_share_of_waiting(monkeypatch):
@@ -45,3 +47,50 @@ def test_a_log_is_carried_into_another_folder_and_not_over_itself(tmp_path):
     log.carry_over(old, new)
     log.carry_over(old, old)
     assert (old.read_text(), new.read_text()) == ("line", "line")
+
+
+STEP = {"step": 1, "loss": 0.5, "lr": 0.1, "momentum": 0.99, "z_std": 0.9, "images_per_s": 10.0}
+
+
+def test_a_quiet_log_does_nothing_at_all(tmp_path, monkeypatch, capsys):
+    """It is of a process beside the one that logs."""
+    monkeypatch.setattr(log, "boards", None)
+    monkeypatch.setattr(log, "SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(log.sys.stderr, "isatty", lambda: True, raising=False)
+    quiet = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=2, run=Train(wandb="project"), quiet=True)
+    quiet.advance()
+    quiet.step(STEP)
+    quiet.record("epoch", {"step": 1}, "a line")
+    quiet.say("a line")
+    quiet.close()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_record_goes_to_the_log_and_to_the_boards(tmp_path, monkeypatch):
+    class Board:
+        seen: ClassVar[list] = []
+
+        def write(self, kind, values):
+            self.seen.append((kind, values))
+
+        def close(self):
+            self.seen.append("closed")
+
+    monkeypatch.setattr(log, "boards", lambda folder, **_: [Board()])
+    run_log = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=0)
+    run_log.step(STEP)
+    run_log.record("epoch", {"step": 1, "knn": 30.0}, "a line")
+    run_log.close()
+    assert Board.seen == [("step", STEP), ("epoch", {"step": 1, "knn": 30.0}), "closed"]
+    assert log.read(tmp_path / "log.jsonl") == [{"kind": "step", **STEP}, {"kind": "epoch", "step": 1, "knn": 30.0}]
+
+
+def test_plain_lines_tell_the_important_part_and_replaced_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(log, "SECONDS_BETWEEN_LINES", -1)
+    run_log = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=0)
+    run_log.step(STEP)
+    run_log.step({**STEP, "replaced": 2})
+    run_log.close()
+    line = "step 1  loss 0.5  lr 0.1  z_std 0.9  images_per_s 10"
+    assert capsys.readouterr().out.splitlines() == [line, line + "  replaced 2"]

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import assert_equal
 
-from lewel import losses, optim, watch
+from lewel import losses, optim
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
 from lewel.errors import LewelError
 from lewel.heads import MLP, CoupledHead, MoCoHead
@@ -222,44 +221,6 @@ def test_target_statistics_are_averaged_with_eman_and_its_own_otherwise(target):
 
 def test_predictors_have_no_momentum_copy():
     assert not [key for key, _ in model("lewel_b").target.named_parameters() if "predictor" in key]
-
-
-def test_spread_of_embeddings_is_one_on_the_sphere_and_zero_when_collapsed():
-    for width in (16, 64, 256):
-        assert watch.spread_of(torch.randn(4096, width)) == pytest.approx(1, abs=0.03)
-    assert watch.spread_of(torch.ones(64, 64) * torch.rand(64, 1)) == pytest.approx(0, abs=1e-6)
-
-
-def test_mass_in_boxes_counts_cells_by_the_share_that_is_covered():
-    maps = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).view(1, 1, 2, 2)
-    inside, area = watch.mass_in_boxes(
-        maps, torch.tensor([[4.0, 0.0, 8.0, 6.0]]), 8
-    )  # right half, upper three quarters
-    assert inside.item() == pytest.approx(0.2 + 0.5 * 0.4)
-    assert area.item() == pytest.approx(3 / 8)
-
-
-def test_map_statistics_of_uniform_maps(monkeypatch):
-    features = torch.rand(2, 4, 3, 3)
-    uniform = torch.full((2, 8, 3, 3), 1 / 9)
-    pooled = features.mean((2, 3)).unsqueeze(1).expand(-1, 2, -1)
-    monkeypatch.setattr(watch, "maps_of", lambda method, images: (uniform, pooled, features))
-    assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
-
-
-def test_maps_are_those_of_the_online_network_in_eval_mode():
-    method, images = drifted("lewel_b"), views()[0]
-    before = copy.deepcopy(method.state_dict())
-    maps, pooled, features = watch.maps_of(method, images)
-    assert all(module.training for module in method.modules())
-    assert_equal(method.state_dict(), before)  # no batch statistics were taken
-    method.eval()
-    with torch.no_grad():
-        expected = method.online.encoder(images)
-        torch.testing.assert_close(features, expected)
-        expected_maps, expected_pooled = method.online.head.maps(expected)
-    torch.testing.assert_close(maps.flatten(2), expected_maps)
-    torch.testing.assert_close(pooled, expected_pooled)
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused():

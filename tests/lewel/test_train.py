@@ -77,7 +77,7 @@ def test_run_folder_tells_the_whole_story(finished):
     step = next(record for record in records if record["kind"] == "step")
     assert set(step) == {
         *("kind", "step", "lr", "momentum", "loss", "loss_global", "loss_aligned"),
-        *("z_std", "images_per_s", "data_wait"),
+        *("z_std", "images_per_s", "data_wait", "peak_memory_mib"),
     }
     assert set(records[-1]) == {"kind", "step", "epoch", "seconds", "knn", "map_entropy", "map_spread"}
 

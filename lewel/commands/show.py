@@ -1,0 +1,84 @@
+"""lewel show RUN...: how runs go or went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+
+from lewel import curves, log
+from lewel.errors import LewelError
+
+
+@dataclass(frozen=True)
+class ShowCommand:
+    """Draws the curves of runs, finished, training or killed, and prints a line about each."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders"""
+    out: Path | None = None
+    """the picture to write; left out, curves.png in the run folder or, of several runs, here"""
+
+
+def run(arguments: list[str]) -> None:
+    """Writes the picture and prints the table."""
+    command = tyro.cli(ShowCommand, args=arguments, prog="lewel show")
+    if not command.runs:
+        raise LewelError("no run was given; name run folders: lewel show RUN...")
+    logs = {name: _records(folder) for name, folder in zip(_names(command.runs), command.runs, strict=True)}
+    out = command.out or (command.runs[0] if len(logs) == 1 else Path()) / "curves.png"
+    curves.draw(out, logs)
+    print(table([{"run": name, **summary(records)} for name, records in logs.items()]))
+    print(f"wrote {out}")
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the log says of the run so far, by the heading of the column; speed is the median over the logged steps."""
+    steps = [record for record in records if record["kind"] == "step"]
+    accuracies = [record["knn"] for record in records if "knn" in record]
+    last = steps[-1]
+
+    def typical(key: str, form: str) -> str:
+        values = [step[key] for step in steps if key in step]
+        return format(median(values), form) if values else "-"
+
+    return {
+        "step": str(last["step"]),
+        "loss": f"{last['loss']:.4g}",
+        "kNN first": f"{accuracies[0]:.1f}" if accuracies else "-",
+        "kNN last": f"{accuracies[-1]:.1f}" if accuracies else "-",
+        "std of z": f"{last['z_std']:.2f}",
+        "images/s": typical("images_per_s", ".0f"),
+        "waiting": typical("data_wait", ".1%"),
+        "peak MiB": format(last["peak_memory_mib"], ".0f") if "peak_memory_mib" in last else "-",
+    }
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """The rows under their headings, the first column to the left and numbers to the right."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise LewelError(f"{folder} is no run folder: it has no log.jsonl; lewel train says where it writes")
+    records = log.read(path)
+    if not any(record["kind"] == "step" for record in records):
+        raise LewelError(f"the log of {folder} has no step yet; the first is logged when training starts")
+    return records
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, or their paths where two have the same."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -1,0 +1,98 @@
+"""lewel show: curves and a line about every run, from logs of any state."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lewel import cli, curves
+from lewel.commands import show
+from lewel.errors import LewelError
+
+STEP = {"kind": "step", "loss": 1.25, "z_std": 0.9, "lr": 0.1, "momentum": 0.99}
+
+
+def hold_a_run(folder: Path, records: list[dict], cut_off: str = "") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + cut_off)
+    return folder
+
+
+def test_a_finished_run(finished, tmp_path, monkeypatch, capsys):
+    """From the command line, into its folder."""
+    folder = tmp_path / "mine"
+    shutil.copytree(finished.folder, folder)
+    monkeypatch.setattr("sys.argv", ["lewel", "show", str(folder)])
+    cli.main()
+    heading, row, wrote = capsys.readouterr().out.splitlines()
+    assert " ".join(heading.split()) == "run step loss kNN first kNN last std of z images/s waiting peak MiB"
+    assert row.split()[:2] == ["mine", "9"]
+    assert "-" not in row.split()
+    assert wrote == f"wrote {folder / 'curves.png'}"
+    assert (folder / "curves.png").stat().st_size > 10_000
+
+
+def test_several_runs_in_one_picture_by_the_names_of_their_folders(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(curves, "draw", lambda path, runs: drawn.append((path, list(runs))))
+    folders = [str(hold_a_run(tmp_path / name, [{**STEP, "step": 1}])) for name in ("a/x", "a/y", "b/x")]
+    show.run(folders[:2])
+    show.run([*folders, "--out", "all.png"])
+    assert drawn == [(Path("curves.png"), ["x", "y"]), (Path("all.png"), folders)]  # two are called x
+    assert "wrote all.png" in capsys.readouterr().out
+
+
+def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(hold_a_run(tmp_path / "here", [{**STEP, "step": 1}]))
+    show.run(["."])
+    assert "here" in capsys.readouterr().out
+    assert Path("curves.png").exists()
+
+
+def test_a_run_that_trains_or_was_killed(tmp_path):
+    """Nothing but steps yet, and the last line half written."""
+    folder = hold_a_run(tmp_path / "run", [{**STEP, "step": 1}, {**STEP, "step": 10}], cut_off='{"kind": "st')
+    show.run([str(folder)])
+    assert (folder / "curves.png").exists()
+
+
+def test_the_summary_is_of_the_last_step_and_of_the_typical_speed():
+    speeds = ((100, 0.9, 70.0), (300, 0.1, 80.0), (310, 0.12, 90.4))
+    steps = [
+        {**STEP, "step": 10 * at, "images_per_s": speed, "data_wait": wait, "peak_memory_mib": memory}
+        for at, (speed, wait, memory) in enumerate(speeds, start=1)
+    ]
+    epochs = [{"kind": "epoch", "step": 10 * at, "knn": 30.0 + at} for at in (1, 2, 3)]
+    assert show.summary([*steps, *epochs]) == {
+        **{"step": "30", "loss": "1.25", "kNN first": "31.0", "kNN last": "33.0", "std of z": "0.90"},
+        **{"images/s": "300", "waiting": "12.0%", "peak MiB": "90"},
+    }
+
+
+def test_columns_are_aligned():
+    rows = [{"run": "a", "loss": "1.5"}, {"run": "longer", "loss": "10"}]
+    assert show.table(rows).splitlines() == ["run     loss", "a        1.5", "longer    10"]
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        (None, r"run is no run folder: it has no log\.jsonl"),
+        ([{"kind": "baselines", "step": 0, "knn_pixels": 1, "knn_untrained": 1}], "the log of .*run has no step yet"),
+        ([], "the log of .*run has no step yet"),
+    ],
+    ids=["no log", "baselines only", "empty"],
+)
+def test_nothing_to_show_is_a_sentence(records, sentence, tmp_path):
+    if records is not None:
+        hold_a_run(tmp_path / "run", records)
+    with pytest.raises(LewelError, match=sentence):
+        show.run([str(tmp_path / "run")])
+
+
+def test_no_run_at_all_is_a_sentence():
+    with pytest.raises(LewelError, match=r"no run was given; name run folders: lewel show RUN"):
+        show.run([])
