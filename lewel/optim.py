@@ -83,12 +83,13 @@ class LARS(torch.optim.Optimizer):
 
 def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
     """Each dense tensor times its own of factors (len(tensors),), in one product: foreach would launch one for each."""
-    sizes = torch.tensor([t.numel() for t in tensors])
+    counts = [t.numel() for t in tensors]
     flat = torch.cat(
         [t.as_strided((t.numel(),), (1,)) for t in tensors]
     )  # in the order of memory, whatever the strides
-    flat *= factors.repeat_interleave(sizes.to(factors.device, non_blocking=True), output_size=len(flat))
+    sizes = torch.tensor(counts).to(factors.device, non_blocking=True)
+    flat *= factors.repeat_interleave(sizes, output_size=len(flat))
     return [
         part.as_strided(t.shape, t.stride(), part.storage_offset())
-        for part, t in zip(flat.split(sizes.tolist()), tensors, strict=True)
+        for part, t in zip(flat.split(counts), tensors, strict=True)
     ]
