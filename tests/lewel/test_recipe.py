@@ -19,16 +19,6 @@ def augmented(**changes: Any) -> Train:
     return Train(data=Data(augmentation=Augmentation(**changes)))
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
-    run = presets.get(name)
-    config.check(run)
-    assert run.preset == name
-    assert name.endswith(run.method.name)
-    (tmp_path / "config.yaml").write_text(recipe.to_yaml(run))
-    assert recipe.load(tmp_path / "config.yaml") == run
-
-
 @pytest.mark.parametrize(
     ("yaml", "sentence"),
     [
@@ -199,8 +189,3 @@ def test_unknown_preset_names_the_nearest():
 def test_preset_and_config_together_are_refused():
     with pytest.raises(LewelError, match="give one of them"):
         parse(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
-
-
-def test_preset_table_has_a_line_for_each():
-    lines = presets.table().splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(presets.PRESETS)
