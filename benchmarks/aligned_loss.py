@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from lewel.live import LiveStorages
 from lewel.losses import aligned_info_nce
 
 from . import footprint, timing
@@ -37,27 +33,6 @@ class Loss:
     saved_bytes: int
     live_bytes: int
     peak_bytes: int | None
-
-
-class LiveStorages(TorchDispatchMode):
-    """Counts after every operator the bytes of all storages that are alive beyond ``own``; ``most`` is the largest."""
-
-    def __init__(self, own: Iterable[Tensor]) -> None:
-        super().__init__()
-        # Weak references: they free the contents but keep the address, so that no other storage takes its place here.
-        self._own = {StorageWeakRef(x.untyped_storage()) for x in own}
-        self._alive: dict[StorageWeakRef, int] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                self._alive[StorageWeakRef(storage)] = storage.nbytes()
-        self._alive = {ref: n for ref, n in self._alive.items() if ref not in self._own and not ref.expired()}
-        self.most = max(self.most, sum(self._alive.values()))
-        return out
 
 
 def logits_bytes(n: int) -> int:
