@@ -23,28 +23,32 @@ PICTURED = 8
 
 def recipe_of(session: Session) -> str:
     """The whole recipe, and what follows from it and from the data."""
-    run, steps = session.run, len(session.loader)
-    peak = run.optim.lr * run.data.batch_size / 256
     trained = sum(p.numel() for p in session.method.parameters() if p.requires_grad)
+    return plan(session.run, len(session.sets.train), trained, session.device)
+
+
+def plan(run: Train, images: int, trained: int, device: torch.device) -> str:
+    """The whole recipe, and what follows from it, the number of images and that of trained parameters."""
+    steps, peak = images // run.data.batch_size, run.optim.lr * run.data.batch_size / 256
     lines = [
         recipe.to_yaml(run),
-        f"{run.method.name} on {session.device}: {len(session.sets.train):,} training images, {steps} steps an epoch, "
-        f"{session.total_steps:,} steps; {trained:,} parameters are trained",
+        f"{run.method.name} on {device}: {images:,} training images, {steps:,} steps an epoch, "
+        f"{run.epochs * steps:,} steps; {trained:,} parameters are trained",
         f"learning rate {run.optim.lr:g} per 256 images is {peak:g} at {run.data.batch_size}, "
         f"{rates(run, 0, steps)[0]:.3g} at the first step",
     ]
     if run.method.aligned:
-        lines.append(f"aligned pooling: {_backend(session)}")
+        lines.append(f"aligned pooling: {_backend(run, device)}")
     return "\n".join(lines)
 
 
-def _backend(session: Session) -> str:
-    heads = session.run.heads
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(session.run.precision, torch.float32)
-    features = torch.zeros(1, heads.num_groups, 1, 1, dtype=dtype, device=session.device)
+def _backend(run: Train, device: torch.device) -> str:
+    heads = run.heads
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision, torch.float32)
+    features = torch.zeros(1, heads.num_groups, 1, 1, dtype=dtype, device=device)
     weight = features.new_zeros(heads.num_maps, heads.num_groups)
     try:
-        why = lewel_kernels.explain(features, weight, num_groups=heads.num_groups, backend=session.run.backend)
+        why = lewel_kernels.explain(features, weight, num_groups=heads.num_groups, backend=run.backend)
     except ValueError as error:
         raise LewelError(str(error)) from None
     if why.backend is None:

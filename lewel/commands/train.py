@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from lewel import boards, config, distributed, presets, recipe, report, runs
+from lewel import boards, config, distributed, plan, presets, recipe, report, runs
 from lewel.errors import LewelError
 from lewel.session import prepare
 from lewel.train import train
@@ -24,11 +25,37 @@ class TrainCommand:
     """a YAML recipe to start from instead of a preset"""
     resume: str = ""
     """a checkpoint to continue from, or "auto": the newest of this preset's newest run folder (or of --out)"""
+    dry_run: bool = False
+    """print what the run comes to, its steps, rates and memory, and neither train nor write anything"""
+    processes: int = 0
+    """dry run: processes to plan for; 0 means those that torchrun started, or one"""
 
 
 def run(arguments: list[str]) -> None:
-    """Trains from the start or from a checkpoint, and writes the run's report."""
+    """Trains from the start or from a checkpoint, and writes the run's report; or only says what it would do."""
     command = parse(arguments)
+    if command.dry_run:
+        _plan(command)
+    else:
+        _train(command)
+
+
+def _plan(command: TrainCommand) -> None:
+    if command.processes < 0:
+        raise LewelError(f"processes must be positive, or 0 for those that torchrun started, got {command.processes}")
+    if os.environ.get("RANK", "0") == "0":
+        boards.check_installed(command.run)
+        folder, resume = runs.choose(command.run, command.resume)
+        start = f"continue {resume} in" if resume else "be written to"
+        print(f"{plan.text(command.run, command.processes or distributed.announced())}\nit would {start} {folder}")
+
+
+def _train(command: TrainCommand) -> None:
+    if command.processes:
+        raise LewelError(
+            f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
+            f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
+        )
     config.check(command.run, processes=distributed.announced())
     world = distributed.join()
     try:
