@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen, "overhead", commands.run_overhead, "microseconds of a call on tiny tensors, eager's ops beside"
     )
     calls.add_argument("--seconds", type=duration, default=4.0, help="time spent on each shape")
-    loss = command(chosen, "loss", commands.run_loss, "the aligned InfoNCE as the batch grows: time and memory")
+    loss = command(chosen, "loss", commands.run_loss, "the aligned InfoNCE as the batch grows, plain and blocked")
     loss.add_argument("--seconds", type=duration, default=1.0, help="time spent on each batch size")
     before = command(chosen, "prologue", commands.run_prologue, "batch norm and ReLU before the op, and inside it")
     before.add_argument("--seconds", type=duration, default=1.0, help="time spent on each case, mode and way to launch")

@@ -98,10 +98,11 @@ def run_overhead(options: argparse.Namespace) -> None:
 def run_loss(options: argparse.Namespace) -> None:
     recorder = results.Recorder("loss", options.device, quiet_machine(options.device))
     for n in aligned_loss.BATCHES:
-        row = aligned_loss.measure(n, options.device, options.seconds)
-        aligned_loss.print_row(row)
+        rows = aligned_loss.measure(n, options.device, options.seconds)
+        for row in rows:
+            aligned_loss.print_row(row)
         if not options.no_record:
-            recorder.append([row])
+            recorder.append(rows)
 
 
 def run_prologue(options: argparse.Namespace) -> None:

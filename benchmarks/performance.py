@@ -219,6 +219,11 @@ def _largest_batch(memory: float, matrices: float) -> int:
     return int((memory / matrices / 4) ** 0.5 / aligned_loss.L)
 
 
+def _formula(record: Record) -> str:
+    """Of a record of the loss; the first ones are of the plain formula and do not say so."""
+    return record.get("variant", "plain")
+
+
 def loss(device: str) -> str:
     """Memory and time of the aligned InfoNCE as the batch grows.
 
@@ -229,31 +234,35 @@ def loss(device: str) -> str:
     if not records:
         raise ValueError(f"there are no results of loss on {device}")
     lines = [
-        [str(n := r["case"]["N"]), f"{r['logits_bytes'] / MB:.1f}", f"{r['saved_bytes'] / MB:.1f}",
-         f"{aligned_loss.live_bytes(n) / MB:.1f}",
+        [str(n := r["case"]["N"]), f"{r['logits_bytes'] / MB:.1f}", _formula(r), f"{r['saved_bytes'] / MB:.1f}",
+         f"{aligned_loss.live_bytes(n, _formula(r)) / MB:.1f}",
          "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MB:.1f}", f"{r['p50']:.1f}"]
         for r in records
     ]  # fmt: skip
-    header = ["N", "logits MB", "saved MB", "live MB", "measured peak MB", "ms forward + backward"]
+    header = ["N", "logits MB", "formula", "saved MB", "live MB", "measured peak MB", "ms forward + backward"]
     return f"L={aligned_loss.L}; {circumstances(records)}.\n\n" + markdown(header, lines)
 
 
 def _largest_loss(records: list[Record]) -> str:
-    """The largest batch that was measured."""
-    if not records:
-        return ""
-    r = max(records, key=lambda record: record["case"]["N"])
-    peak = "" if r["peak_bytes"] is None else f", peak {r['peak_bytes'] / MB:.0f} MB"
-    return f"N={r['case']['N']}: {r['p50']:.1f} ms{peak}"
+    """The largest batch that was measured, in each formula."""
+    largest = max((r["case"]["N"] for r in records), default=0)
+    told = [
+        f"{_formula(r)} {r['p50']:.1f} ms"
+        + ("" if r["peak_bytes"] is None else f", peak {r['peak_bytes'] / MB:.0f} MB")
+        for r in records
+        if r["case"]["N"] == largest
+    ]
+    return f"N={largest}: {'; '.join(told)}" if told else ""
 
 
 def infonce(device: str) -> str:
-    """Memory of the aligned InfoNCE, and the largest batch on one rank that each GPU would hold.
+    """Memory of the aligned InfoNCE, and the largest batch on one rank that each GPU would hold without blocks.
 
     The fit rests on the storages that are counted: a measured peak holds what the CPU's operators need inside.
     """
     n = 1024  # where what grows with N is small beside what grows with its square
-    matrices = aligned_loss.live_bytes(n) / aligned_loss.logits_bytes(n)
+    plain, blocked = (aligned_loss.live_bytes(n, formula) for formula in ("plain", "blocked"))
+    matrices = plain / aligned_loss.logits_bytes(n)
     fits = [
         [f"{gpu.name}, {gpu.memory / GB:.0f} GB", str(_largest_batch(gpu.memory / 2, matrices)),
          _found(gpu, ("loss",), _largest_loss) or NOT_RUN]
@@ -261,9 +270,10 @@ def infonce(device: str) -> str:
     ]  # fmt: skip
     return (
         loss(device)
-        + f"\nAt most {matrices:.2f} matrices of logits are live at once. "
-        + "Half of a GPU's memory holds at most this many images:\n\n"
-        + markdown(["GPU", "N on one rank", "the largest measured"], fits)
+        + f"\nAt N={n} the plain formula has {plain / GB:.1f} GB alive at once, in blocks it is {blocked / GB:.2f} GB. "
+        + f"At most {matrices:.2f} matrices of logits are live at once in the plain one. "
+        + "Half of a GPU's memory would hold at most this many images with it:\n\n"
+        + markdown(["GPU", "N on one rank, plain", "the largest measured"], fits)
     )
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lewel.errors import LewelError
+
+BLOCK_BYTES = 32 << 20  # of aligned logits; a GPU is busy for longer than it takes to launch the work on a block
 
 
 def unit(x: Tensor) -> Tensor:
@@ -24,19 +30,67 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
 
 def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: int = 0) -> Tensor:
-    """Aligned contrastive loss: query (N, L, K) finds key (N, L, K) of the same image and l.
+    """Aligned contrastive loss: query (N, L, K) finds key (M, L, K) of the same image and l.
 
-    Negatives are all aligned keys of the other images; the other l of the same image are left out. Starts near
-    ln(1 + (N - 1) L).
+    The key of image n is number first + n: rank * N + n where the keys are those of all processes. Negatives are all
+    aligned keys of the other M - 1 images; the other l of the same image are left out. Starts near ln(1 + (M - 1) L).
+    The logits (N L, M L) exist a block at a time.
+
+    Raises:
+        LewelError: not every query has a key, or, in the backward, a second derivative is wanted.
     """
-    images, aligned, _ = query.shape
-    logits = unit(query).flatten(0, 1) @ unit(key).flatten(0, 1).T / temperature  # [N L, M L]
-    mine = torch.arange(first, first + images, device=query.device).repeat_interleave(aligned)
-    theirs = torch.arange(len(key), device=query.device).repeat_interleave(aligned)
-    positive = torch.arange(len(logits), device=query.device) + first * aligned
-    same_image = mine[:, None] == theirs
-    same_image[torch.arange(len(logits)), positive] = False
-    return F.cross_entropy(logits.masked_fill(same_image, float("-inf")), positive)
+    num_images, num_aligned, width = query.shape
+    if key.shape[1:] != query.shape[1:] or not 0 <= first <= len(key) - num_images:
+        raise LewelError(
+            f"each of N = {num_images} queries needs its key: give keys (M, {num_aligned}, {width}), of its images "
+            f"or of all processes, first from 0 to M - N; got keys {tuple(key.shape)} and first = {first}"
+        )
+    queries, keys = (unit(query) / temperature).flatten(0, 1), unit(key).flatten(0, 1)
+    return _SumOfAlignedInfoNCE.apply(queries, keys, num_aligned, first) / len(queries)
+
+
+class _SumOfAlignedInfoNCE(torch.autograd.Function):
+    """Of queries (N L, K), divided by the temperature, and keys (M L, K). The forward makes the gradients as well.
+
+    It has the probabilities that they need, and keeps N L x K numbers in place of them. A backward that begins at the
+    queries again needs a third matrix product beside the two of the plain formula, and is slower than that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, num_aligned: int, first: int) -> Tensor:
+        of_queries, of_keys, *_ = ctx.needs_input_grad
+        grad_queries = torch.empty_like(queries) if of_queries else None
+        grad_keys = torch.zeros_like(keys) if of_keys else None
+        losses = queries.new_empty(len(queries))
+        another = ~torch.eye(num_aligned, dtype=torch.bool, device=queries.device)[..., None]
+        num_keys = len(keys) // num_aligned
+        images = max(1, BLOCK_BYTES // (keys.element_size() * len(keys) * num_aligned))  # of a block
+        buffers = queries.new_empty(2, min(images * num_aligned, len(queries)), len(keys))
+        for begin in range(0, len(queries), images * num_aligned):
+            rows, its_key = slice(begin, begin + images * num_aligned), begin + first * num_aligned
+            logits, p = buffers[:, : len(queries[rows])]
+            torch.mm(queries[rows], keys.T, out=logits)  # autocast leaves alone what says where to put its result
+            by_image = logits.view(-1, num_aligned, num_keys, num_aligned)
+            same_image = by_image.diagonal(its_key // num_aligned, 0, 2)  # [L, L, images]
+            same_image.masked_fill_(another, float("-inf"))
+            torch.log_softmax(logits, 1, out=p)
+            positives = p.diagonal(its_key)
+            torch.neg(positives, out=losses[rows])
+            if of_queries or of_keys:
+                p.exp_()
+                positives.sub_(1)
+            if grad_queries is not None:
+                torch.mm(p, keys, out=grad_queries[rows])
+            if grad_keys is not None:
+                grad_keys.addmm_(p.T, queries[rows])
+        ctx.save_for_backward(grad_queries, grad_keys)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable takes the saved gradients for constants: zero, and no error
+            raise LewelError("the aligned InfoNCE has no second derivative: take its gradient without create_graph")
+        return *(None if gradient is None else grad * gradient for gradient in ctx.saved_tensors), None, None
 
 
 def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:

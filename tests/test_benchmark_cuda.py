@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,7 +321,7 @@ def test_loss(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aligned_loss, "BATCHES", (1, 2))
     rows = rows_of("loss", "loss", "--device", "cuda", "--seconds", "0.01")
     assert gpu.set == [0]
-    assert [row["case"]["N"] for row in rows] == [1, 2]
+    assert [(row["case"]["N"], row["variant"]) for row in rows] == [*product((1, 2), ("plain", "blocked"))]
     assert {row["peak_bytes"] for row in rows} == {PEAK}
     assert all(0 < row["logits_bytes"] <= row["live_bytes"] for row in rows)
 

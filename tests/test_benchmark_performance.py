@@ -54,8 +54,9 @@ def step_row(method: str, variant: str, overhead: float | None, **case: object) 
             "images_per_second": 2.0, "peak_bytes": None, "overhead": overhead, "speedup": None}  # fmt: skip
 
 
-def loss_row(n: int, ms: float, peak: int | None) -> dict[str, object]:
-    return {"case": {"N": n}, "p50": ms, "logits_bytes": 1 << 18, "saved_bytes": 1 << 19, "peak_bytes": peak}
+def loss_row(n: int, ms: float, peak: int | None, **formula: str) -> dict[str, object]:
+    measured = {"p50": ms, "logits_bytes": 1 << 18, "saved_bytes": 1 << 19, "peak_bytes": peak}
+    return {"case": {"N": n}, **measured, **formula}
 
 
 @pytest.mark.parametrize(
@@ -296,10 +297,10 @@ def test_the_measured_cost_of_the_branch(stored: Path) -> None:
 def test_the_largest_loss_that_was_measured(stored: Path) -> None:
     put(stored / "toy", "loss", [loss_row(8, 1.0, None)], instructions="AVX9")
     put(stored / H100, "loss", [loss_row(64, 1.0, 5), loss_row(128, 2.26, 547_500_000), loss_row(8, 0.1, 5)])
-    put(stored / V100, "loss", [loss_row(64, 9.0, None)])
+    put(stored / V100, "loss", [loss_row(64, 9.0, None), loss_row(64, 7.0, 9 << 20, variant="blocked")])
     lines = performance.infonce("toy").splitlines()
-    assert "| H100, 80 GB | 1732 | N=128: 2.3 ms, peak 548 MB |" in lines
-    assert "| V100, 16 GB | 774 | N=64: 9.0 ms |" in lines
+    assert "| H100, 80 GB | 1732 | N=128: plain 2.3 ms, peak 548 MB |" in lines
+    assert "| V100, 16 GB | 774 | N=64: plain 9.0 ms; blocked 7.0 ms, peak 9 MB |" in lines
     assert "| H200, 141 GB | 2299 | not yet run |" in lines  # (70.5e9 / 4 / 3.254) ** 0.5 / 32
 
 
@@ -324,7 +325,7 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
     _, other, *parts = re.split("^#{3,4} ", performance.gpus(), flags=re.M)
     assert other == "Another\n\n"
     expected = [
-        ("The aligned InfoNCE", "| 32 | 0.3 | 0.5 |"),
+        ("The aligned InfoNCE", "| 32 | 0.3 | plain | 0.5 |"),
         (name, ""),
         ("Suite paper, forward", "| 1.50 | 0.00 |"),
         ("Suite paper, forward+backward", "| 4.00 | 0.00 |"),
@@ -333,7 +334,7 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
         ("Suite quick, forward+backward", "| 4.00 | 0.00 |"),
         ("Overhead of a call", "| cuda | 12 |  |"),
         ("A training step", "| lewel_m | bf16 |"),
-        ("The aligned InfoNCE", "| 64 | 0.3 | 0.5 |"),
+        ("The aligned InfoNCE", "| 64 | 0.3 | plain | 0.5 |"),
     ]
     assert [part.split("\n\n", 1)[0].strip() for part in parts] == [title for title, _ in expected]
     for part, (title, row) in zip(parts, expected, strict=True):
@@ -352,16 +353,35 @@ def test_live_storages_are_counted_once_and_while_they_live() -> None:
     assert storages.most == 6000
 
 
-def test_the_live_bytes_of_the_loss() -> None:
+def test_the_live_bytes_of_the_plain_loss() -> None:
     n, rows = 8, 8 * 32
     # In the gradient of log-softmax: its result, that of the picked logarithms, the softmax, and the mask of bytes;
     # beside them the normalised keys, and of each row an index and a few statistics.
     expected = 3 * 4 * rows**2 + rows**2 + 4 * rows * 128
-    assert expected <= aligned_loss.live_bytes(n) <= expected + 16 * rows + 64
-    queries, keys = aligned_loss._embeddings(n, "cpu")
+    assert expected <= aligned_loss.live_bytes(n, "plain") <= expected + 16 * rows + 64
+
+
+def test_the_live_bytes_of_the_blocked_loss() -> None:
+    n, rows, block = 128, 128 * 32, 32 << 20
+    assert aligned_loss.logits_bytes(n) == 2 * block
+    # A block of logits and one of probabilities; queries over the temperature, keys, the gradient; and of each row its
+    # loss and the lengths of query and key.
+    expected = 2 * block + 3 * 4 * rows * 128
+    assert expected <= aligned_loss.live_bytes(n, "blocked") <= expected + 16 * rows + 2048
+
+
+@pytest.mark.parametrize("formula", aligned_loss.FORMULAS)
+def test_contents_make_no_difference_to_live_bytes(formula: str) -> None:
+    queries, keys = aligned_loss._embeddings(8, "cpu")
     with aligned_loss.LiveStorages([queries, keys]) as storages:
-        aligned_loss._gradient(queries, keys)
-    assert storages.most == aligned_loss.live_bytes(n)  # contents make no difference
+        aligned_loss._gradient(formula, queries, keys)
+    assert storages.most == aligned_loss.live_bytes(8, formula)
+
+
+def test_the_formulas_of_the_loss_agree() -> None:
+    queries, keys = aligned_loss._embeddings(3, "cpu")
+    plain, blocked = (aligned_loss._gradient(formula, queries, keys) for formula in aligned_loss.FORMULAS)
+    torch.testing.assert_close(plain, blocked)
 
 
 def test_the_largest_batch_of_the_loss() -> None:
@@ -375,8 +395,9 @@ def test_the_fit_does_not_rest_on_measured_peaks(stored: Path) -> None:
     for peak in (None, 1 << 20, 1 << 40):
         put(stored / "toy", "loss", [loss_row(8, 1.0, peak)], instructions="AVX9")
         made.append(performance.infonce("toy"))
-    assert "| 8 | 0.3 | 0.5 | 1.0 |  | 1.0 |" in made[0]
-    assert "| 8 | 0.3 | 0.5 | 1.0 | 1.0 | 1.0 |" in made[1]
+    assert "| 8 | 0.3 | plain | 0.5 | 1.0 |  | 1.0 |" in made[0]
+    assert "| 8 | 0.3 | plain | 0.5 | 1.0 | 1.0 | 1.0 |" in made[1]
+    assert "the plain formula has 14.0 GB alive at once, in blocks it is 0.12 GB." in made[0]
     fits = [document.split("At most ")[1] for document in made]
     assert fits[0] == fits[1] == fits[2]
     assert fits[0].startswith("3.25 matrices")
@@ -384,8 +405,10 @@ def test_the_fit_does_not_rest_on_measured_peaks(stored: Path) -> None:
 
 
 def test_a_measured_loss_has_its_live_bytes() -> None:
-    row = aligned_loss.measure(2, "cpu", 0.01)
-    assert row.live_bytes == aligned_loss.live_bytes(2)
-    assert row.logits_bytes == 4 * 64**2
-    row.peak_bytes = None
-    aligned_loss.print_row(row)
+    rows = aligned_loss.measure(2, "cpu", 0.01)
+    assert [row.variant for row in rows] == ["plain", "blocked"]
+    for row in rows:
+        assert row.live_bytes == aligned_loss.live_bytes(2, row.variant)
+        assert row.logits_bytes == 4 * 64**2
+        row.peak_bytes = None
+        aligned_loss.print_row(row)
