@@ -10,7 +10,8 @@ from lewel.errors import LewelError
 USAGE = """usage: lewel COMMAND ...
 
   train --preset NAME [--data.root DIR] [--resume auto]   pre-train; --help lists every setting of a preset
-  presets                                                 the recipes by name, and what is known of them
+  train --preset NAME --dry-run                           the recipe, its steps and the memory it needs
+  presets [NAME]                                          the recipes by name, and what is known of them; or one whole
   show RUN...                                             curves of runs, also while they train, and a line about each
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images

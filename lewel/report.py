@@ -94,7 +94,8 @@ def write(session: Session) -> None:
         text,
         "",
         f"wrote {drawn}" + (f" and {maps}" if aligned else ""),
-        f"next: python -m lewel eval knn {folder}",
+        f"next: python -m lewel show {folder}",
+        f"      python -m lewel eval knn {folder}",
     ]
     if aligned:
         lines.append(f"      python -m lewel maps {folder} YOUR_IMAGE.jpg ...")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lewel import config, data, distributed, norm, optim
+from lewel import data, distributed, norm, optim
 from lewel.config import Train
 from lewel.errors import LewelError
 from lewel.method import Method
@@ -53,7 +53,6 @@ def prepare(run: Train, folder: Path) -> Session:
     """Data and a freshly initialised method, in each of the processes that torchrun started; the seed alone decides."""
     world = distributed.join()
     run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
-    config.check(run, processes=world.size)
     sets = data.build(run.data, run.seed, world.device)
     check_size(run, len(sets.train))
     loader = data.TrainLoader(
