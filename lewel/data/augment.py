@@ -7,6 +7,7 @@ that takes a sample at a time), and a test holds the two against each other.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,40 +96,64 @@ def _crops(scale: tuple[float, float], size: int, tries: np.ndarray, x: np.ndarr
 
 
 def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Views (B, 3, S, S) float32, normalised, of images (B, 3, S, S) uint8."""
-    x = _crop_flip(images.float() / 255, draws.crop, draws.flip)
-    for position in range(4):
-        for which, change in enumerate((_brightness, _contrast, _saturation, _hue)):
-            _change(x, draws.order[:, which] == position, change, draws.factors[:, which])
-    _change(x, draws.gray, _saturation, np.zeros(len(x)))
-    _change(x, draws.sigma > 0, _blur, draws.sigma)
-    _change(x, draws.solarize, _solarize, draws.sigma)
+    """Views (B, 3, S, S) float32, normalised, of images (B, 3, S, S) uint8, on the images' device.
+
+    Which samples an operation changes is decided on the CPU: the device is told, once a batch, and never asked.
+    """
+    changes: list[tuple[Change, np.ndarray, np.ndarray]] = [
+        (change, draws.order[:, which] == position, draws.factors[:, which])
+        for position in range(4)
+        for which, change in enumerate((_brightness, _contrast, _saturation, _hue))
+    ]
+    changes += [
+        (_saturation, draws.gray, np.zeros(len(images))),
+        (_blur, draws.sigma > 0, draws.sigma),
+        (_solarize, draws.solarize, draws.sigma),
+    ]
+    counts = [int(np.count_nonzero(where)) for _, where, _ in changes]
+    crop, flip, chosen, drawn = upload(
+        images.device,
+        draws.crop,
+        draws.flip,
+        np.concatenate([np.flatnonzero(where) for _, where, _ in changes]),
+        np.concatenate([value[where] for _, where, value in changes]),
+    )
+    x = _crop_flip(images.float() / 255, crop, flip)
+    for (change, _, _), rows, value in zip(
+        changes, chosen.long().split(counts), drawn.float().split(counts), strict=True
+    ):
+        if len(rows):
+            x[rows] = change(x[rows], value.view(-1, 1, 1, 1))
     return normalise(x)
 
 
+def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """The arrays as float64 on device, which holds whole numbers up to 2^53, in one copy that nothing waits for."""
+    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
+    if device.type == "cuda":
+        packed = packed.pin_memory()  # a copy from other memory would wait until the device has done all its work
+    parts = packed.to(device, non_blocking=True).split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def normalise(x: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) float32 in [0, 1] by ImageNet's mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (x - mean) / std
+    """Images (N, 3, H, W) float32 in [0, 1] by ImageNet's mean and standard deviation, in place."""
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):  # plain numbers: nothing to copy to a device
+        x[:, channel].sub_(mean).div_(std)
+    return x
 
 
-def _change(x: torch.Tensor, where: np.ndarray, change: Change, value: np.ndarray) -> None:
-    rows = torch.from_numpy(np.flatnonzero(where)).to(x.device)
-    if len(rows):
-        v = torch.from_numpy(value[where]).float().to(x.device).view(-1, 1, 1, 1)
-        x[rows] = change(x[rows], v)
+def _crop_flip(x: torch.Tensor, crop: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+    """Bilinear, the border of the crop repeated. No crop is larger than the image: none needs an antialias filter.
 
-
-def _crop_flip(x: torch.Tensor, crop: np.ndarray, flip: np.ndarray) -> torch.Tensor:
-    """Bilinear, the border of the crop repeated. No crop is larger than the image: none needs an antialias filter."""
+    crop (B, 4) and flip (B,) are float64.
+    """
     size = x.shape[-1]
-    steps = (np.arange(size) + 0.5) / size
-    rows, columns = (
-        np.clip(start[:, None] + steps * side[:, None] - 0.5, start[:, None], (start + side - 1)[:, None])
-        for start, side in ((crop[:, 0], crop[:, 2]), (crop[:, 1], crop[:, 3]))
-    )
-    columns = np.where(flip[:, None], columns[:, ::-1], columns)
-    y, x_ = (torch.from_numpy((2 * source + 1) / size - 1).float().to(x.device) for source in (rows, columns))
+    steps = (torch.arange(size, dtype=torch.float64, device=x.device) + 0.5) / size
+    start, side = crop[:, :2, None], crop[:, 2:, None]  # (B, 2, 1): of rows and of columns
+    source = (start + steps * side - 0.5).clamp(start, start + side - 1)
+    y, x_ = ((2 * source + 1) / size - 1).float().unbind(1)
+    x_ = torch.where(flip[:, None] > 0, x_.flip(1), x_)
     grid = torch.stack([x_[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
     return F.grid_sample(x, grid, mode="bilinear", align_corners=False)
 
@@ -172,9 +197,11 @@ def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     taps = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (taps / sigma) ** 2)  # (n, 1, 1, taps)
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    padded = F.pad(x, (radius,) * 4, mode="reflect")
-    across = torch.stack([weights[..., t : t + 1] * padded[..., t : t + size] for t in range(len(taps))]).sum(0)
-    return torch.stack([weights[..., t : t + 1] * across[..., t : t + size, :] for t in range(len(taps))]).sum(0)
+    x = F.pad(x, (radius,) * 4, mode="reflect")
+    for dim in (3, 2):
+        taken = (weights[..., tap : tap + 1] * x.narrow(dim, tap, size) for tap in range(len(taps)))
+        x = functools.reduce(torch.Tensor.add_, taken)  # a sum at a time: all taps at once would fill the memory
+    return x
 
 
 def _solarize(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

@@ -29,9 +29,9 @@ def ramps() -> Tensor:
     return torch.stack([ramp, ramp.T, torch.zeros_like(ramp)])
 
 
-def halves() -> Tensor:
-    image = constant(60, 60, 60).clone()
-    image[:, :, SIZE // 2 :] = 180
+def halves(left: int, right: int) -> Tensor:
+    image = constant(left, left, left).clone()
+    image[:, :, SIZE // 2 :] = right
     return image
 
 
@@ -75,6 +75,14 @@ def sides(views: Tensor) -> Tensor:
     return torch.stack([((x.amax(1) - x.amin(1)) / 8 + 1).round() for x in (across, down)])
 
 
+def bright(views: Tensor) -> Tensor:
+    """Whether no value of the image is dark.
+
+    Brightness of up to 31 leaves black black and makes the rest white, mostly: it matters what was mixed before.
+    """
+    return (views.amin((1, 2, 3)) > 128).float()
+
+
 def chroma(views: Tensor) -> Tensor:
     return (views.amax(1) - views.amin(1)).mean((1, 2))
 
@@ -84,12 +92,20 @@ def chroma(views: Tensor) -> Tensor:
     [
         pytest.param({"crop_scale": (0.2, 1)}, ramps(), 0, lambda x: sides(x).prod(0), id="crop-area"),
         pytest.param({"crop_scale": (0.2, 1)}, ramps(), 0, lambda x: sides(x)[0] - sides(x)[1], id="crop-aspect"),
-        pytest.param({"crop_scale": (0.2, 0.5)}, ramps(), 1, lambda x: x[:, 0].amin((1, 2)).round(), id="crop-place"),
+        pytest.param({"crop_scale": (0.2, 0.5)}, ramps(), 1, lambda x: x[:, 0].amin((1, 2)).round(), id="crop-left"),
+        pytest.param({"crop_scale": (0.2, 0.5)}, ramps(), 1, lambda x: x[:, 1].amin((1, 2)).round(), id="crop-top"),
         pytest.param({"flip": 0.3}, ramps(), 0, lambda x: (x[:, 0, 0, 0] > x[:, 0, 0, -1]).float(), id="flip"),
         pytest.param({"jitter": (0.4, 0, 0, 0)}, constant(99, 99, 99), 0, lambda x: x.mean((1, 2, 3)), id="brightness"),
-        pytest.param({"jitter": (0, 0.4, 0, 0)}, halves(), 0, lambda x: x.amax((1, 2, 3)), id="contrast"),
+        pytest.param({"jitter": (0, 0.4, 0, 0)}, halves(60, 180), 0, lambda x: x.amax((1, 2, 3)), id="contrast"),
         pytest.param({"jitter": (0, 0, 0.5, 0)}, constant(180, 99, 60), 0, chroma, id="saturation"),
         pytest.param({"jitter": (0, 0, 0, 0.1)}, constant(200, 40, 40), 0, lambda x: x[:, 1, 0, 0], id="hue"),
+        pytest.param(
+            {"jitter": (30, 0, 1, 0)}, constant(255, 0, 0), 0, bright, id="order-of-brightness-and-saturation"
+        ),
+        pytest.param({"jitter": (30, 1, 0, 0)}, halves(0, 255), 0, bright, id="order-of-brightness-and-contrast"),
+        pytest.param(
+            {"jitter": (0.4, 0, 0, 0)}, constant(99, 99, 99), 1, lambda x: (x[:, 0, 0, 0] != 99).float(), id="jittered"
+        ),
         pytest.param({"gray": 0.3}, constant(180, 99, 60), 0, lambda x: (chroma(x) < 2).float(), id="gray"),
         pytest.param({"blur": (0.8, 0.2)}, chequered(), 0, lambda x: x.std((1, 2, 3)).round(), id="blur-first-view"),
         pytest.param({"blur": (0.8, 0.2)}, chequered(), 1, lambda x: x.std((1, 2, 3)).round(), id="blur-second-view"),
