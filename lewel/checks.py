@@ -106,8 +106,21 @@ def _check_data(data: Data) -> None:
             raise LewelError(
                 f"data.root {data.root} says nothing about the embedded images; add --data.name folder or leave it out"
             )
-        if data.storage == "files":
-            raise LewelError("the embedded images are in no files; choose --data.storage memory, device or auto")
+    for setting, file in (("classes", data.classes), ("train_list", data.train_list)):
+        if file and data.name != "folder":
+            raise LewelError(
+                f"data.{setting} {file} chooses from folders of images, but {data.name} is used as a whole; "
+                "leave it out or choose --data.name folder"
+            )
+    if data.download and data.name in ("embedded", "folder"):
+        raise LewelError(f"data.download fetches sets like cifar10, and {data.name} is none; leave it out")
+    if data.storage == "files" and data.name not in ("folder", "imagenette"):
+        raise LewelError(f"the {data.name} images are in no files; choose --data.storage memory, device or auto")
+    if data.storage == "device" and data.workers:
+        raise LewelError(
+            f"data.storage device needs --data.workers 0, got {data.workers}: "
+            "workers cannot reach images on a GPU; --data.storage memory lets them prepare batches"
+        )
 
 
 def _check_heads(run: Train) -> None:

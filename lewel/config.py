@@ -49,7 +49,7 @@ class Data:
     storage: Literal["auto", "files", "memory", "device"] = "auto"
     """files: torchvision decodes and augments each sample; memory: all images decoded once, batches augmented by the
     workers; device: the same on the training device, without workers; auto: files for folder and imagenette, for the
-    small sets device on a GPU and memory on the CPU"""
+    others device on a GPU without workers, else memory"""
     embedded_train: int = 6000
     """embedded: number of training images"""
     embedded_test: int = 1000

@@ -1,4 +1,8 @@
-"""Batches: (seed, epoch) fix the order and every random draw, so any number of workers gives the same bits."""
+"""Batches: (seed, epoch) fix the order and every random draw, for any number of workers and processes.
+
+batch_size is the global batch, the images of one optimizer step. A step is made of `accumulate` micro-batches, and each
+of `world` processes gets its share of every one of them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from lewel.errors import LewelError
+
+CPU = torch.device("cpu")
+
 
 class Views(NamedTuple):
     """One training batch: two normalised views of the same images."""
 
     first: torch.Tensor  # (B, 3, S, S) float32
     second: torch.Tensor  # (B, 3, S, S) float32
-    indices: torch.Tensor  # (B,) int64, position in the training set
+    indices: torch.Tensor  # (B,) int64 on the CPU, position in the training set
 
 
 class BatchKey(NamedTuple):
@@ -31,6 +39,9 @@ class TwoViews(Protocol):
     @property
     def seed(self) -> int: ...
 
+    @property
+    def device(self) -> torch.device: ...  # where its views are made
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: BatchKey) -> Views: ...
@@ -45,10 +56,11 @@ class Images(Protocol):
 
 
 class TrainLoader:
-    """Batches of two views, the incomplete last batch of an epoch dropped.
+    """Micro-batches of two views for the process rank of world; the incomplete last step of an epoch is dropped.
 
-    len(loader) is the number of batches an epoch; loader.epoch(e, first_step=b) iterates over epoch e from batch b on,
-    exactly as if the b batches before had been drawn (resume in the middle of an epoch).
+    len(loader) is the number of optimizer steps an epoch; loader.epoch(e, first_step=s) iterates over the micro-batches
+    of epoch e from step s on, exactly as if the s steps before had been drawn (resume in the middle of an epoch).
+    Views made on the CPU for a CUDA device lie in pinned memory. Raises LewelError for a batch that cannot be shared.
     """
 
     def __init__(
@@ -60,9 +72,15 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
-        device: torch.device | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self._keys = _Keys(len(dataset), batch_size, dataset.seed, rank, world, accumulate)
+        if batch_size % (world * accumulate):
+            below = batch_size // (world * accumulate) * world * accumulate
+            raise LewelError(
+                f"data.batch_size must be divisible by processes times accumulate, got {batch_size} images for {world} "
+                f"times {accumulate}; try {below or world * accumulate}"
+            )
+        self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
         self._loader: DataLoader[Views] = DataLoader(
             dataset,  # type: ignore[arg-type]
@@ -71,41 +89,41 @@ class TrainLoader:
             num_workers=workers,
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._keys.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
-        """The batches of epoch (from 0), from first_step on."""
+        """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
         return iter(self._loader)
 
 
 class _Keys:
-    """The batches of an epoch in order: a permutation that (seed, epoch) fix, cut into full batches."""
+    """The micro-batches of an epoch in order: a permutation that (seed, epoch) fix, cut into equal parts."""
 
-    def __init__(self, images: int, batch_size: int, seed: int, rank: int, world: int, accumulate: int) -> None:
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.rank, self.world, self.accumulate = rank, world, accumulate
+    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int) -> None:
+        self.images, self.steps, self.accumulate = images, images // batch_size, accumulate
+        self.rank, self.world, self.seed = rank, world, seed
+        self.local = batch_size // (world * accumulate)
         self.epoch = self.first_step = 0
-
-    def __len__(self) -> int:
-        return self.images // self.batch_size
 
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
-        local = self.batch_size // (self.world * self.accumulate)
-        for step in range(self.first_step, len(self)):
-            for number in range(self.accumulate):
-                start = step * self.batch_size + (number * self.world + self.rank) * local
-                yield BatchKey(self.epoch, order[start : start + local])
+        for micro_batch in range(self.first_step * self.accumulate, self.steps * self.accumulate):
+            start = (micro_batch * self.world + self.rank) * self.local
+            yield BatchKey(self.epoch, order[start : start + self.local])
 
 
 def eval_batches(
     dataset: Images, batch_size: int, workers: int = 0, *, indices: np.ndarray | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images (B, 3, S, S) float32 normalised, labels (B,) int64) of indices or all, in order, the last one short."""
+    """(images (B, 3, S, S) float32 normalised, labels (B,) int64 on the CPU) of indices (N,) int64 or all, in order.
+
+    The last batch may be short. Processes that share a set take every world-th index each: indices[rank::world].
+    """
     indices = np.arange(len(dataset)) if indices is None else indices
     loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
         dataset,  # type: ignore[arg-type]

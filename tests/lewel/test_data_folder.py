@@ -1,5 +1,6 @@
 """Images in folders: layout, errors as sentences, unreadable files."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -155,12 +156,25 @@ class TestUnreadable:
         assert len(caught) == 1
         assert bank.split.replaced == 3
 
-    def test_workers_share_the_count(self, root, broken):
-        loader = TrainLoader(build(config(root), seed=0).train, batch_size=5, workers=2)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the workers' warnings go to their own stderr
-            list(loader.epoch(0))
-        assert loader._loader.dataset.split.replaced == 3  # number 2 once by 3 and 4, number 3 once
+    def test_workers_share_the_count_and_name_a_file_once(self, root, broken, monkeypatch, capfd):
+        """In two epochs, and in evaluations between them whose workers are new."""
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_: os.write(2, f"{message}\n".encode()))
+        sets = build(config(root), seed=0)
+        loader = TrainLoader(sets.train, batch_size=2, workers=2)
+        for epoch in range(2):
+            list(loader.epoch(epoch))
+            list(eval_batches(sets.bank, 2, workers=2))
+        warned = capfd.readouterr().err.splitlines()
+        assert sorted(line.split()[2] for line in warned) == [str(broken), str(broken.with_name("3.png"))]
+        assert sets.replaced == 4 * 3  # each time number 2 once by 3 and 4, and number 3 once
+
+    def test_the_count_is_of_all_splits(self, root, broken):
+        (root / "test" / "bee" / "0.png").write_text("not an image")
+        sets = build(config(root), seed=0)
+        assert sets.replaced == 0
+        with pytest.warns(UserWarning, match="takes its place"):
+            sets.bank[np.array([3])], sets.train[BatchKey(0, np.array([3]))], sets.test[np.array([2])]
+        assert sets.replaced == 3
 
     def test_nothing_readable(self, root):
         for path in (root / "train").glob("*/*.png"):
@@ -178,3 +192,12 @@ class TestWorkers:
         assert len(alone) == len(shared) == 3
         for one, other in zip(alone, shared, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    def test_any_number_of_processes_gives_the_same_bits(self, root, in_memory):
+        train = build(config(root, in_memory), seed=4).train
+        alone = list(TrainLoader(train, 4).epoch(1))
+        shares = [list(TrainLoader(train, 4, rank=rank, world=2).epoch(1)) for rank in range(2)]
+        assert len(alone) == len(shares[0]) == len(shares[1]) == 2
+        for one, *parts in zip(alone, *shares, strict=True):
+            assert all(torch.equal(a, torch.cat(b)) for a, b in zip(one, zip(*parts, strict=True), strict=True))

@@ -1,10 +1,12 @@
-"""Order of batches: fixed by seed and epoch alone, resumable within an epoch."""
+"""Order of batches: fixed by seed and epoch alone, resumable within an epoch, shared by processes."""
 
+import numpy as np
 import pytest
 import torch
 
 from lewel.config import Data
-from lewel.data import Datasets, TrainLoader, build, eval_batches
+from lewel.data import Datasets, TrainLoader, Views, build, eval_batches
+from lewel.errors import LewelError
 
 SIZES = {"embedded_train": 100, "embedded_test": 20, "image_size": 32}
 
@@ -14,8 +16,13 @@ def sets() -> Datasets:
     return build(Data(**SIZES), seed=0)
 
 
-def order(loader: TrainLoader, epoch: int, first_step: int = 0) -> list[list[int]]:
-    return [views.indices.tolist() for views in loader.epoch(epoch, first_step)]
+def order(loader: TrainLoader, epoch: int) -> list[list[int]]:
+    return [views.indices.tolist() for views in loader.epoch(epoch)]
+
+
+def assert_same(ours: list[Views], theirs: list[Views]) -> None:
+    for some, others in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def test_an_epoch_is_a_permutation_without_its_last_incomplete_batch(sets):
@@ -41,13 +48,42 @@ def test_seeds_differ_in_order_but_not_in_images(sets):
         assert torch.equal(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_within_an_epoch_gives_the_rest_of_it(sets, workers):
-    loader = TrainLoader(sets.train, batch_size=20, workers=workers)
+def test_resuming_within_an_epoch_gives_the_rest_of_it(sets, workers, accumulate):
+    loader = TrainLoader(sets.train, batch_size=20, workers=workers, accumulate=accumulate)
     whole, rest = list(loader.epoch(5)), list(loader.epoch(5, first_step=3))
-    assert len(rest) == 2
-    for views, expected in zip(rest, whole[3:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(views, expected, strict=True))
+    assert len(rest) == 2 * accumulate
+    assert_same(rest, whole[3 * accumulate :])
+
+
+class TestShares:
+    """Of one global batch: 4 processes, each with 3 micro-batches a step of 24 images."""
+
+    @pytest.mark.parametrize("workers", [0, 4])
+    def test_a_step_of_all_processes_is_the_step_of_one(self, sets, workers):
+        """In the order of the one process: first the first micro-batch of all, then the second of all."""
+        alone = list(TrainLoader(sets.train, 24).epoch(1))
+        loaders = [TrainLoader(sets.train, 24, workers, rank=rank, world=4, accumulate=3) for rank in range(4)]
+        assert [len(loader) for loader in loaders] == [4] * 4
+        shares = [list(loader.epoch(1)) for loader in loaders]
+        assert [len(share) for share in shares] == [4 * 3] * 4
+        assert {len(views.indices) for share in shares for views in share} == {2}
+        for step, whole in enumerate(alone):
+            parts = [share[3 * step + micro_batch] for micro_batch in range(3) for share in shares]
+            assert_same([Views(*map(torch.cat, zip(*parts, strict=True)))], [whole])
+
+    @pytest.mark.parametrize(("world", "accumulate", "better"), [(3, 1, 24), (1, 3, 24), (5, 2, 20), (32, 1, 32)])
+    def test_a_batch_that_cannot_be_shared_is_refused(self, sets, world, accumulate, better):
+        with pytest.raises(LewelError, match=f"got 25 images for {world} times {accumulate}; try {better}"):
+            TrainLoader(sets.train, 25, world=world, accumulate=accumulate)
+
+    def test_processes_evaluate_every_image_once(self, sets):
+        whole = torch.cat([images for images, _ in eval_batches(sets.test, 20)])
+        for rank in range(3):
+            shares = list(eval_batches(sets.test, 4, workers=2, indices=np.arange(20)[rank::3]))
+            assert torch.equal(torch.cat([images for images, _ in shares]), whole[rank::3])
+            assert torch.equal(torch.cat([labels for _, labels in shares]), sets.test.labels[rank::3])
 
 
 def test_the_two_views_differ(sets):

@@ -1,0 +1,46 @@
+"""Sets whose images stay in their files: the workers decode and augment a sample at a time, by torchvision."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lewel.config import Augmentation
+from lewel.data import reference
+from lewel.data.folder import Folder
+from lewel.data.loader import CPU, BatchKey, Views
+
+
+class FolderViews:
+    """Views of images read from files."""
+
+    device = CPU
+
+    def __init__(self, split: Folder, augmentation: Augmentation, size: int, seed: int) -> None:
+        self.split, self.seed = split, seed
+        self.views = tuple(reference.View(augmentation, size, view) for view in (0, 1))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: BatchKey) -> Views:
+        named = [(self.split.load(i)[0], i) for i in key.indices.tolist()]
+        first, second = (
+            torch.stack([view(image, self.seed, key.epoch, i) for image, i in named]) for view in self.views
+        )
+        return Views(first, second, torch.from_numpy(key.indices))
+
+
+class FolderImages:
+    """Images read from files, their centre at the evaluated size, and their labels."""
+
+    def __init__(self, split: Folder, size: int) -> None:
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [self.split.load(int(i)) for i in indices]
+        images = torch.stack([reference.to_tensor(reference.fit(image, self.size)) for image, _ in pairs])
+        return images, torch.tensor([label for _, label in pairs])

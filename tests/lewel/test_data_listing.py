@@ -1,0 +1,142 @@
+"""Files that list what is used of a folder: classes (ImageNet-100) and training images (the 1 % and 10 % lists)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lewel.config import Data
+from lewel.data import Datasets, build
+from lewel.errors import LewelError
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three classes, four training and two test images each, named as in ImageNet; red is 40 times class plus image."""
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(CLASSES):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                file = f"{name}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{2 * label + i}.JPEG"
+                Image.new("RGB", (20, 20), (40 * label + i, 0, 0)).save(tmp_path / split / name / file, format="png")
+    return tmp_path
+
+
+def lists(root: Path, **files: str) -> Datasets:
+    """The sets of root under lists of these contents."""
+    for setting, text in files.items():
+        (root / f"{setting}.txt").write_text(text)
+    named = {setting: str(root / f"{setting}.txt") for setting in files}
+    return build(Data(name="folder", root=str(root), image_size=16, **named), seed=0)
+
+
+def seen(images: Datasets, split: str = "bank") -> list[tuple[int, int]]:
+    """(red, label) of every image of a split."""
+    pixels, labels = getattr(images, split)[np.arange(len(getattr(images, split)))]
+    red = ((pixels[:, 0, 8, 8] * 0.229 + 0.485) * 255).round().int()
+    return list(zip(red.tolist(), labels.tolist(), strict=True))
+
+
+class TestClasses:
+    def test_restrict_both_splits_in_the_order_of_their_names(self, root):
+        sets = lists(root, classes="# ImageNet-2\nn01484850   # great white shark\n\nn01440764\n")
+        assert sets.num_classes == 2
+        assert seen(sets) == [(red, label) for label, first in enumerate((0, 80)) for red in range(first, first + 4)]
+        assert seen(sets, "test") == [(0, 0), (1, 0), (80, 1), (81, 1)]
+        assert len(sets.train) == 8
+
+    def test_other_class_folders_may_be_empty_or_in_one_split_only(self, root):
+        (root / "train" / "n09999999").mkdir()
+        assert lists(root, classes="n01440764").num_classes == 1
+
+    def test_a_listed_class_must_be_in_both_splits(self, root):
+        (root / "val" / "n01443537").rename(root / "val" / "n09999999")
+        with pytest.raises(LewelError, match=r"must hold the same class folders, but 1 are .* 'n01443537'"):
+            lists(root, classes="n01440764\nn01443537")
+
+    def test_unknown_ones_are_counted_and_the_first_answered_with_the_nearest(self, root):
+        sentence = r"classes\.txt lists 2 classes that have no folder .*'n01443573'; did you mean n01443537\?"
+        with pytest.raises(LewelError, match=sentence):
+            lists(root, classes="n01440764\nn01443573\nshark")
+
+
+class TestTrainList:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            pytest.param("n01443537/n01443537_2.JPEG", id="path"),
+            pytest.param("n01443537_2.JPEG", id="name"),
+            pytest.param("  n01443537_2.JPEG  # koi", id="comment"),
+            pytest.param("./n01443537/n01443537_2.JPEG\nn01443537_2.JPEG", id="twice"),
+        ],
+    )
+    def test_one_image(self, line, root):
+        sets = lists(root, train_list=line)
+        assert seen(sets) == [(42, 1)]
+        assert len(sets.train) == 1
+        assert (len(sets.test), sets.num_classes) == (6, 3)
+
+    def test_images_are_in_the_order_of_their_paths(self, root):
+        sets = lists(root, train_list="n01484850_3.JPEG\nn01440764_2.JPEG\nn01440764/n01440764_0.JPEG\n")
+        assert seen(sets) == [(0, 0), (2, 0), (83, 2)]
+
+    def test_a_name_without_its_class_is_found_where_it_is_alone(self, root):
+        (root / "train" / CLASSES[1] / "n01443537_1.JPEG").rename(root / "train" / CLASSES[1] / "red_fish.JPEG")
+        assert seen(lists(root, train_list="red_fish.JPEG")) == [(41, 1)]
+
+    def test_a_name_is_of_the_class_before_its_first_underscore(self, root):
+        (root / "train" / CLASSES[0] / "n01443537_1.JPEG").write_bytes(b"a stray copy")
+        assert seen(lists(root, train_list="n01443537_1.JPEG")) == [(41, 1)]
+
+    def test_a_name_that_is_not_alone_is_refused(self, root):
+        for name in CLASSES[:2]:
+            (root / "train" / name / f"{name}_1.JPEG").rename(root / "train" / name / "1.JPEG")
+        with pytest.raises(LewelError, match=r"lists 1\.JPEG, the name of 2 images, .* write its path below"):
+            lists(root, train_list="1.JPEG")
+        assert seen(lists(root, train_list=f"{CLASSES[1]}/1.JPEG")) == [(41, 1)]
+
+    def test_missing_ones_are_counted_and_the_first_named(self, root):
+        (root / "train" / CLASSES[0] / "notes.txt").write_text("no image")
+        listed = "n01440764_0.JPEG\nn01440764/n01440764_7.JPEG\nn01440764_8.JPEG\nn01440764/notes.txt"
+        with pytest.raises(
+            LewelError, match=r"lists 3 images that are not in .*train, .* 'n01440764/n01440764_7\.JPEG'"
+        ):
+            lists(root, train_list=listed)
+
+
+class TestBoth:
+    def test_the_images_of_the_listed_classes(self, root):
+        images = "n01484850_0.JPEG\nn01443537_1.JPEG\nn01484850_1.JPEG"
+        sets = lists(root, classes="n01484850\nn01440764", train_list=images)
+        assert seen(sets) == [(80, 1), (81, 1)]
+        assert (len(sets.test), sets.num_classes) == (4, 2)
+
+    def test_nothing_in_common(self, root):
+        with pytest.raises(LewelError, match=r"train_list\.txt lists no image of the classes in use \(n01440764"):
+            lists(root, classes="n01440764", train_list="n01484850_0.JPEG")
+
+
+@pytest.mark.parametrize("setting", ["classes", "train_list"])
+class TestFiles:
+    def test_missing(self, setting, tmp_path, root):
+        config = Data(name="folder", root=str(root), **{setting: str(tmp_path / "nowhere.txt")})
+        with pytest.raises(LewelError, match=rf"cannot read data\.{setting}: .*No such file.*nowhere\.txt"):
+            build(config, seed=0)
+
+    def test_empty(self, setting, root):
+        with pytest.raises(LewelError, match=rf"data\.{setting} .* lists nothing"):
+            lists(root, **{setting: "# nothing yet\n\n"})
+
+
+def test_lists_hold_in_memory_too(root):
+    (root / "list.txt").write_text("n01443537_2.JPEG")
+    config = Data(name="folder", root=str(root), image_size=16, storage="memory", train_list=str(root / "list.txt"))
+    sets = build(config, seed=0)
+    assert torch.equal(sets.train.images[0, 0], torch.full((16, 16), 42, dtype=torch.uint8))
+    assert len(sets.train) == len(sets.bank) == 1
