@@ -117,11 +117,15 @@ class _Loop:
     def _numbers(self, outcome: Outcome) -> dict[str, float]:
         """The step's numbers, means over the processes, if the worst loss so far is a number."""
         values = {"loss": outcome.loss, **{f"loss_{name}": part for name, part in outcome.parts.items()}}
-        numbers = watch.read({**values, "z_std": watch.spread_of(outcome.z), "worst": self.worst})
-        worst = numbers.pop("worst")
+        replaced = torch.tensor(float(self.session.sets.replaced)).to(self.session.device, non_blocking=True)
+        further = {"z_std": watch.spread_of(outcome.z), "worst": self.worst, "replaced": replaced}
+        numbers = watch.read(values | further)
+        worst, replaced_a_process = numbers.pop("worst"), numbers.pop("replaced")
         if not math.isfinite(worst):
             parts = {name: value for name, value in numbers.items() if name.startswith("loss_")}
             raise LewelError(f"the loss became {worst} ({parts}); {CALMER}")
+        if replaced_a_process:
+            numbers["replaced"] = round(replaced_a_process * self.session.world.size)
         return {**numbers, "peak_memory_mib": watch.peak_memory()}
 
     def _save(self) -> None:

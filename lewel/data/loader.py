@@ -6,6 +6,7 @@ of `world` processes gets its share of every one of them.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -88,6 +89,7 @@ class TrainLoader:
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_outlive_sigterm,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
@@ -131,6 +133,7 @@ def eval_batches(
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_outlive_sigterm,
     )
     return iter(loader)
 
@@ -143,3 +146,8 @@ def spaced(dataset: Images, count: int) -> np.ndarray:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A scheduler sends SIGTERM to all processes of a job, but the training needs its workers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -19,7 +19,7 @@ from lewel.train import train
 RUN = replace(TINY, epochs=30, save_every=1, knn_every=8)
 
 
-def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None) -> None:
+def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None, workers: int = 0) -> None:
     """Trains RUN in folder from its newest checkpoint, or from the start; releases saved with every checkpoint.
 
     die_at: which of the checkpoints that it writes it leaves unfinished, from 0, and at which byte.
@@ -36,7 +36,8 @@ def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None)
         return path
 
     checkpoint.save = save_and_tell
-    train(prepare(RUN, folder), found[-1] if found else None)
+    run = replace(RUN, data=replace(RUN.data, workers=workers))
+    train(prepare(run, folder), found[-1] if found else None)
 
 
 def _die_while_saving(which: int, at_byte: int) -> None:

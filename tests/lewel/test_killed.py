@@ -32,16 +32,19 @@ def go_on(
     die_at: tuple[int, int] | None = None,
     kill_after: tuple[int, float] | None = None,
     by: int = signal.SIGKILL,
+    workers: int = 0,
 ) -> int:
     """The exit code of the run, which is killed so many checkpoints and seconds after its start where given."""
     saved = processes.Semaphore(0)
-    process = processes.Process(target=killed_run.go_on, args=(folder, saved, die_at))
+    process = processes.Process(target=killed_run.go_on, args=(folder, saved, die_at, workers))
     process.start()
     if kill_after is not None:
         for _ in range(kill_after[0]):
             saved.acquire()
         time.sleep(kill_after[1])
-        os.kill(process.pid, by)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in [*map(int, children), process.pid]:  # as a scheduler does, workers too
+            os.kill(number, by)
     process.join()
     return process.exitcode
 
@@ -82,8 +85,9 @@ def test_killed_twenty_times(processes, whole, tmp_path):
     assert_ended_alike(tmp_path, whole)
 
 
-def test_sigterm_saves_the_step_it_comes_in_and_exits_0(processes, whole, tmp_path):
-    assert go_on(processes, tmp_path, kill_after=(2, 0.02), by=signal.SIGTERM) == 0
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_the_step_it_comes_in_and_exits_0(workers, processes, whole, tmp_path):
+    assert go_on(processes, tmp_path, kill_after=(2, 0.02), by=signal.SIGTERM, workers=workers) == 0
     (*_, newest) = checkpoint.found(tmp_path / "checkpoints")
     step = checkpoint.read(newest)["step"]
     assert 2 <= step < 3 * killed_run.RUN.epochs

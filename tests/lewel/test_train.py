@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
 from lewel import checkpoint, knn, log, recipe, watch
@@ -213,3 +214,18 @@ def test_map_statistics_are_of_images_of_every_class(tmp_path, monkeypatch):
     train(session, None)
     places = [i * 600 // 256 for i in range(256)]
     assert torch.equal(seen[0], session.sets.test[np.array(places)][0])
+
+
+def test_unreadable_images_are_counted_in_the_log(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(16):
+                Image.new("RGB", (40, 40), (9 * number, 0, 0)).save(tmp_path / split / name / f"{number}.png")
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
+    data = replace(TINY.data, name="folder", root=str(tmp_path), workers=1)
+    run_in(tmp_path / "run", replace(TINY, data=data, epochs=2))
+    records = log.read(tmp_path / "run" / "log.jsonl")
+    counts = [record["replaced"] for record in records if record["kind"] == "step"]
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
