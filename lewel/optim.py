@@ -47,6 +47,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        # Where there is no scaler there are no such attributes: it multiplies the grad_scale that it finds by its own.
         scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
@@ -60,9 +61,10 @@ class LARS(torch.optim.Optimizer):
             if group["adapt"]:
                 update = _scaled(update, self._local_rates(weights, grads, group))
             torch._foreach_mul_(update, group["lr"])
+            velocities = [self._velocity(p) for p in weights] if group["momentum"] else []
             # v = momentum v + d, w = w - v, or nothing at all where the scaler found an infinity: one kernel.
             torch._fused_sgd_(
-                weights, update, [self._velocity(p) for p in weights], weight_decay=0.0, momentum=group["momentum"],
+                weights, update, velocities, weight_decay=0.0, momentum=group["momentum"],
                 lr=1.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=found_inf,
             )  # fmt: skip
 
@@ -83,13 +85,12 @@ class LARS(torch.optim.Optimizer):
 
 def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
     """Each dense tensor times its own of factors (len(tensors),), in one product: foreach would launch one for each."""
-    counts = [t.numel() for t in tensors]
-    flat = torch.cat(
-        [t.as_strided((t.numel(),), (1,)) for t in tensors]
-    )  # in the order of memory, whatever the strides
-    sizes = torch.tensor(counts).to(factors.device, non_blocking=True)
-    flat *= factors.repeat_interleave(sizes, output_size=len(flat))
+    sizes = [t.numel() for t in tensors]
+    counts = torch.tensor(sizes).to(factors.device, non_blocking=True)
+    # In the order of memory, whatever the strides.
+    flat = torch.cat([t.as_strided((size,), (1,)) for t, size in zip(tensors, sizes, strict=True)])
+    flat *= factors.repeat_interleave(counts, output_size=len(flat))
     return [
         part.as_strided(t.shape, t.stride(), part.storage_offset())
-        for part, t in zip(flat.split(counts), tensors, strict=True)
+        for part, t in zip(flat.split(sizes), tensors, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""LARS by hand, and what is left out of decay and scaling."""
+"""LARS by hand, what is left out of decay and scaling, and both optimizers under a gradient scaler."""
 
 from __future__ import annotations
 
@@ -68,3 +68,120 @@ def test_frozen_parameters_are_not_optimized():
     matrix, vector = parameters()
     groups = optim.build(Optim(), [frozen, matrix, vector]).param_groups
     assert [p is frozen for group in groups for p in group["params"]] == [False, False]
+
+
+OPTIMIZERS = {
+    "sgd": Optim(weight_decay=0.1),
+    "lars": Optim(name="lars", weight_decay=0.1, decay_all=False),
+    "lars-without-momentum": Optim(name="lars", momentum=0.0, weight_decay=0.1, decay_all=False),
+}
+
+
+class Optimized:
+    """Weights of every rank, those of convolutions channels_last as in the trainer, and the optimizer of settings."""
+
+    def __init__(self, settings: Optim, dtype: torch.dtype = torch.float32) -> None:
+        draw = torch.Generator().manual_seed(0)
+        shapes = [(4, 3, 3, 3), (5, 4, 1, 1), (6, 5), (6,)]
+        tensors = [torch.randn(shape, generator=draw, dtype=dtype) for shape in shapes]
+        self.weights = [nn.Parameter(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x) for x in tensors]
+        self.optimizer = optim.build(settings, self.weights)
+
+    def gradients(self, number: int) -> list[torch.Tensor]:
+        """Of step number, in the layout of the weights, as autograd has them."""
+        draw = torch.Generator().manual_seed(100 + number)
+        return [torch.empty_like(p).copy_(torch.randn(p.shape, generator=draw)) for p in self.weights]
+
+    def step(self, number: int, scaler: torch.amp.GradScaler | None = None, *, infinite: int | None = None) -> None:
+        """A step, under scaler where given; the tensor of number infinite has an infinite gradient."""
+        scale = scaler.scale(torch.ones(())) if scaler else torch.ones(())
+        for i, (p, gradient) in enumerate(zip(self.weights, self.gradients(number), strict=True)):
+            p.grad = gradient * scale
+            if i == infinite:
+                p.grad[1] = float("inf")
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.5 / (1 + number)
+        if scaler:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+
+    def state(self) -> list[torch.Tensor]:
+        """Weights and velocities."""
+        return [p.detach().clone() for p in self.weights] + [
+            x.clone() for p in self.weights for x in self.optimizer.state[p].values() if isinstance(x, torch.Tensor)
+        ]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["lars", "lars-without-momentum"])
+def test_lars_is_the_loop_over_tensors_whatever_their_layout(name):
+    settings = OPTIMIZERS[name]
+    ours = Optimized(settings, torch.float64)
+    assert not ours.weights[0].is_contiguous()
+    weights = [p.detach().clone() for p in ours.weights]
+    velocities = [torch.zeros_like(w) for w in weights]
+    for number in range(3):
+        lr = 0.5 / (1 + number)
+        for w, v, g in zip(weights, velocities, ours.gradients(number), strict=True):
+            d = g.clone()
+            if w.ndim > 1:
+                local = 1e-3 * w.norm() / (g.norm() + 0.1 * w.norm())
+                d = (g + 0.1 * w) * local
+            v.mul_(settings.momentum).add_(d * lr)
+            w.sub_(v)
+        ours.step(number)
+    for p, w in zip(ours.weights, weights, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=0)
+
+
+def test_sgd_from_velocities_of_zero_is_pytorchs_own():
+    ours, theirs = Optimized(OPTIMIZERS["sgd"]), Optimized(OPTIMIZERS["sgd"])
+    theirs.optimizer = torch.optim.SGD(theirs.weights, lr=0.0, momentum=0.9, weight_decay=0.1)
+    for number in range(3):
+        ours.step(number)
+        theirs.step(number)
+    for a, b in zip(ours.state(), theirs.state(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_under_a_scaler_a_finite_step_is_the_unscaled_one(name):
+    scaled, plain = Optimized(OPTIMIZERS[name]), Optimized(OPTIMIZERS[name])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for number in range(3):
+        scaled.step(number, scaler)
+        plain.step(number)
+    assert_same(scaled.state(), plain.state())
+
+
+@pytest.mark.parametrize("infinite", [0, 3], ids=["in-a-convolution", "in-a-bias"])
+@pytest.mark.parametrize("when", [0, 1], ids=["first-step", "second-step"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_under_a_scaler_an_infinite_gradient_anywhere_omits_the_step(name, when, infinite):
+    """Nothing moves, no velocity appears out of nothing, and what follows is as if the step had not been."""
+    scaled, plain = Optimized(OPTIMIZERS[name]), Optimized(OPTIMIZERS[name])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for number in range(when):
+        scaled.step(number, scaler)
+        plain.step(number)
+    before = [p.detach().clone() for p in scaled.weights]
+    scaled.step(9, scaler, infinite=infinite)
+    assert_same([p.detach() for p in scaled.weights], before)
+    assert scaler.get_scale() == 2.0**9
+    for number in range(when, 3):
+        scaled.step(number, scaler)
+        plain.step(number)
+    assert_same(scaled.state(), plain.state())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_omitted_first_step_leaves_velocities_of_zero(name):
+    scaled = Optimized(OPTIMIZERS[name])
+    scaled.step(0, torch.amp.GradScaler("cpu"), infinite=2)
+    assert all(not x.any() for x in scaled.state()[len(scaled.weights) :])
