@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lewel import heap, timing
 from lewel.live import LiveStorages
 from lewel.losses import aligned_info_nce, unit
 
-from . import footprint, timing
+from . import footprint
 from .report import MIB
 
 L, WIDTH, TEMPERATURE = 32, 128, 0.2  # LEWEL_M at K = 128, G = 4
@@ -88,7 +89,7 @@ def measure(n: int, device: str, seconds: float) -> list[Loss]:
             logits_bytes=logits_bytes(n),
             saved_bytes=footprint.saved_bytes(calls[formula], [queries, keys]),
             live_bytes=live_bytes(n, formula),
-            peak_bytes=footprint.peak_bytes(calls[formula], device),
+            peak_bytes=heap.peak_bytes(calls[formula], device),
         ))  # fmt: skip
     return rows
 

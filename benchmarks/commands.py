@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+from lewel import heap, timing
 from lewel.errors import LewelError
 
 from . import aligned_loss, machine, overhead, prologue, report, results, session, tune, tune_space
@@ -27,10 +28,10 @@ WRITE_BUDGET = "python -m lewel_kernels.triton.budget --write writes their budge
 def quiet_machine(device: str) -> dict[str, object]:
     """Makes the process ready to be timed, warns where the machine is not, and says what both found."""
     torch.backends.cudnn.allow_tf32 = False  # as products are by default: float32 means float32 for everybody
-    busy = machine.busy_cores()
+    busy = timing.busy_cores()
     if busy is not None and busy > 0.5:
         print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
-    return machine.provenance(device, busy=busy, heap_kept=machine.keep_heap())
+    return machine.provenance(device, busy=busy, heap_kept=heap.keep_heap())
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
@@ -192,7 +193,9 @@ def run_session(options: argparse.Namespace) -> int:
 
 
 def run_steps(options: argparse.Namespace) -> None:
-    from . import step  # the trainer wants more packages than the rest
+    from lewel import bench  # the trainer wants more packages than the rest
+
+    from . import step
 
     recorder = results.Recorder("step", options.device, quiet_machine(options.device))
     measured = False
@@ -208,6 +211,6 @@ def run_steps(options: argparse.Namespace) -> None:
             recorder.append(rows)
     if not measured:
         sys.exit("Nothing was measured.")
-    print(step.PAPER)
+    print(bench.PAPER)
     if not options.no_record:
         print(f"\nAppended to {recorder.path}")

@@ -8,8 +8,9 @@ import contextlib
 import pytest
 import torch
 
+from lewel.heap import keep_heap
+
 from . import options
-from .machine import keep_heap
 from .providers import PROVIDERS, prepare_compiler
 
 

@@ -1,10 +1,8 @@
-"""What a call leaves behind and sets off: bytes saved for the backward, peak memory, operators or kernels launched."""
+"""What a call leaves behind and sets off: bytes saved for the backward, operators or kernels launched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from . import machine
-from .cost import Cost
+from lewel import timing
 
-_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+from .cost import Cost
 
 
 def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
@@ -33,37 +30,6 @@ def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for identity, storage in storages.items() if identity not in inputs)
 
 
-def peak_bytes(call: Callable[[], object], device: str) -> int | None:
-    """The most memory that ``call`` needs at once beyond what was there before, its results included.
-
-    On the CPU from the kernel's page counts, with every larger block in a mapping of its own, so that it is what is
-    alive at once, as on a GPU: in the heap of a training run the same call takes a half more one time and a fifth
-    another, for pages in holes between tensors count on. None where the system does not tell.
-    """
-    if torch.device(device).type == "cuda":
-        call()  # workspaces that stay
-        machine.synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        machine.synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    if not _CLEAR_REFS.exists():
-        return None
-    with machine.blocks_apart() as apart, ThreadPoolExecutor(1) as fresh:
-        return fresh.submit(_peak_of, call).result() if apart else None
-
-
-def _peak_of(call: Callable[[], object]) -> int | None:
-    """In a thread of its own, for its heap has no holes that would take a block in."""
-    call()  # what stays
-    if not machine.trim_heap():
-        return None
-    before = _reset_peak()
-    call()
-    return max(0, _peak() - before)
-
-
 def launches(call: Callable[[], object], device: str) -> int:
     """On a GPU the kernels, copies and fills that ``call`` launches; on the CPU the operators that are no views."""
     call()
@@ -74,7 +40,7 @@ def launches(call: Callable[[], object], device: str) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         call()
-        machine.synchronise(device)
+        timing.synchronise(device)
     # A range that somebody named (the op does, for profiles) is repeated on the device's side, and launches nothing.
     on_gpu = (event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA)
     return sum(not event.is_user_annotation for event in on_gpu)
@@ -117,12 +83,3 @@ def _distinct_bytes(x: Tensor) -> int:
     for size, stride in zip(x.shape, x.stride(), strict=True):
         count *= size if stride else min(size, 1)
     return count * x.element_size()
-
-
-def _peak() -> int:
-    return int(_STATUS.read_text().split("VmHWM:")[1].split()[0]) << 10
-
-
-def _reset_peak() -> int:
-    _CLEAR_REFS.write_text("5")
-    return _peak()

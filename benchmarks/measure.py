@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import footprint, machine, parity, timing
+from lewel import heap, timing
+
+from . import footprint, graphs, machine, parity
 from .cases import DTYPES, Case, Inputs, input_sets
 from .cost import MODES, Rates, floor_of, least
 from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
@@ -124,7 +126,7 @@ def _try(case: Case, name: str, sets: list[Inputs], expected: dict[int, Expected
             start = time.perf_counter()
             with quiet(name):
                 calls[mode][0]()
-            machine.synchronise(case.device)
+            timing.synchronise(case.device)
             first[mode] = time.perf_counter() - start
         problems = [find_problem(case, op, sets[i], wanted) for i, wanted in expected.items()]
         return _Candidate(calls, first, next(filter(None, problems), None))
@@ -174,9 +176,9 @@ def _replayed(
     problems = {}
     for name, candidate in candidates.items():
         try:
-            replays[name], first = timing.capture(candidate.calls[mode])
+            replays[name], first = graphs.capture(candidate.calls[mode])
             replays[name]()
-            machine.synchronise(case.device)
+            timing.synchronise(case.device)
             found = [first] if isinstance(first, torch.Tensor) else list(first)  # type: ignore[call-overload]
             problem = expected.problem(found, FORWARD if mode == "forward" else GRADIENTS)
             problems[name] = candidate.problem or problem
@@ -216,6 +218,6 @@ def _add_footprint(row: Row, candidate: _Candidate, inputs: Inputs) -> None:
         row.compile_seconds = max(0.0, candidate.first_seconds[row.mode] - row.p50 / 1e3)
     if not compiled or case.device_type == "cuda":  # on the CPU nothing sees into compiled code
         row.launches = footprint.launches(call, case.device)
-    row.peak_bytes = footprint.peak_bytes(call, case.device)
+    row.peak_bytes = heap.peak_bytes(call, case.device)
     if row.mode == "forward+backward":
         row.saved_bytes = footprint.saved_bytes(call, inputs.leaves)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from . import timing
+from lewel import timing
+
 from .cases import NUM_GROUPS, TEMPERATURE, Case, Inputs, Shape, make_inputs
 from .cost import MODES
 from .measure import call_of, sentence

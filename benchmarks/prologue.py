@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lewel import timing
 from lewel_kernels import BACKENDS, fused_align_aggregate
 
-from . import cases, machine, parity, timing
+from . import cases, graphs, machine, parity
 from .cases import NUM_GROUPS, PAPER, QUICK, TEMPERATURE, Case
 from .cost import MODES
 from .measure import autocast, sentence
@@ -174,7 +175,7 @@ def measure(case: Case, seconds: float) -> list[Row]:
             replays, failed = {}, dict(problems)
             for name, c in calls.items():
                 try:
-                    replays[name] = timing.capture(c[mode])[0]
+                    replays[name] = graphs.capture(c[mode])[0]
                 except Exception as error:
                     failed[name] = f"cannot be captured: {sentence(error)}"
             times = timing.interleave(replays, case.device, seconds)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from . import machine, timing
+from lewel import timing
+
+from . import machine
 from .cases import DTYPES
 from .cost import Rates
 

@@ -13,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lewel import timing
+
 from . import machine
 from .cases import Case, Shape
 from .measure import Row
@@ -33,7 +35,7 @@ class Recorder:
     """
 
     def __init__(self, suite: str, device: str, provenance: Mapping[str, object]) -> None:
-        self.path = ROOT / machine.slug(machine.device_name(device)) / f"{suite}.jsonl"
+        self.path = ROOT / machine.slug(timing.device_name(device)) / f"{suite}.jsonl"
         self.context = {"suite": suite, "run": provenance["date"], **provenance}
 
     def append(self, rows: Iterable[object]) -> None:

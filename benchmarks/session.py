@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from lewel import timing
 from lewel_kernels.native import nvcc
 
 from . import machine, results
@@ -131,7 +132,7 @@ def run(parts: list[Part], device: str) -> int:
     for name, verdict, seconds in verdicts:
         print(f"{name:<28}{seconds:6.0f} s  {verdict}")
     print(f"{'all':<28}{time.monotonic() - start:6.0f} s")
-    files = sorted((results.ROOT / machine.slug(machine.device_name(device))).glob("*.jsonl"))
+    files = sorted((results.ROOT / machine.slug(timing.device_name(device))).glob("*.jsonl"))
     print("Data: " + " ".join(os.path.relpath(path, ROOT) for path in files))
     return int(any(not verdict.startswith(("ok", "left out")) for _, verdict, _ in verdicts))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,18 +10,16 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
+from lewel import bench, heap, timing
+from lewel.bench import BASELINES, BATCH, ENCODERS, METHODS, PRECISIONS, Case, case_on, make_views
 
-from . import footprint, parity, timing
+from . import parity
 from .measure import TENSORS
 from .options import count, duration
 from .report import MIB
-from .training import ENCODERS, METHODS, OPS, PRECISIONS, Candidate, Case, make_views
+from .training import OPS, Candidate
 
-BASELINES = {"lewel_m": "moco_v2", "lewel_b": "byol"}  # the same without the aligned branch
 LEAST_BATCH = 8
-PAPER = """
-The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
-  LEWEL_M 0.7 % over MoCo v2 (1222 s, 1213 s), LEWEL_B 4.4 % over BYOL (1191 s, 1141 s)"""
 
 
 @dataclass
@@ -95,10 +92,7 @@ def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
         for method in methods
         if METHODS[method].aligned
     }
-    calls = {
-        key: timing.taking_turns([functools.partial(candidate.step, *pair) for pair in views])
-        for key, candidate in candidates.items()
-    }
+    calls = bench.steps_of(candidates, views)
     times = timing.interleave(calls, case.device, seconds)
     rows = []
     for (method, variant), candidate in candidates.items():
@@ -106,7 +100,7 @@ def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
         p20, p50, p80 = (1e3 * q for q in timing.quantiles(own))
         row = Row(
             case, method, variant, backend_of(candidate, *views[0]), p20, p50, p80, len(own), 1e3 * case.batch / p50,
-            footprint.peak_bytes(calls[method, variant], case.device), problem=problem,
+            heap.peak_bytes(calls[method, variant], case.device), problem=problem,
         )  # fmt: skip
         base = times.get((BASELINES.get(method, ""), "no branch"))
         if base and problem is None:
@@ -144,9 +138,13 @@ def measure_what_fits(case: Case, methods: Sequence[str], seconds: float) -> lis
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--encoder", choices=ENCODERS, help="default: resnet50 on a GPU, tiny on the CPU")
-    command.add_argument("--image-size", type=count, help="default: 224, tiny 32; from 128 on with the 7x7 stem")
-    command.add_argument("--batch", type=count, help="images of a step; default: 128")
+    command.add_argument(
+        "--encoder", choices=ENCODERS, default="auto", help="default: resnet50 on a GPU, tiny on the CPU"
+    )
+    command.add_argument(
+        "--image-size", type=count, default=0, help="default: 224, tiny 32; from 128 on with the 7x7 stem"
+    )
+    command.add_argument("--batch", type=count, help=f"images of a step; default: {BATCH}")
     command.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: what the trainer calls auto")
     command.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="default: all")
     command.add_argument("--seconds", type=duration, default=60.0, help="time for each precision, all methods together")
@@ -154,13 +152,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for, one for each precision."""
-    from lewel import session
-
-    device = torch.device(options.device)
-    encoder = options.encoder or ("tiny" if device.type == "cpu" else "resnet50")
-    size = options.image_size or (32 if encoder == "tiny" else 224)
-    precisions = options.precision or [session.precision_on(device)]
-    return [Case(encoder, size, options.batch or 128, precision, options.device) for precision in precisions]
+    encoder, size, batch = options.encoder or "auto", options.image_size or 0, options.batch or BATCH
+    precisions = options.precision or ["auto"]
+    return [case_on(options.device, encoder, size, batch, precision) for precision in precisions]
 
 
 def print_case(rows: list[Row]) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from . import machine, timing
+from lewel import timing
+
+from . import machine
 from .cases import SUITES, Case, Inputs, input_sets
 from .cost import MODES, least
 from .measure import call_of, expect, find_problem
@@ -60,7 +62,7 @@ def test_quick(prepared: Prepared, mode: str, benchmark: Any) -> None:
 
     def synchronised() -> None:
         turn()
-        machine.synchronise(case.device)
+        timing.synchronise(case.device)
 
     if case.device_type == "cuda":
         benchmark.extra_info["device_ms"] = 1e3 * timing.sample(turn, case.device, repeats=20)

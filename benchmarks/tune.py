@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import machine, timing
+from lewel import timing
+
+from . import graphs, machine
 from .cases import DTYPES
 from .tune_space import Choice, Problem, kernel_of, stages
 
@@ -221,7 +223,7 @@ def seconds_of(every: Mapping[str, list[list[Launch]]], device: str, seconds: fl
     calls = {name: [partial(_run, stage) for stage in found] for name, found in every.items()}
     if torch.device(device).type != "cuda":  # a rehearsal
         return {name: [timing.sample(x[0], device, 1)] for name, x in calls.items()}
-    replays = {name: timing.capture(x)[0] for name, x in calls.items()}
+    replays = {name: graphs.capture(x)[0] for name, x in calls.items()}
     times = timing.interleave(replays, device, seconds)
     return {name: [t / len(calls[name]) for t in ts] for name, ts in times.items()}
 

@@ -15,9 +15,10 @@ USAGE = """usage: lewel COMMAND ...
   show RUN...                                             curves of runs, also while they train, and a line about each
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
-  export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
+  export RUN --to torchvision|timm|...                    the encoder as a file for another library
+  bench                                                   what each method's step costs on this machine"""
 # Each a module of lewel.commands, imported when it is called.
-COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
+COMMANDS = ("train", "presets", "show", "eval", "maps", "export", "bench")
 
 
 def main() -> None:

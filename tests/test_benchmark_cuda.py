@@ -24,20 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import (
-    __main__,
-    aligned_loss,
-    commands,
-    machine,
-    overhead,
-    providers,
-    rates,
-    results,
-    session,
-    timing,
-    tune,
-)
+from benchmarks import __main__, aligned_loss, commands, machine, overhead, providers, rates, results, session, tune
 from benchmarks.cost import MODES
+from lewel import heap, timing
 
 ROOT = Path(__file__).parents[1]
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -253,8 +242,8 @@ def pretended_gpu() -> Iterator[SimpleNamespace]:
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The pretended GPU; results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
-    monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
+    monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(timing, "busy_cores", lambda: 0.0)
     monkeypatch.setattr(rates, "SIDES", {"cuda": 32})
     monkeypatch.setattr(rates, "WARM_SECONDS", 0.01)
     monkeypatch.setattr(rates, "COPY_SECONDS", 0.01)

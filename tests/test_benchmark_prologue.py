@@ -13,6 +13,7 @@ import torch
 from benchmarks import __main__, machine, performance, prologue, results, roofline, tables
 from benchmarks.cases import Case, Shape
 from benchmarks.cost import MODES
+from lewel import heap
 
 TINY = Shape("tiny", N=4, C=32, D=48, K=16, H=3, W=3)
 CONTEXT = {"run": "2026-01-02", "date": "2026-01-02T03:04:05", "device": "Toy", "driver": "1", "instructions": None,
@@ -24,7 +25,7 @@ def one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command with one small case, without the compiler, writing to the test's own folder."""
     ways = prologue.ways
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(machine, "cache_bytes", lambda _: 1)
     monkeypatch.setattr(prologue, "suite", lambda device: [Case(TINY, "channels_last", "bf16", device)])
     without = lambda backend: {k: v for k, v in ways(backend).items() if k != prologue.COMPILE}  # noqa: E731

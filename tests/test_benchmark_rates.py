@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine, measure, providers, rates, timing
+from benchmarks import graphs, machine, measure, providers, rates
 from benchmarks.cases import Case, Inputs, Shape, make_inputs
 from benchmarks.cost import MODES, Rates
+from lewel import timing
 
 CASE = Case(Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5), "nchw", "fp32")
 RATES = Rates(copy=1e9, matmul=1e9)
@@ -204,7 +205,7 @@ def test_replays_are_checked_and_divided_among_their_calls(mode: str, monkeypatc
         spoils = calls is candidates["wrong when replayed"].calls[mode]
         return lambda: [x.zero_() for x in results if spoils], first
 
-    monkeypatch.setattr(timing, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(timing, "interleave", lambda calls, *_: {name: [0.6] * 5 for name in calls})
     rows = {
         row.provider: row

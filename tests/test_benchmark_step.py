@@ -12,7 +12,9 @@ from torch import Tensor
 import lewel_kernels
 from benchmarks import __main__, machine, results, step, tables, training
 from benchmarks.step import find_problem, measure
-from benchmarks.training import Candidate, Case, make_views
+from benchmarks.training import Candidate
+from lewel import heap
+from lewel.bench import Case, make_views
 from lewel.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
@@ -34,14 +36,14 @@ def average(features: Tensor, weight: Tensor, *, num_groups: int, **options) -> 
 def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], list[float]]) -> None:
     """Steps take these seconds; nothing is run for the memory either."""
     monkeypatch.setattr(step.timing, "interleave", lambda calls, *_: {key: times[key] for key in calls})
-    monkeypatch.setattr(step.footprint, "peak_bytes", lambda *_: 3 << 20)
+    monkeypatch.setattr(step.heap, "peak_bytes", lambda *_: 3 << 20)
 
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     return tmp_path
 
 
@@ -117,7 +119,7 @@ def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
     assert f"{method}, fused: {name} is too far from the float64 truth" in printed
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
 def test_a_right_op_has_no_problem(method: str, precision: str) -> None:
     case = Case("tiny", image_size=32, batch=16, precision=precision)

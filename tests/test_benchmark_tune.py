@@ -239,7 +239,7 @@ def test_where_nothing_can_be_tuned_a_sentence_says_so(
 
 def test_a_rehearsal_writes_no_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tables = {path: path.read_text() for path in map(tune.table_of, ("sm80", "sm90"))}
-    monkeypatch.setattr("benchmarks.machine.keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr("lewel.heap.keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(tune, "Compiler", lambda *_: NotCompiled())
     monkeypatch.setattr(tune, "TINY_BATCHES", (1,))
     monkeypatch.setattr(tune, "TINY_CHOICES", 1)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import __main__, cases, commands, footprint, machine, providers, report, results, timing
+from benchmarks import __main__, cases, commands, footprint, machine, providers, report, results
 from benchmarks import measure as measure_module
 from benchmarks.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
 from benchmarks.cost import MODES, Cost, Rates, floor_seconds, least
 from benchmarks.measure import BASES, measure
 from benchmarks.parity import compare
 from benchmarks.rates import measure_rates
+from lewel import heap, timing
 from lewel_kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -244,8 +245,8 @@ def test_peak_bytes() -> None:
     """In a process of its own: two blocks of 64 MiB at once, then one after another; the holes of the heap are none."""
     code = (
         "import torch\n"
-        "from benchmarks.footprint import peak_bytes\n"
-        "from benchmarks.machine import keep_heap\n"
+        "from lewel.heap import peak_bytes\n"
+        "from lewel.heap import keep_heap\n"
         "keep_heap()\n"
         "holes = [torch.ones(i << 20) for i in range(1, 20)]\n"
         "del holes[::2]\n"
@@ -288,7 +289,7 @@ def test_the_error_budget() -> None:
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(commands, "measure_rates", lambda *_: RATES)
     return tmp_path
 
@@ -418,7 +419,7 @@ def test_the_heap_keeps_what_is_freed() -> None:
     """After a few rounds a tensor of 64 MB costs no page faults (in a process of its own: the setting stays)."""
     code = (
         "import resource, torch\n"
-        "from benchmarks.machine import keep_heap\n"
+        "from lewel.heap import keep_heap\n"
         "assert keep_heap()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(16):\n"

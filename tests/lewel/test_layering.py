@@ -26,3 +26,14 @@ def test_only_public_names_of_the_op_are_used(path):
             assert set(used) <= set(lewel_kernels.__all__), f"line {node.lineno} imports {used}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lewel_kernels":
             assert node.attr in lewel_kernels.__all__, f"line {node.lineno} uses lewel_kernels.{node.attr}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
+def test_the_trainer_runs_without_the_benchmarks(path):
+    names = [
+        name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    ]
+    assert not [name for name in names if name.split(".")[0] == "benchmarks"]

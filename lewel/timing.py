@@ -1,16 +1,18 @@
-"""Seconds of a call: what is compared takes turns in one run, so that drift of the machine falls on all alike."""
+"""Seconds of a call on this machine: what is compared takes turns, so that drift of the machine falls on all alike."""
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import TypeVar
 
 import torch
-
-from .machine import synchronise
 
 Call = Callable[[], object]
 Key = TypeVar("Key")
@@ -18,26 +20,39 @@ SAMPLE_SECONDS = 0.005
 LEAST_ROUNDS = 5
 
 
+def device_name(device: str) -> str:
+    """The name of the accelerator, or of the processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores other processes keep busy while this one sleeps, or None where the system does not tell."""
+
+    def ticks() -> int:
+        # user nice system idle iowait irq softirq ...; guest time, further right, is already part of user time.
+        fields = [int(x) for x in stat.read_text().split("\n", 1)[0].split()[1:8]]
+        return sum(fields) - fields[3] - fields[4]
+
+    if not (stat := Path("/proc/stat")).exists():
+        return None
+    start = ticks()
+    time.sleep(seconds)
+    return (ticks() - start) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def synchronise(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def taking_turns(calls: Sequence[Call], first: int = 0) -> Call:
     """One call that runs the next of ``calls`` each time, round and round, beginning with number ``first``."""
     turns = cycle([*calls[first % len(calls) :], *calls[: first % len(calls)]])
     return lambda: next(turns)()
-
-
-def capture(calls: Sequence[Call]) -> tuple[Call, object]:
-    """A call that replays a CUDA graph of all ``calls`` in a row, and where a replay leaves the first one's result."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries allocate their workspaces at the first call, which no graph may hold
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        first = calls[0]()
-        for call in calls[1:]:
-            call()
-    return graph.replay, first
 
 
 def sample(call: Call, device: str, repeats: int) -> float:
