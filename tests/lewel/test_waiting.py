@@ -11,7 +11,7 @@ from tiny_runs import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lewel import presets, session, train
+from lewel import presets, session, train, watch
 from lewel.config import Optim, Train
 from lewel.session import prepare
 from lewel.step import Outcome, Stepper
@@ -126,7 +126,7 @@ def test_an_epoch_reads_the_device_on_logged_steps_only(
         assert all(x.is_meta for x in values.values())
         return dict.fromkeys(values, 1.0)
 
-    monkeypatch.setattr(train, "_read", read)
+    monkeypatch.setattr(watch, "read", read)
     for name in ("_log_baselines", "_log_epoch"):
         monkeypatch.setattr(train, name, lambda *_: None)
     monkeypatch.setattr(train._Loop, "_save", lambda _: None)
