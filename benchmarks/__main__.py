@@ -46,20 +46,25 @@ def main(arguments: list[str] | None = None) -> None:
         ("tune-session", "the triton kernels tuned, and their speed"),
         ("report", "overhead, the prologue, growth, whole steps"),
     ):
-        parts = chosen.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
-        parts.add_argument("--device", default="cuda", type=device, help="cuda, cuda:1, or cpu to rehearse")
-        parts.set_defaults(call=commands.run_session)
+        scripted = chosen.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
+        scripted.add_argument("--device", default="cuda", type=device, help="cuda, cuda:1, or cpu to rehearse")
+        scripted.set_defaults(call=commands.run_session)
     plots = chosen.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")
     plots.add_argument("--check", action="store_true", help="write nothing; fail where a document disagrees with data")
     plots.set_defaults(call=commands.run_plot)
-    steps = command(chosen, "step", commands.run_steps, "whole training steps: the op, eager lines, no branch")
+    trainers = [
+        command(chosen, "step", commands.run_steps, "whole training steps: the op, eager lines, no branch"),
+        command(chosen, "parts", commands.run_parts, "where the time of a training run goes, in percent of a step"),
+    ]
     try:
-        from .step import add_options
+        from . import parts, step
     except ModuleNotFoundError as missing:  # of the trainer; everything else is worth having without it
-        sentence = f"step times the trainer, which needs {missing.name}: pip install '.[train]'"
-        steps.set_defaults(call=lambda _: sys.exit(sentence))
+        sentence = f"this times the trainer, which needs {missing.name}: pip install '.[train]'"
+        for one in trainers:
+            one.set_defaults(call=lambda _: sys.exit(sentence))
     else:
-        add_options(steps)
+        step.add_options(trainers[0])
+        parts.add_options(trainers[1])
     options = parser.parse_args(arguments)
     if "threads" in options:  # of a command that measures; the others must not touch the GPU that their parts will use
         if options.threads:

@@ -214,3 +214,16 @@ def run_steps(options: argparse.Namespace) -> None:
     print(bench.PAPER)
     if not options.no_record:
         print(f"\nAppended to {recorder.path}")
+
+
+def run_parts(options: argparse.Namespace) -> None:
+    from . import parts
+
+    if torch.cuda.is_available() and torch.device(options.device).type == "cpu":
+        sys.exit("A run trains on the GPU where there is one: add --device cuda.")
+    recorder = results.Recorder("parts", options.device, quiet_machine(options.device))
+    for name in dict.fromkeys(options.run):
+        row = parts.measure(name, parts.RUNS[name], options.steps)
+        parts.print_row(row)
+        if not options.no_record:
+            recorder.append([row])

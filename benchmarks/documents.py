@@ -20,7 +20,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks t
     "README.md": ("speed", "speed", "overhead", "step"),
     "docs/performance.md": (
         "predictions", "passes", "prologue", "saved", "memory", "growth", "dense", "branch", "infonce",
-        "gpus",
+        "parts", "gpus",
     ),
 }  # fmt: skip
 PICTURES = "docs/benchmarks"
@@ -32,6 +32,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "memory": tables.memory,
     "overhead": tables.overhead,
     "step": tables.step,
+    "parts": tables.parts,
     "predictions": performance.predictions,
     "passes": performance.passes,
     "prologue": performance.prologue,

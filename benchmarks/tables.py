@@ -194,3 +194,18 @@ def step(device: str) -> str:
     about = f"{c['encoder']} at {c['image_size']}. {circumstances(records)}."
     table = f"{about}\n\n" + markdown(header, lines)
     return table + (f"\n{OUTSIDE}\n" if any(r.get("problem") for r in records) else "")
+
+
+def parts(device: str) -> str:
+    """Where the time of training runs goes, in percent of a step."""
+    records = results.latest(device, "parts")
+    if not records:
+        raise ValueError(f"there are no results of parts on {device}")
+    names = list(records[0]["shares"])
+    lines = []
+    for r in records:
+        case, shares = r["case"], r["shares"]
+        about = [case["run"], f"{case['encoder']} at {case['image_size']}", str(case["batch"]), case["precision"]]
+        lines.append([*about, f"{r['p50']:.0f}", *(f"{shares[name]:.2f}" for name in names)])
+    header = ["run", "encoder", "batch", "precision", "ms", *names]
+    return f"Percent of a step. {circumstances(records)}.\n\n" + markdown(header, lines)
