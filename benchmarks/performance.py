@@ -314,6 +314,7 @@ PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     ("overhead", "Overhead of a call", tables.overhead),
     ("prologue", "Batch norm and ReLU before the op", tables.prologue),
     ("step", "A training step", tables.step),
+    ("parts", "Where the time of a run goes", tables.parts),
     ("loss", "The aligned InfoNCE", loss),
 )
 

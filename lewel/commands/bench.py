@@ -36,6 +36,8 @@ def run(arguments: list[str]) -> None:
     command = tyro.cli(BenchCommand, args=arguments, prog="lewel bench")
     if not 0 < command.seconds < float("inf"):
         raise LewelError(f"seconds must be positive and finite, got {command.seconds}")
+    if not command.methods:
+        raise LewelError("methods is empty; name one, or leave it out for all")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = bench.case_on(device, command.encoder, command.image_size, command.batch, command.precision)
     threads = f", threads: {torch.get_num_threads()}" if device == "cpu" else ""

@@ -151,6 +151,7 @@ def test_too_little_memory_is_a_sentence(monkeypatch):
         (["--batch", "1"], "data.batch_size must be at least 2"),
         (["--image-size", "8"], "the feature map is one position"),
         (["--methods", "moco"], "moco_v2"),
+        (["--methods"], "methods is empty; name one"),
     ],
 )
 def test_what_cannot_be_timed_is_a_sentence(arguments, sentence, monkeypatch, capsys):
