@@ -33,16 +33,15 @@ def faked(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str | None], l
     return bench.measure(CASE, list(dict.fromkeys(method for method, _ in times)), seconds=0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_table_has_a_line_for_each_method_and_two_with_the_aligned_branch(precision, monkeypatch, capsys):
+def test_the_table_has_a_line_for_each_method_and_two_with_the_aligned_branch(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(timing, "busy_cores", lambda: 2.5)
-    call(monkeypatch, *SMALL, "--precision", precision)
+    call(monkeypatch, *SMALL, "--precision", "fp32")
     machine, busy, case, _, *lines, blank, paper, _ = capsys.readouterr().out.splitlines()
     assert timing.device_name("cpu") in machine
     assert torch.__version__ in machine
     assert "keep 2.5 cores busy" in busy
-    assert case == f"tiny, 16x16, batch 8, {precision}, a step of all in turn, 5 rounds"
+    assert case == "tiny, 16x16, batch 8, fp32, a step of all in turn, 5 rounds"
     ops = ["fused", "reference"]
     assert [line.split()[1] for line in lines if line.startswith("  lewel")] == 2 * ops
     assert [line.split()[0] for line in lines] == ["moco_v2", *2 * ["lewel_m"], "byol", *2 * ["lewel_b"]]
@@ -96,6 +95,14 @@ def test_a_step_is_the_trainers(monkeypatch):
     assert len(taken) == 1
     assert all(not torch.equal(a, b) for a, b in zip(before, trained, strict=True) if a.ndim > 1)
     assert candidate.method.queue.pointer == 8
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_a_step_in_fp16_has_its_scaler(precision, scaled):
+    candidate = Candidate(replace(CASE, precision=precision), "lewel_m")
+    assert candidate.step(*make_views(CASE)[0]).isfinite()
+    assert candidate.take.func.__self__.scaler.is_enabled() == scaled
+    assert candidate.method.precision == precision
 
 
 @pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
