@@ -255,7 +255,9 @@ def test_peak_bytes() -> None:
         "print(peak_bytes(lambda: [block(i).sum() for i in (16, 2, 9, 16)], 'cpu') / 2**20)\n"
         "import resource\n"
         "pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "[block(20) for _ in range(3)]; start = pages(); block(20); print(pages() - start)\n"
+        "[block(20) for _ in range(3)]\n"
+        "def faults(): start = pages(); block(20); return pages() - start\n"
+        "print(min(faults() for _ in range(3)))\n"  # the first may find a place that nothing has touched yet
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     both, one, faults = map(float, run.stdout.split())
