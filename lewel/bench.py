@@ -105,7 +105,7 @@ class Candidate:
         with self.method.autocast():
             features = self.method.online.encoder(images)
             _, hidden, weight = head.read(features)
-            return lewel_kernels.explain(features, weight, **head._options(features, hidden)).backend or ""
+            return lewel_kernels.explain(features, weight, **head.options(features, hidden)).backend or ""
 
 
 def make_views(case: Case) -> list[tuple[Tensor, Tensor]]:

@@ -49,12 +49,12 @@ class AlignedHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features (N, C, H, W) -> global embedding z (N, K), aligned representations R (N, K // num_groups, C)."""
         z, hidden, weight = self.read(features)
-        return z, lewel_kernels.fused_align_aggregate(features, weight, **self._options(features, hidden))
+        return z, lewel_kernels.fused_align_aggregate(features, weight, **self.options(features, hidden))
 
     def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features (N, C, H, W) -> alignment maps A (N, K, H W), aligned representations R (N, K // num_groups, C)."""
         _, hidden, weight = self.read(features)
-        options = self._options(features, hidden)
+        options = self.options(features, hidden)
         pooled, maps = lewel_kernels.fused_align_aggregate(features, weight, return_maps=True, **options)
         return maps, pooled
 
@@ -62,7 +62,8 @@ class AlignedHead(nn.Module):
         """features (N, C, H, W) -> z (N, K), and what makes the heat maps: Hn (N, P, D) at the positions, W2 (K, D)."""
         raise NotImplementedError
 
-    def _options(self, features: Tensor, hidden: Tensor) -> dict[str, Any]:
+    def options(self, features: Tensor, hidden: Tensor) -> dict[str, Any]:
+        """What the op takes beside features and weight; hidden is Hn (N, P, D) at the positions."""
         return {
             "pixels": hidden.transpose(1, 2),  # [N, D, P], a view
             "num_groups": self.settings.num_groups,
