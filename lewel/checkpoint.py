@@ -6,7 +6,6 @@ There is no generator among it: order, augmentation and every draw of a step are
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}; {_offer(path)}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
         raise CheckpointError(
             f"{path} is truncated or no checkpoint at all ({_reason(error)}); {_offer(path)}"
         ) from None
@@ -113,7 +112,7 @@ def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
     Returns what there is to say about it, possibly nothing. With another number of training images, order and schedule
-    would be others; with another number of processes, only BN's batches are.
+    would be others; with another number of processes, only the batches of BN and of the aligned InfoNCE are.
     """
     state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
@@ -134,13 +133,17 @@ def restore(path: Path, session: Session) -> str:
             "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
         )
     load_weights(session.method, state, path)
-    session.optimizer.load_state_dict(state["optimizer"])
-    session.scaler.load_state_dict(state["scaler"])
+    try:
+        session.optimizer.load_state_dict(state["optimizer"])
+        session.scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({_reason(error)})") from None
     session.steps_done, session.seconds = state["step"], state["seconds"]
     later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
     said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
     if state["processes"] != session.world.size:
-        said += f"; in {session.world.size} processes, {state['processes']} before: batch norm sees other batches"
+        before = f"{state['processes']} before"
+        said += f"; in {session.world.size} processes, {before}: batch norm and the aligned loss see other batches"
     return said
 
 
@@ -155,7 +158,8 @@ def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if len(text) > 8 else f"{type(error).__name__} {text}".strip()
 
 
 def _offer(path: Path) -> str:

@@ -162,6 +162,11 @@ def _check_ablations(run: Train) -> None:
             f"heads.semantic_projector shared makes aligned embeddings of width {heads.num_maps} (heads.num_maps), "
             f"but heads.aligned_width is {heads.aligned_width}; leave it out"
         )
+    if run.method.loss == "byol" and (run.method.symmetric or run.method.key_bn != "auto"):
+        raise LewelError(
+            "method.symmetric and method.key_bn are about infonce, but method.loss is byol, which is symmetric and has "
+            "no keys; leave them out"
+        )
     if run.method.gather_negatives and not (run.method.loss == "infonce" and run.method.aligned):
         raise LewelError(f"method.gather_negatives is about the aligned loss of lewel_m, but this is {run.method.name}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from lewel.errors import LewelError
@@ -26,7 +27,11 @@ def main() -> None:
     try:
         _dispatch(sys.argv[1:])
     except LewelError as error:
-        print(f"lewel: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, which all found it before they met
+            print(f"lewel: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"lewel: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +17,7 @@ from torch import Tensor
 from lewel.errors import LewelError
 
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # with a process that reads a slow folder or compiles kernels
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def join() -> World:
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if announced() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=PATIENCE)
         _host_group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
     return World(rank(), size(), device)
 
@@ -57,9 +61,22 @@ def announced() -> int:
 
 
 def leave() -> None:
-    """Ends what join began."""
+    """Ends what join began, when all have come to the end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def abandon(error: Exception) -> NoReturn:
+    """Ends this process of several at once: to wait for the others, who may wait for it, would hide the error."""
+    if isinstance(error, (LewelError, OSError)):
+        print(f"lewel: {error}", file=sys.stderr)
+    elif isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
+        print(f"lewel: process {rank()} ends because another one did, which says why", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, LewelError) else 1)
 
 
 def rank() -> int:
@@ -91,13 +108,32 @@ def average(x: Tensor) -> Tensor:
     return total / size()
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether flag is set in any process; waits for the others, but not for the device."""
-    if size() == 1:
-        return flag
-    found = torch.tensor([int(flag)])
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_host_group)
-    return bool(found)
+class Anywhere:
+    """Whether a flag is set in any process, asked by all of them again and again; nobody waits for an answer.
+
+    What is asked in one call is answered in the next, the same in all processes. One process answers itself at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def ask(self, flag: bool) -> bool:
+        if size() == 1:
+            return flag
+        before, found = self._asked, torch.tensor([int(flag)])
+        self._asked = dist.all_reduce(found, dist.ReduceOp.MAX, group=_host_group, async_op=True), found
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+
+@torch.no_grad()
+def share(tensors: Iterable[Tensor]) -> None:
+    """Gives all processes the values that tensors have in the first."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def from_leader(find: Callable[[], T]) -> T:

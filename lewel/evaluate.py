@@ -12,12 +12,17 @@ from lewel import data, distributed, knn, watch
 from lewel.session import Session
 
 BATCH = 256  # images that are encoded at a time
+PIXELS = 32  # a bank of ImageNet's own pixels would fill 60 GB
 PICTURED = 256  # test images that the statistics of the maps are taken over
 
 
 def knn_accuracy(session: Session) -> float:
-    """kNN-200 of the online encoder's GAP features, bank from the training split, in percent."""
+    """kNN-200 of the online encoder's GAP features, bank from the training split, in percent.
+
+    All processes take BN's statistics of the first, which are those of the checkpoint.
+    """
     encoder = session.method.online.encoder
+    distributed.share(encoder.buffers())
 
     def features(images: Tensor) -> Tensor:
         with session.method.autocast():
@@ -31,8 +36,13 @@ def knn_accuracy(session: Session) -> float:
 
 
 def knn_of_pixels(session: Session) -> float:
-    """kNN-200 of the pixels themselves, in percent."""
-    return _knn(session, lambda images: images.to(session.device).flatten(1))
+    """kNN-200 of the pixels themselves, in percent; of large images, those of PIXELS a side that they shrink to."""
+
+    def features(images: Tensor) -> Tensor:
+        images = session.to_device(images)
+        return (F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > 2 * PIXELS else images).flatten(1)
+
+    return _knn(session, features)
 
 
 def map_statistics(session: Session) -> dict[str, float]:
@@ -46,9 +56,10 @@ def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:
     sets, world = session.sets, session.world
     bank = _described(session, features, sets.bank, session.run.knn_bank or len(sets.bank))
     rows, labels = (distributed.gather(_padded(x, session)) for x in bank)
-    known = labels >= 0
+    if world.size > 1:
+        rows, labels = rows[labels >= 0], labels[labels >= 0]
     test = _described(session, features, sets.test, len(sets.test))
-    right = knn.correct(rows[known], labels[known], *test, sets.num_classes)
+    right = knn.correct(rows, labels, *test, sets.num_classes)
     share = torch.tensor(right / len(sets.test), device=world.device, dtype=torch.float64)
     return 100 * world.size * float(distributed.average(share))
 

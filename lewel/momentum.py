@@ -46,8 +46,10 @@ def shuffle_bn(network: Network, images: Tensor, seed: tuple[int, ...]) -> tuple
     images (N, ...) of this process; each output is (size N, ...), of the images of all processes in the order of ranks,
     not as they were shuffled. seed must be the same in all processes. No gradient.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * distributed.size()))
-    mine = order.chunk(distributed.size())[distributed.rank()].to(images.device)
-    outputs = network(distributed.gather(images)[mine])
-    back = order.argsort().to(images.device)
+    shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * distributed.size()))
+    both = torch.stack([shuffled, shuffled.argsort()])
+    if images.is_cuda:
+        both = both.pin_memory()  # or the copy would wait for the device
+    order, back = both.to(images.device, non_blocking=True)
+    outputs = network(distributed.gather(images)[order.chunk(distributed.size())[distributed.rank()]])
     return tuple(distributed.gather(output)[back] for output in outputs)

@@ -12,7 +12,7 @@ from lewel import distributed
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """module with every BN replaced by one over all processes; weights, statistics and names stay.
 
-    On GPUs it is PyTorch's, which refuses the CPU; there it is the one below.
+    On GPUs it is PyTorch's, which waits for the device in every layer, and refuses the CPU; there it is the one below.
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)

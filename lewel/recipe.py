@@ -51,8 +51,9 @@ def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
     hints = get_type_hints(schema)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(str(key), list(hints), n=1, cutoff=0.0)[0]
-            raise LewelError(f"{source}: there is no {prefix}{key}; did you mean {prefix}{near}?")
+            near = difflib.get_close_matches(str(key), list(hints), n=1)
+            meant = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(hints)}"
+            raise LewelError(f"{source}: there is no {prefix}{key}; {meant}")
     return schema(**{key: _value(hints[key], value, prefix + key, source) for key, value in values.items()})
 
 

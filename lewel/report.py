@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def _backend(run: Train, device: torch.device) -> str:
     return str(why)
 
 
-def load(folder: Path) -> Session:
-    """A finished or interrupted run with its data, and the weights of its newest checkpoint."""
+def load(folder: Path, data_root: str = "") -> Session:
+    """A finished or interrupted run with its data, possibly moved, and the weights of its newest checkpoint."""
     path, state, run = newest(folder)
+    if data_root:
+        run = replace(run, data=replace(run.data, root=data_root))
     session = prepare(run, folder)
     checkpoint.load_weights(session.method, state, path)
     session.steps_done, session.seconds = state["step"], state["seconds"]

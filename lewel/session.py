@@ -55,6 +55,8 @@ def prepare(run: Train, folder: Path) -> Session:
     run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
     sets = data.build(run.data, run.seed, world.device)
     check_size(run, len(sets.train))
+    _check_shares(run, sets, world.size)
+    torch.backends.cudnn.benchmark = True  # images have one size
     loader = data.TrainLoader(
         sets.train, run.data.batch_size, run.data.workers,
         rank=world.rank, world=world.size, accumulate=run.accumulate, device=world.device,
@@ -82,8 +84,8 @@ def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimiz
 def in_parallel(method: Method) -> nn.Module:
     """What to call for a pass: method itself, or in DDP, which averages the gradients over the processes.
 
-    Before each pass all take the BN buffers of the first process; so its checkpoint is that of all, and EMAN's target
-    is one network. The queue is the same everywhere by construction.
+    Before each step all take the BN buffers of the first process; so its checkpoint is that of all. The queue is the
+    same everywhere by construction.
     """
     if distributed.size() == 1:
         return method
@@ -110,3 +112,11 @@ def check_size(run: Train, images: int) -> None:
             f"method.queue holds {run.method.queue} keys but an epoch of {images} images makes only {keys}, so most "
             f"images would meet an old key of their own among the negatives; choose at most {keys}"
         )
+
+
+def _check_shares(run: Train, sets: data.Datasets, processes: int) -> None:
+    """Each process describes a part of the bank and of the test images."""
+    bank = min(run.knn_bank or len(sets.bank), len(sets.bank))
+    for name, images in (("images in the kNN bank", bank), ("test images", len(sets.test))):
+        if images < processes:
+            raise LewelError(f"there are only {images} {name} for {processes} processes, which share them out")

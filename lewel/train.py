@@ -17,6 +17,7 @@ from lewel.preemption import Preemption
 from lewel.session import Session, in_parallel
 from lewel.step import Outcome, Stepper, rates
 
+SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 
 
@@ -55,27 +56,30 @@ class _Loop:
         self.stepper = Stepper(session.method, in_parallel(session.method), session.optimizer, session.scaler)
         self.per_epoch = len(session.loader)
         self.since = time.monotonic()
-        self.saved = -1  # step of the newest checkpoint
+        self.stopping, self.stopped = False, distributed.Anywhere()
+        self.evaluated = _is_evaluated(session)
         # Loss of the epoch, inf or nan where one was: it is looked at on logged steps only, for a look waits.
         self.worst = torch.zeros((), device=session.device)
 
     def run(self) -> bool:
         """Whether it came to the end."""
-        session = self.session
-        while session.epochs_done < session.run.epochs:
-            whole, done = self._epoch(session.epochs_done), session.epochs_done
-            if whole and (done % session.run.knn_every == 0 or done == session.run.epochs):
-                self._stop_clock()
-                _log_epoch(session, self.log)
-                self.since = time.monotonic()
-            self._save()
-            if session.epochs_done < session.run.epochs and distributed.anywhere(self.preemption.requested):
+        session, run = self.session, self.session.run
+        while True:
+            done = session.epochs_done
+            whole = session.steps_done == done * self.per_epoch > 0
+            if self.stopping and not (whole and done == run.epochs):
                 self.log.say(f"stopped by SIGTERM after step {session.steps_done}; --resume auto continues from there")
                 return False
-        return True
+            if whole and not self.evaluated and (done % run.knn_every == 0 or done == run.epochs):
+                _log_epoch(session, self.log)
+            if done == run.epochs:
+                return True
+            self.since, self.evaluated = time.monotonic(), False
+            self._epoch(done)
+            self._save()  # before the evaluation, for which a scheduler may not wait
 
-    def _epoch(self, epoch: int) -> bool:
-        """What is left of an epoch; False where it was left for SIGTERM."""
+    def _epoch(self, epoch: int) -> None:
+        """What is left of an epoch, or of it the part before SIGTERM."""
         session, run = self.session, self.session.run
         first = session.steps_done - epoch * self.per_epoch
         clock = Clock(run.data.batch_size // run.accumulate)
@@ -89,7 +93,8 @@ class _Loop:
                 for views in itertools.islice(batches, run.accumulate)
             )
             outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, lr=lr, momentum=momentum)
-            self.worst = torch.maximum(self.worst, outcome.loss)
+            if not session.scaler.is_enabled():  # which leaves out a step that overflowed
+                self.worst = torch.maximum(self.worst, outcome.loss)
             session.steps_done += 1
             self.log.advance()
             logged = session.steps_done % run.log_every == 0 or session.steps_done == 1 or last
@@ -97,15 +102,15 @@ class _Loop:
                 numbers = self._numbers(outcome)
                 spreads.append(numbers["z_std"])
                 self.log.step({"step": session.steps_done, "lr": lr, "momentum": momentum, **numbers, **clock.lap()})
-            # Several processes ask each other, so not at every step; it is seen within log_every of them.
-            if not last and (logged or session.world.size == 1) and distributed.anywhere(self.preemption.requested):
-                return False
+            self.stopping = self.stopped.ask(self.preemption.requested)
+            if self.stopping and not last:
+                return
             if not last and run.save_every and session.steps_done % run.save_every == 0:
                 self._save()
+                clock.lap()
         if max(spreads) < watch.COLLAPSED:
             line = f"the embedding has collapsed: z_std stayed below {watch.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": max(spreads)}, line)
-        return True
 
     def _spreads_before(self, epoch: int) -> list[float]:
         """z_std of the steps of this epoch that were logged before the run was continued."""
@@ -119,35 +124,48 @@ class _Loop:
         values = {"loss": outcome.loss, **{f"loss_{name}": part for name, part in outcome.parts.items()}}
         replaced = torch.tensor(float(self.session.sets.replaced)).to(self.session.device, non_blocking=True)
         further = {"z_std": watch.spread_of(outcome.z), "worst": self.worst, "replaced": replaced}
+        if self.session.scaler.is_enabled():
+            further["scale"] = torch.as_tensor(self.session.scaler._get_scale_async())
         numbers = watch.read(values | further)
         worst, replaced_a_process = numbers.pop("worst"), numbers.pop("replaced")
         if not math.isfinite(worst):
             parts = {name: value for name, value in numbers.items() if name.startswith("loss_")}
             raise LewelError(f"the loss became {worst} ({parts}); {CALMER}")
+        if numbers.get("scale", 1) < SMALLEST_SCALE:
+            raise LewelError(
+                f"fp16 overflows at every step, though the loss is scaled by no more than {numbers['scale']:g}; "
+                f"{CALMER}, or --precision bf16"
+            )
         if replaced_a_process:
             numbers["replaced"] = round(replaced_a_process * self.session.world.size)
         return {**numbers, "peak_memory_mib": watch.peak_memory()}
 
     def _save(self) -> None:
-        session = self.session
-        if self.saved == session.steps_done:
-            return
-        self._stop_clock()
-        _check_weights(session)
-        if session.world.leads:
-            checkpoint.save(session)
-        self.saved, self.since = session.steps_done, time.monotonic()
-
-    def _stop_clock(self) -> None:
         self.session.seconds += time.monotonic() - self.since
+        _check_weights(self.session)
+        if self.session.world.leads:
+            checkpoint.save(self.session)
         self.since = time.monotonic()
 
 
+def _is_evaluated(session: Session) -> bool:
+    """Whether the log says what the epoch was worth that a continued run begins after."""
+    file = session.folder / "log.jsonl"
+    told = (
+        session.world.leads
+        and file.exists()
+        and any(record["kind"] == "epoch" and record["step"] == session.steps_done for record in read(file))
+    )
+    return distributed.from_leader(lambda: told)
+
+
 def _check_weights(session: Session) -> None:
-    """A last step may break weights whose loss was finite: they are never saved."""
-    for name, value in session.method.state_dict().items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise LewelError(f"{name} is not finite after step {session.steps_done}; {CALMER}")
+    """A last step may break weights whose loss was finite: they are never saved or evaluated."""
+    values = {k: v for k, v in session.method.state_dict().items() if isinstance(v, Tensor)}
+    finite = torch.stack([value.isfinite().all() for value in values.values()])
+    if not finite.all():
+        name = next(name for name, fine in zip(values, finite.tolist(), strict=True) if not fine)
+        raise LewelError(f"{name} is not finite after step {session.steps_done}; {CALMER}")
 
 
 def _log_baselines(session: Session, log: RunLog) -> None:
@@ -160,7 +178,6 @@ def _log_baselines(session: Session, log: RunLog) -> None:
 
 
 def _log_epoch(session: Session, log: RunLog) -> None:
-    _check_weights(session)  # broken ones are not evaluated either
     values = {
         "step": session.steps_done,
         "epoch": session.epochs_done,

@@ -18,6 +18,8 @@ class KnnCommand:
 
     run: tyro.conf.Positional[Path]
     """run folder"""
+    data_root: str = ""
+    """where the images are now; empty means where they were in training"""
 
 
 def run(arguments: list[str]) -> None:
@@ -27,5 +29,5 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session = report.load(command.run)
+    session = report.load(command.run, command.data_root)
     print(f"{command.run}: kNN {knn_accuracy(session):.2f} % after epoch {session.epochs_done}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from lewel import boards, config, distributed, plan, presets, recipe, report, runs
+from lewel import boards, checkpoint, config, distributed, plan, presets, recipe, report, runs
 from lewel.errors import LewelError
 from lewel.session import prepare
 from lewel.train import train
@@ -65,8 +65,11 @@ def _train(command: TrainCommand) -> None:
             print(report.recipe_of(session), flush=True)
         if train(session, resume) and world.leads:
             report.write(session)
-    finally:
         distributed.leave()
+    except Exception as error:
+        if world.size > 1:
+            distributed.abandon(error)
+        raise
 
 
 def _places(command: TrainCommand) -> tuple[Path, Path | None]:
@@ -74,7 +77,9 @@ def _places(command: TrainCommand) -> tuple[Path, Path | None]:
     folder, resume = runs.choose(command.run, command.resume)
     runs.check_writable(folder)
     boards.check_installed(command.run)
-    if command.resume == "auto" and resume is None:
+    if resume is not None:
+        checkpoint.read(resume)  # a broken one is told of before anything else is
+    elif command.resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, resume
 

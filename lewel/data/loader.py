@@ -6,8 +6,12 @@ of `world` processes gets its share of every one of them.
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -81,6 +85,7 @@ class TrainLoader:
                 f"data.batch_size must be divisible by processes times accumulate, got {batch_size} images for {world} "
                 f"times {accumulate}; try {below or world * accumulate}"
             )
+        _end_workers_at_exit(os.getpid())
         self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
         self._loader: DataLoader[Views] = DataLoader(
@@ -126,6 +131,7 @@ def eval_batches(
 
     The last batch may be short. Processes that share a set take every world-th index each: indices[rank::world].
     """
+    _end_workers_at_exit(os.getpid())
     indices = np.arange(len(dataset)) if indices is None else indices
     loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
         dataset,  # type: ignore[arg-type]
@@ -151,3 +157,15 @@ def _as_it_is(batch: Any) -> Any:
 def _outlive_sigterm(worker: int) -> None:
     """A scheduler sends SIGTERM to all processes of a job, but the training needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache
+def _end_workers_at_exit(process: int) -> None:
+    """Of a process, by its number: after an error multiprocessing would send its workers SIGTERM, and wait for ever."""
+    Finalize(None, _end_workers, exitpriority=0)
+
+
+def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's own handler would report them as crashed
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -33,10 +33,12 @@ def get(name: str) -> Train:
 def published_images(run: Train) -> int | None:
     """Training images of the set of the preset that run started from; None where run reads other data."""
     preset = PRESETS.get(run.preset)
-    same = preset is not None and (run.data.name, run.data.train_list) == (
-        preset.run.data.name, preset.run.data.train_list,
-    )  # fmt: skip
-    return preset.images if preset is not None and same else None
+    if preset is None:
+        return None
+    # The preset's own classes are not in the repository: the list of ImageNet-100 is the user's file.
+    named = run.data.classes and not run.preset.startswith("imagenet100/")
+    same = (run.data.name, run.data.train_list) == (preset.run.data.name, preset.run.data.train_list)
+    return preset.images if same and not named else None
 
 
 def describe(name: str) -> str:
@@ -76,6 +78,7 @@ def _row(name: str, preset: Preset) -> tuple[str, ...]:
 
 def _preset(name: str) -> Preset:
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise LewelError(f"there is no preset {name!r}; did you mean {near}? `lewel presets` lists all")
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise LewelError(f"there is no preset {name!r}; {meant}`lewel presets` lists all")
     return PRESETS[name]

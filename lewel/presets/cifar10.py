@@ -22,7 +22,7 @@ CIFAR10_BYOL = replace(
     data=replace(CIFAR10_MOCO.data, augmentation=replace(BYOL_VIEWS, blur=NO_BLUR)),
     optim=replace(CIFAR10_MOCO.optim, lr=0.2),
 )
-# The demo of MoCo's authors, but for MoCo v2's head of two layers, which it does without.
+# The demo of MoCo's authors, but for MoCo v2's head of two layers, and for queries, whose BN it splits as the keys'.
 MOCO_200 = Train(
     data=replace(
         CIFAR10_MOCO.data, batch_size=512, augmentation=replace(MOCO_VIEWS, blur=NO_BLUR, crop_scale=(0.08, 1.0))

@@ -65,3 +65,16 @@ def _die_while_saving(which: int, at_byte: int) -> None:
         save(state, Half(file) if len(saved) > which else file)
 
     torch.save = count_and_save  # type: ignore[assignment]
+
+
+def fail(folder: Path) -> None:
+    """A run with data workers that ends by an error of no known kind."""
+    torch.set_num_threads(1)
+    session = prepare(replace(RUN, data=replace(RUN.data, workers=2)), folder)
+    session.method.online.encoder.register_forward_pre_hook(_run_out_of_memory)
+    train(session, None)
+
+
+def _run_out_of_memory(module: torch.nn.Module, inputs: tuple) -> None:
+    if module.training:
+        raise RuntimeError("out of memory")

@@ -51,13 +51,14 @@ def test_a_run_continues_in_another_folder_with_its_whole_log(tmp_path, finished
 
 
 def test_a_finished_checkpoint_without_its_run_folder_is_reported(tmp_path, finished):
-    """Nothing is known of the time before, and that is left out."""
+    """It is evaluated anew. Nothing is known of the time before, and that is left out."""
     (tmp_path / "alone").mkdir()
     (tmp_path / "log.jsonl").write_text('{"a log": "of something else"}')
     moved = shutil.copy(finished.folder / "checkpoints" / "step-00000009.pt", tmp_path / "alone" / "best.pt")
     report.write(run_in(tmp_path / "run", TINY, resume=Path(moved)))
     text = (tmp_path / "run" / "report.txt").read_text()
-    assert "kNN" not in text
+    assert "after 3 epochs" in text
+    assert "untrained" not in text
     assert "images/s" in text
 
 
@@ -98,6 +99,13 @@ class TestUnusableCheckpoint:
         message = self.refused(folder, path)
         assert "step-00000009.pt is truncated or no checkpoint at all" in message
         assert f"--resume {folder / 'checkpoints' / 'step-00000006.pt'}" in message
+
+    @pytest.mark.parametrize("text", ["test\n", "state\n", "\x80\x02."], ids=["pops", "stores", "empty-pickle"])
+    def test_any_other_file(self, folder, text):
+        """The unpickler takes letters for instructions, and fails at each in its own way."""
+        path = folder / "checkpoints" / "step-00000012.pt"
+        path.write_text(text, encoding="latin-1")
+        assert "truncated or no checkpoint at all" in self.refused(folder, path)
 
     @pytest.mark.parametrize("content", ["text", "state_dict", "code"])
     def test_foreign(self, folder, content):

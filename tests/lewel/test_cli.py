@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
 from tiny_runs import TINY
 
 from lewel import cli, data, log, recipe, report
+from lewel.commands import train as commands_train
 
 SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method.queue", "256"]
 
@@ -73,3 +75,24 @@ def test_presets_are_listed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["lewel", "presets"])
     cli.main()
     assert "cifar10/lewel_b" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_a_sentence_whichever_file_meets_it(monkeypatch, capsys):
+    def full(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/log.jsonl")
+
+    monkeypatch.setattr(commands_train, "run", full)
+    monkeypatch.setattr("sys.argv", ["lewel", "train"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "lewel: run/log.jsonl: No space left on device\n"
+
+
+def test_of_several_processes_one_tells_what_all_found_before_they_met(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.argv", ["lewel", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ""

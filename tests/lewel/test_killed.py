@@ -94,3 +94,10 @@ def test_sigterm_saves_the_step_it_comes_in_and_exits_0(workers, processes, whol
     assert log.read(tmp_path / "log.jsonl")[-1]["step"] == step
     assert go_on(processes, tmp_path) == 0
     assert_ended_alike(tmp_path, whole)
+
+
+def test_an_error_ends_the_process_though_its_workers_outlive_sigterm(processes, tmp_path):
+    process = processes.Process(target=killed_run.fail, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1

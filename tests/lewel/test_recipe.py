@@ -24,7 +24,7 @@ def augmented(**changes: Any) -> Train:
     [
         pytest.param("epoch: 3", "there is no epoch; did you mean epochs?", id="key"),
         pytest.param(
-            "optim: {lerning_rate: 1}", "there is no optim.lerning_rate; did you mean optim.", id="nested-key"
+            "optim: {momentun: 1}", "there is no optim.momentun; did you mean optim.momentum", id="nested-key"
         ),
         pytest.param("epochs: many", "epochs must be a whole number, got 'many'", id="type"),
         pytest.param("epochs: 2.5", "epochs must be a whole number, got 2.5", id="fraction"),

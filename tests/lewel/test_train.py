@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
-from lewel import checkpoint, knn, log, recipe, watch
+from lewel import checkpoint, evaluate, knn, log, recipe, watch
 from lewel.config import Optim, Train
 from lewel.data import augment
 from lewel.errors import LewelError
@@ -229,3 +229,56 @@ def test_unreadable_images_are_counted_in_the_log(tmp_path):
     counts = [record["replaced"] for record in records if record["kind"] == "step"]
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]
+
+
+def test_an_epoch_is_saved_before_it_is_evaluated_and_evaluated_when_it_was_not(tmp_path, monkeypatch):
+    """A scheduler does not wait for an evaluation."""
+    run, whole = replace(TINY, epochs=2), evaluate.knn_accuracy
+
+    def killed(session):
+        if session.steps_done == 3:
+            raise KeyboardInterrupt
+        return whole(session)
+
+    monkeypatch.setattr(evaluate, "knn_accuracy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path, run)
+    (newest,) = checkpoint.found(tmp_path / "checkpoints")
+    assert newest.name == "step-00000003.pt"
+    monkeypatch.setattr(evaluate, "knn_accuracy", whole)
+    for _ in range(2):  # the second time there is nothing left to do
+        run_in(tmp_path, run, resume=newest)
+        epochs = [r["epoch"] for r in log.read(tmp_path / "log.jsonl") if r["kind"] == "epoch"]
+        assert epochs == [1, 2]
+        newest = checkpoint.found(tmp_path / "checkpoints")[-1]
+
+
+def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
+    """As they are, a bank of ImageNet would fill 60 GB."""
+    widths = []
+    monkeypatch.setattr(knn, "correct", lambda bank, *_: widths.append(bank.shape[1]) or 0)
+    for side in (64, 96):
+        data = replace(TINY.data, image_size=side, embedded_train=16)
+        evaluate.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
+    assert widths == [3 * 64 * 64, 3 * 32 * 32]
+
+
+def test_fp16_that_overflows_at_every_step_stops_the_run(tmp_path, monkeypatch):
+    session = prepare(replace(TINY, precision="fp16", log_every=2), tmp_path)
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=1e-4)
+    forward = Model.forward
+
+    def overflowing(self, *arguments):
+        step = forward(self, *arguments)
+        return step._replace(loss=step.loss * torch.tensor(1e38) * step.z.new_tensor(1e38).float())
+
+    monkeypatch.setattr(Model, "forward", overflowing)
+    with pytest.raises(LewelError, match="fp16 overflows at every step"):
+        train(session, None)
+
+
+def test_the_scale_of_the_loss_is_logged_in_fp16(tmp_path):
+    run_in(tmp_path, replace(TINY, precision="fp16", epochs=1))
+    scales = [record["scale"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "step"]
+    assert len(scales) == 3
+    assert min(scales) >= 2**10

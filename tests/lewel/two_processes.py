@@ -52,13 +52,13 @@ def shuffling() -> dict[str, Any]:
 
 
 def preempted(folder: Path) -> dict[str, Any]:
-    """A run of which only the last process gets SIGTERM, in its second step."""
+    """A run of which only the last process gets SIGTERM, in its first step."""
     session, advance, steps = prepare(replace(TINY, epochs=50), folder), RunLog.advance, [0]
 
     def advance_and_stop(log: RunLog) -> None:
         advance(log)
         steps[0] += 1
-        if steps[0] == 2 and distributed.rank() == 1:
+        if steps[0] == 1 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     RunLog.advance = advance_and_stop  # type: ignore[method-assign]
