@@ -204,6 +204,24 @@ def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
     assert "warning" not in {record["kind"] for record in log.read(tmp_path / "log.jsonl")}
 
 
+@pytest.mark.parametrize(
+    ("spreads", "warned"),
+    [
+        pytest.param([0.05, 0.05, 0.05, 0.2, 0.05, 0.05], [3], id="high-earlier-in-this-epoch"),
+        pytest.param([0.05, 0.05, 0.2, 0.05, 0.05, 0.05], [6], id="high-in-the-epoch-before"),
+    ],
+)
+def test_a_run_resumed_within_an_epoch_is_judged_by_the_whole_of_it(spreads, warned, tmp_path, monkeypatch):
+    """Killed after the first of the second epoch's three steps."""
+    left = iter(spreads)
+    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(next(left)))
+    run = replace(TINY, epochs=2, save_every=4)
+    run_in(tmp_path, run, epochs=2)  # checkpoints: of the epoch, and of step 4
+    run_in(tmp_path, run, resume=tmp_path / "checkpoints" / "step-00000004.pt")
+    records = log.read(tmp_path / "log.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "warning"] == warned
+
+
 def test_map_statistics_are_of_images_of_every_class(tmp_path, monkeypatch):
     """A folder's test images are in the order of their classes."""
     run = replace(TINY, epochs=1, data=replace(TINY.data, embedded_test=600))
