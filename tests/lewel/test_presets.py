@@ -31,21 +31,23 @@ SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, mom
     "imagenet/lewel_b_paper_[12]00": ("eman", "local", False, False, "fp16", "auto", "cosine", "sgd"),
     "imagenet/lewel_b_paper_400": ("parameters", "sync", False, False, "fp16", "auto", "cosine", "sgd"),
 }
-PAPER, FROM_8_PERCENT, NO_BLUR = (0.2, 1.0), (0.08, 1.0), (0.0, 0.0)
-WEAK, STRONG = (0.4, 0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.1)  # jitter of BYOL, of MoCo v2
+FROM_20_PERCENT, FROM_8_PERCENT, NEVER = (0.2, 1.0), (0.08, 1.0), (0.0, 0.0)
+MOCO_JITTER, BYOL_JITTER = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1)
 VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
-    f"embedded/({MOCO}|{BYOL})": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NO_BLUR, (0.0, 0.0)),
-    f"cifar10/{MOCO}": Augmentation(PAPER, 0.5, STRONG, 0.8, 0.2, NO_BLUR, (0.0, 0.0)),
-    f"cifar10/{BYOL}": Augmentation(PAPER, 0.5, WEAK, 0.8, 0.2, NO_BLUR, (0.0, 0.2)),
-    f"cifar10/({MOCO}|{BYOL})_200": Augmentation(FROM_8_PERCENT, 0.5, STRONG, 0.8, 0.2, NO_BLUR, (0.0, 0.0)),
-    f"(stl10|imagenette)/({MOCO}|{BYOL})": Augmentation(FROM_8_PERCENT, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0.0, 0.0)),
-    f"imagenet(100)?/{MOCO}(_.*)?": Augmentation(PAPER, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0.0, 0.0)),
-    f"imagenet(100)?/{BYOL}(_.*)?|custom": Augmentation(PAPER, 0.5, WEAK, 0.8, 0.2, (1.0, 0.1), (0.0, 0.2)),
+    f"embedded/({MOCO}|{BYOL})": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NEVER, NEVER),
+    f"cifar10/{MOCO}": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
+    f"cifar10/{BYOL}": Augmentation(FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, NEVER, (0.0, 0.2)),
+    f"cifar10/({MOCO}|{BYOL})_200": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
+    f"(stl10|imagenette)/({MOCO}|{BYOL})": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
+    f"imagenet(100)?/{MOCO}(_.*)?": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
+    f"imagenet(100)?/{BYOL}(_.*)?|custom": Augmentation(
+        FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, (1.0, 0.1), (0.0, 0.2)
+    ),
 }
 
 
 def of_its_family(table, name):
-    """The one row of the table that speaks of this preset."""
+    """The only row of table whose family name belongs to."""
     (row,) = (row for family, row in table.items() if re.fullmatch(family, name))
     return row
 
