@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import assert_equal, in_double
-from two_processes import SYNCED
+from two_processes import LOCAL, RUNS, SYNCED, online_knn
 
-from lewel import checkpoint, evaluate, log
+from lewel import checkpoint, log
 from lewel.session import prepare
 from lewel.train import train
 
@@ -49,7 +49,7 @@ def test_with_synchronised_bn_two_processes_train_as_one(name, ranks, tmp_path):
             torch.testing.assert_close(state[key], value, rtol=1e-7, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
 
 
-@pytest.mark.parametrize("name", [*SYNCED, "shuffled", "eman"])
+@pytest.mark.parametrize("name", RUNS)
 def test_all_processes_end_with_the_same_weights_and_queue(name, ranks):
     first, second = (rank[name]["state"] for rank in ranks)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -72,17 +72,33 @@ def test_shuffle_bn_mixes_the_processes_and_unshuffles_both_outputs(ranks):
     assert not torch.equal(found[0]["seen"], found[0]["seen_next"])
 
 
-def test_knn_is_that_of_one_process_with_these_weights(ranks, tmp_path):
-    session = in_double(prepare(SYNCED["lewel_b"], tmp_path))
-    session.method.load_state_dict(ranks[0]["lewel_b"]["state"])
-    assert ranks[0]["lewel_b"]["knn"] == ranks[1]["lewel_b"]["knn"] == evaluate.knn_accuracy(session)
+def test_processes_draw_different_random_maps(ranks):
+    """Over the same features: z says that these are equal."""
+    first, second = (rank["random_maps"] for rank in ranks)
+    assert torch.equal(first["z"], second["z"])
+    assert (first["R"] != second["R"]).any(dim=(1, 2)).all()
 
 
-@pytest.mark.parametrize("name", ["shuffled", "eman"])
+@pytest.mark.parametrize("name", ["lewel_b", *LOCAL])
+def test_knn_is_that_of_one_process_with_these_weights(name, ranks, tmp_path):
+    """And with these BN statistics, those of the first process, where each has its own."""
+    session = prepare(RUNS[name], tmp_path)
+    session = in_double(session) if name in SYNCED else session
+    session.method.load_state_dict(ranks[0][name]["state"])
+    alone = online_knn(session)
+    for number, rank in enumerate(ranks):
+        found = rank[name]["knn"]
+        assert found["accuracy"] == alone["accuracy"]
+        for key in ("bank", "bank_labels"):  # first the share of the first process
+            torch.testing.assert_close(found[key], torch.cat([alone[key][0::2], alone[key][1::2]]))
+        torch.testing.assert_close(found["test"], alone["test"][number::2])
+
+
+@pytest.mark.parametrize("name", LOCAL)
 def test_a_resumed_run_of_two_processes_ends_bitwise_as_the_uninterrupted_one(name, ranks):
     for rank in ranks:
         resumed = rank[f"{name}-resumed"]["state"]
-        assert_equal({k: v for k, v in rank[name]["state"].items() if "running" not in k}, resumed)
+        assert_equal(rank[name]["state"], resumed)
     assert ranks[0][f"{name}-resumed"]["losses"] == ranks[0][name]["losses"]
 
 

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from lewel import config, presets, recipe
+from lewel.config import Augmentation
 from lewel.errors import LewelError
 from lewel.session import check_size
 from lewel.step import rates
 
 B_HEADS, M_HEADS = (4096, 256, 4), (2048, 128, 4)  # hidden, maps, groups
 STEPS = 1251  # an epoch of ImageNet at batch 1024
+
+# Families are regular expressions of whole names.
+MOCO, BYOL = "(moco_v2|lewel_m)", "(byol|lewel_b)"
+SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, momentum_schedule, optimizer
+    f"(embedded|cifar10)/{MOCO}": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
+    f"(embedded|cifar10)/{BYOL}": ("parameters", "local", False, True, "auto", "auto", "cosine", "sgd"),
+    f"cifar10/({MOCO}|{BYOL})_200": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
+    f"stl10/({MOCO}|{BYOL})": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
+    f"imagenette/{MOCO}": ("parameters", "local", True, True, "auto", "auto", "constant", "sgd"),
+    f"imagenette/{BYOL}": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
+    f"imagenet100/{MOCO}|imagenet/{MOCO}_.*": ("parameters", "local", False, True, "fp16", "auto", "constant", "sgd"),
+    f"imagenet100/{BYOL}|imagenet/{BYOL}_eman_.*": ("eman", "local", False, False, "fp16", "auto", "cosine", "lars"),
+    f"imagenet/{BYOL}_sync_400": ("parameters", "sync", False, False, "fp16", "auto", "cosine", "lars"),
+    "imagenet/lewel_b_paper_[12]00": ("eman", "local", False, False, "fp16", "auto", "cosine", "sgd"),
+    "imagenet/lewel_b_paper_400": ("parameters", "sync", False, False, "fp16", "auto", "cosine", "sgd"),
+}
+FROM_20_PERCENT, FROM_8_PERCENT, NEVER = (0.2, 1.0), (0.08, 1.0), (0.0, 0.0)
+MOCO_JITTER, BYOL_JITTER = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1)
+VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
+    f"embedded/({MOCO}|{BYOL})": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NEVER, NEVER),
+    f"cifar10/{MOCO}": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
+    f"cifar10/{BYOL}": Augmentation(FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, NEVER, (0.0, 0.2)),
+    f"cifar10/({MOCO}|{BYOL})_200": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
+    f"(stl10|imagenette)/({MOCO}|{BYOL})": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
+    f"imagenet(100)?/{MOCO}(_.*)?": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
+    f"imagenet(100)?/{BYOL}(_.*)?|custom": Augmentation(
+        FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, (1.0, 0.1), (0.0, 0.2)
+    ),
+}
+
+
+def of_its_family(table, name):
+    """The only row of table whose family name belongs to."""
+    (row,) = (row for family, row in table.items() if re.fullmatch(family, name))
+    return row
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -51,6 +88,24 @@ def test_the_published_numbers_come_out(name, optimizer, lr, batch, decay, momen
     assert rates(run, 0, steps)[1] == momentum
     assert (run.optim.weight_decay, run.optim.warmup_epochs) == (decay, warmup)
     assert (run.heads.hidden, run.heads.num_maps, run.heads.num_groups) == heads
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_the_switches_of_a_preset_are_those_of_its_source(name):
+    run = presets.get(name)
+    method, optim = run.method, run.optim
+    assert (
+        method.target, method.batch_norm, method.symmetric, optim.decay_all,
+        run.precision, method.key_bn, method.momentum_schedule, optim.name,
+    ) == of_its_family(SWITCHES, name)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "run", [config.Train(), *(p.run for p in presets.PRESETS.values())], ids=lambda run: run.preset
+)
+def test_the_views_of_a_preset_are_those_of_its_source(run):
+    """The default ones are those of LEWEL's official release for its BYOL type."""
+    assert run.data.augmentation == of_its_family(VIEWS, run.preset)
 
 
 @pytest.mark.parametrize(

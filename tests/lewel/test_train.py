@@ -1,4 +1,4 @@
-"""Whole tiny runs on the embedded set: the same for any number of workers, stopped where they cannot go on."""
+"""Whole tiny runs on the embedded set: the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_i
 from lewel import checkpoint, evaluate, knn, log, recipe, watch
 from lewel.config import Optim, Train
 from lewel.data import augment
-from lewel.errors import LewelError
 from lewel.evaluate import knn_accuracy
 from lewel.method import Method as Model
 from lewel.session import prepare
@@ -154,56 +153,6 @@ def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, m
     assert [(record["epoch"], record["knn"]) for record in records if record["kind"] == "epoch"] == [(2, 25), (3, 50)]
 
 
-CALM = r"lower --optim\.lr or a longer --optim\.warmup-epochs"
-
-
-@pytest.mark.parametrize("log_every", [1, 100], ids=["logged", "between-two-lines"])
-def test_a_loss_that_is_not_finite_stops_the_run(log_every, tmp_path):
-    with pytest.raises(LewelError, match=rf"the loss became nan .* {CALM}"):
-        run_in(tmp_path, replace(TINY, optim=Optim(lr=1e30, warmup_epochs=0), log_every=log_every))
-    assert checkpoint.found(tmp_path / "checkpoints") == []
-
-
-def test_a_loss_that_was_infinite_between_two_lines_stops_the_run(tmp_path, monkeypatch):
-    session, forward = prepare(replace(TINY, log_every=100), tmp_path), Model.forward
-    steps = iter(range(9))
-
-    def one_is_infinite(self, *arguments):
-        step = forward(self, *arguments)
-        return step._replace(loss=step.loss + (math.inf if next(steps) == 1 else 0))
-
-    monkeypatch.setattr(Model, "forward", one_is_infinite)
-    with pytest.raises(LewelError, match="the loss became inf"):
-        train(session, None)
-
-
-def test_weights_that_a_last_step_broke_are_not_saved(tmp_path):
-    """The loss of an epoch's only step is taken before the step, and is fine."""
-    run = replace(TINY, data=replace(TINY.data, embedded_train=16), method=replace(TINY.method, queue=16))
-    run = replace(run, optim=Optim(lr=1e41, warmup_epochs=0))
-    with pytest.raises(LewelError, match=rf"weight is not finite after step 1; try a {CALM}"):
-        run_in(tmp_path, run)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-@pytest.mark.parametrize(("spread", "warnings"), [(0.09, 2), (0.11, 0)], ids=["collapsed", "spread"])
-def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(spread))
-    run_in(tmp_path, replace(TINY, epochs=2))
-    kinds = [record["kind"] for record in log.read(tmp_path / "log.jsonl")]
-    assert kinds.count("warning") == warnings
-    line = "the embedding has collapsed: z_std stayed below 0.1 for an epoch"
-    assert capsys.readouterr().out.count(line) == warnings
-
-
-def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
-    """The start of an EMAN run nearly collapses and recovers."""
-    spreads = iter([0.01, 0.05, 0.2])
-    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(next(spreads)))
-    run_in(tmp_path, replace(TINY, epochs=1))
-    assert "warning" not in {record["kind"] for record in log.read(tmp_path / "log.jsonl")}
-
-
 def test_map_statistics_are_of_images_of_every_class(tmp_path, monkeypatch):
     """A folder's test images are in the order of their classes."""
     run = replace(TINY, epochs=1, data=replace(TINY.data, embedded_test=600))
@@ -261,20 +210,6 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
         data = replace(TINY.data, image_size=side, embedded_train=16)
         evaluate.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
     assert widths == [3 * 64 * 64, 3 * 32 * 32]
-
-
-def test_fp16_that_overflows_at_every_step_stops_the_run(tmp_path, monkeypatch):
-    session = prepare(replace(TINY, precision="fp16", log_every=2), tmp_path)
-    session.scaler = torch.amp.GradScaler("cpu", init_scale=1e-4)
-    forward = Model.forward
-
-    def overflowing(self, *arguments):
-        step = forward(self, *arguments)
-        return step._replace(loss=step.loss * torch.tensor(1e38) * step.z.new_tensor(1e38).float())
-
-    monkeypatch.setattr(Model, "forward", overflowing)
-    with pytest.raises(LewelError, match="fp16 overflows at every step"):
-        train(session, None)
 
 
 def test_the_scale_of_the_loss_is_logged_in_fp16(tmp_path):

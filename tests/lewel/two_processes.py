@@ -9,31 +9,61 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_runs import TINY, in_double, losses_of
 from torch import Tensor
 
-from lewel import checkpoint, distributed, evaluate
+from lewel import checkpoint, distributed, evaluate, knn
 from lewel.config import Method, Train
 from lewel.log import RunLog
 from lewel.momentum import shuffle_bn
-from lewel.session import Session, prepare
+from lewel.session import Session, in_parallel, prepare
+from lewel.step import Stepper
 from lewel.train import train
 
+ODD = replace(TINY, knn_bank=47)  # the first process describes one image of the bank more than the second
 SYNCED = {
-    "lewel_b": replace(TINY, method=Method(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
-    "lewel_m": replace(TINY, method=replace(TINY.method, batch_norm="sync", gather_negatives=True)),
-    "moco_v2-symmetric": replace(TINY, method=replace(TINY.method, batch_norm="sync", w_aligned=0.0, symmetric=True)),
-    "accumulate": replace(TINY, method=Method(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
+    "lewel_b": replace(ODD, method=Method(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
+    "lewel_m": replace(ODD, method=replace(TINY.method, batch_norm="sync", gather_negatives=True)),
+    "moco_v2-symmetric": replace(ODD, method=replace(TINY.method, batch_norm="sync", w_aligned=0.0, symmetric=True)),
+    "accumulate": replace(ODD, method=Method(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
 }
-SHUFFLED = replace(TINY, method=replace(TINY.method, key_bn="shuffle"))
-EMAN = replace(TINY, method=Method(loss="byol", target="eman", momentum_schedule="cosine"))
+LOCAL = {  # each process has BN statistics of its own
+    "shuffled": replace(ODD, method=replace(TINY.method, key_bn="shuffle")),
+    "eman": replace(ODD, method=Method(loss="byol", target="eman", momentum_schedule="cosine")),
+}
+RUNS = SYNCED | LOCAL
 
 
 def trained(run: Train, folder: Path, resume: Path | None = None, double: bool = False) -> Session:
     session = prepare(run, folder)
     train(in_double(session) if double else session, resume)
     return session
+
+
+def online_knn(session: Session) -> dict[str, Any]:
+    """Online kNN, and the features that it was decided on: the bank's, and of this process's share of the tests."""
+    found: dict[str, Any] = {}
+    correct = knn.correct
+
+    def look(bank: Tensor, bank_labels: Tensor, test: Tensor, *rest: Any) -> int:
+        found.update(bank=bank, bank_labels=bank_labels, test=test)
+        return correct(bank, bank_labels, test, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "correct", look)
+        return {"accuracy": evaluate.knn_accuracy(session), **found}
+
+
+def random_maps(folder: Path) -> dict[str, Tensor]:
+    """Of a step that takes the same images in both processes: the online z, and R, which random maps pool."""
+    session, seen = prepare(replace(TINY, heads=replace(TINY.heads, maps="random")), folder), []
+    session.method.online.head.register_forward_hook(lambda *call: seen.append(call[-1]))
+    stepper = Stepper(session.method, in_parallel(session.method), session.optimizer, session.scaler)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    stepper.take([(images, images)], 1, step=0, lr=0.0, momentum=1.0)
+    return {"z": seen[0][0].detach(), "R": seen[0][1].detach()}
 
 
 def shuffling() -> dict[str, Any]:
@@ -71,11 +101,15 @@ def preempted(folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     distributed.join()
-    found: dict[str, Any] = {"shuffling": shuffling(), "preempted": preempted(folder / "preempted")}
-    for name, run in {**SYNCED, "shuffled": SHUFFLED, "eman": EMAN}.items():
+    found: dict[str, Any] = {
+        "shuffling": shuffling(),
+        "random_maps": random_maps(folder),
+        "preempted": preempted(folder / "preempted"),
+    }
+    for name, run in RUNS.items():
         session = trained(run, folder / name, double=name in SYNCED)
-        found[name] = {"state": session.method.state_dict(), "knn": evaluate.knn_accuracy(session)}
-    for name, run in (("shuffled", SHUFFLED), ("eman", EMAN)):
+        found[name] = {"state": session.method.state_dict(), "knn": online_knn(session)}
+    for name, run in LOCAL.items():
         middle = checkpoint.found(folder / name / "checkpoints")[0]
         resumed = trained(replace(run, out="again"), folder / f"{name}-resumed", middle)
         found[f"{name}-resumed"] = {"state": resumed.method.state_dict()}
