@@ -20,7 +20,8 @@ STEPS = 1251  # an epoch of ImageNet at batch 1024
 MOCO, BYOL = "(moco_v2|lewel_m)", "(byol|lewel_b)"
 SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, momentum_schedule, optimizer
     f"(embedded|cifar10)/{MOCO}": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
-    f"(embedded|cifar10)/{BYOL}": ("parameters", "local", False, True, "auto", "auto", "cosine", "sgd"),
+    f"embedded/{BYOL}": ("parameters", "local", False, False, "auto", "auto", "cosine", "lars"),
+    f"cifar10/{BYOL}": ("parameters", "local", False, True, "auto", "auto", "cosine", "sgd"),
     f"cifar10/({MOCO}|{BYOL})_200": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
     f"stl10/({MOCO}|{BYOL})": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
     f"imagenette/{MOCO}": ("parameters", "local", True, True, "auto", "auto", "constant", "sgd"),
@@ -34,7 +35,8 @@ SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, mom
 FROM_20_PERCENT, FROM_8_PERCENT, NEVER = (0.2, 1.0), (0.08, 1.0), (0.0, 0.0)
 MOCO_JITTER, BYOL_JITTER = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1)
 VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
-    f"embedded/({MOCO}|{BYOL})": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NEVER, NEVER),
+    f"embedded/{MOCO}": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NEVER, NEVER),
+    f"embedded/{BYOL}": Augmentation((0.6, 1.0), 0.0, (0.2, 0.2, 0.4, 0.5), 0.8, 0.9, NEVER, NEVER),
     f"cifar10/{MOCO}": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
     f"cifar10/{BYOL}": Augmentation(FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, NEVER, (0.0, 0.2)),
     f"cifar10/({MOCO}|{BYOL})_200": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
