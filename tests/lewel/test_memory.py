@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from tiny_runs import METHODS, TINY
 
-from benchmarks import footprint
-from lewel import memory, presets
+from lewel import heap, memory, presets
 from lewel.config import Heads, Train
 from lewel.session import build
 from lewel.step import Stepper
@@ -47,7 +46,7 @@ def measured(run: Train) -> int:
     def step() -> None:
         stepper.take([(views[0], views[1])] * run.accumulate, run.accumulate, step=0, lr=1e-3, momentum=0.99)
 
-    taken = footprint.peak_bytes(step, "cpu")
+    taken = heap.peak_bytes(step, "cpu")
     if taken is None:
         pytest.skip("this system does not tell the peak of resident memory")
     return taken + sum(view.nbytes for view in views)
