@@ -158,7 +158,7 @@ def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else ""
+    text = str(error).splitlines()[0].split(". ")[0] if str(error) else ""
     return text if len(text) > 8 else f"{type(error).__name__} {text}".strip()
 
 

@@ -30,6 +30,9 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all found it before they met
             print(f"lewel: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("lewel: interrupted; --resume auto continues a training run from its newest checkpoint", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         print(f"lewel: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)

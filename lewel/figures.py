@@ -36,15 +36,24 @@ STYLE: dict[Any, Any] = {
 
 
 def alignment_maps(
-    path: Path, images: Tensor, maps: Tensor, boxes: Tensor | None = None, columns: int = 6, title: str = ""
+    path: Path,
+    images: Tensor,
+    maps: Tensor,
+    boxes: Tensor | None = None,
+    columns: int = 6,
+    title: str = "",
+    best: int | None = None,
 ) -> None:
     """Rows of images; beside each the mean of its maps and the `columns` most telling maps, the same in every row.
+
+    The map best comes first where it is given.
 
     images (N, 3, S, S) float, normalised; maps (N, K, h, w), each summing to 1; boxes (N, 4) x0 y0 x1 y1 in pixels or
     None. A map is drawn between its own smallest and largest value: with tau = 1 maps differ from uniform by a quarter
     at most, and on a common scale all would look flat.
     """
-    telling = most_telling(maps, columns)
+    telling = [k for k in most_telling(maps, columns) if k != best]
+    telling = telling if best is None else [best, *telling[: columns - 1]]
     pictures = viewable(images)
     gray = pictures.mean(dim=1, keepdim=True)
     heats = torch.cat([maps.mean(dim=1, keepdim=True), maps[:, telling]], dim=1)
@@ -109,7 +118,9 @@ def _outline(axis: Axes, box: Tensor) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the picture; its folder is made."""
+    """Writes the picture, whose name ends in the kind of file; its folder is made."""
+    if not path.suffix:
+        raise LewelError(f"the picture must be named with its kind of file, such as {path}.png, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -89,20 +91,22 @@ def write(session: Session) -> None:
         images, _ = session.sets.test[shown]
         boxes = session.sets.test_boxes
         title = f"{session.run.method.name} after {session.epochs_done} epochs"
-        _draw(session.method, images, maps, None if boxes is None else boxes[shown], title)
-    text = summary(session)
+        best = None if boxes is None else mass_in_boxes(session).best_map
+        _draw(session.method, images, maps, None if boxes is None else boxes[shown], title, best)
+    text, python = summary(session), os.path.relpath(sys.executable)
+    python = "python" if python.startswith("..") else python  # one beside the run is not on the path
     (folder / "report.txt").write_text(text + "\n")
     lines = [
         "",
         text,
         "",
         f"wrote {drawn}" + (f" and {maps}" if aligned else ""),
-        f"next: python -m lewel show {folder}",
-        f"      python -m lewel eval knn {folder}",
+        f"next: {python} -m lewel show {folder}",
+        f"      {python} -m lewel eval knn {folder}",
     ]
     if aligned:
-        lines.append(f"      python -m lewel maps {folder} YOUR_IMAGE.jpg ...")
-    print("\n".join([*lines, "      python -m lewel presets"]), flush=True)
+        lines.append(f"      {python} -m lewel maps {folder} YOUR_IMAGE.jpg ...")
+    print("\n".join([*lines, f"      {python} -m lewel presets"]), flush=True)
 
 
 def summary(session: Session) -> str:
@@ -124,17 +128,30 @@ def summary(session: Session) -> str:
         rows.append(("std of normalised z * sqrt(K)", spread))
     rows.append(("speed", f"{images / session.seconds:.0f} images/s, {session.seconds:.0f} s"))
     if session.run.method.aligned and session.sets.test_boxes is not None:
-        every, best, area = mass_in_boxes(session)
+        mass = mass_in_boxes(session)
+        box, chosen = f"(the box is {mass.area:.1f} % of the image)", f"(map {mass.best_map}, chosen on other images)"
         rows += [
-            ("map mass in the digit's box, all maps", f"{every:.1f} %   (the box is {area:.1f} % of the image)"),
-            ("map mass in the digit's box, best map", f"{best:.1f} %   (chosen on other images)"),
+            (
+                "map mass in the digit's box, all maps",
+                f"{mass.every:.1f} %   {box}",
+            ),
+            ("map mass in the digit's box, best map", f"{mass.best:.1f} %   {chosen}"),
         ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def mass_in_boxes(session: Session) -> tuple[float, float, float]:
-    """In percent: the maps' mass inside the test images' boxes, that of the best map, and the boxes' share of the area.
+class MassInBoxes(NamedTuple):
+    """Of test images: shares in percent, and the number of the best map."""
+
+    every: float
+    best: float
+    area: float
+    best_map: int
+
+
+def mass_in_boxes(session: Session) -> MassInBoxes:
+    """The maps' mass inside the test images' boxes, that of the best map, and the boxes' share of the area.
 
     The best map is the one with most mass on the even test images; its mass is measured on the odd ones.
     """
@@ -147,8 +164,9 @@ def mass_in_boxes(session: Session) -> tuple[float, float, float]:
         inside.append(mass)
         area.append(share)
     shares = torch.cat(inside)  # [N, K]
-    best = shares[::2].mean(0).argmax()
-    return 100 * float(shares.mean()), 100 * float(shares[1::2, best].mean()), 100 * float(torch.cat(area).mean())
+    best = int(shares[::2].mean(0).argmax())
+    every, alone, space = (100 * float(x.mean()) for x in (shares, shares[1::2, best], torch.cat(area)))
+    return MassInBoxes(every, alone, space, best)
 
 
 def draw_maps(folder: Path, paths: list[Path], out: Path) -> None:
@@ -172,6 +190,6 @@ def _image(path: Path, size: int) -> Tensor:
         raise LewelError(f"cannot read {path} as an image: {error}") from None
 
 
-def _draw(method: Method, images: Tensor, out: Path, boxes: Tensor | None, title: str) -> None:
+def _draw(method: Method, images: Tensor, out: Path, boxes: Tensor | None, title: str, best: int | None = None) -> None:
     maps, _, _ = watch.maps_of(method, images.to(next(method.parameters()).device))
-    figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title)
+    figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title, best=best)

@@ -121,7 +121,7 @@ def existing(root: str, expected: str) -> Path:
     if folder.is_file():
         raise LewelError(f"data.root {folder} is a file; unpack it and name the folder. Expected {expected}")
     if not folder.is_dir():
-        raise LewelError(f"data.root {folder} is not a folder; {_nearby(folder)}. Expected {expected}")
+        raise LewelError(f"data.root {folder} is not a folder; {_nearby(folder)} Expected {expected}")
     return folder
 
 
@@ -146,4 +146,4 @@ def _nearby(folder: Path) -> str:
     while not parent.is_dir():
         missing, parent = parent.name, parent.parent
     close = difflib.get_close_matches(missing, [entry.name for entry in parent.iterdir()], n=1)
-    return f"there is no {missing} in {parent}" + (f", did you mean {close[0]}?" if close else "")
+    return f"there is no {missing} in {parent}" + (f", did you mean {close[0]}?" if close else ".")

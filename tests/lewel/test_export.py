@@ -184,6 +184,7 @@ class TestWriting:
         out.write_text("before")
 
         def write(answer: Any) -> None:
+            torch.set_num_threads(1)  # those of the process that was forked are not there
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
             try:
                 export(tiny.folder, "safetensors", out)
@@ -195,6 +196,7 @@ class TestWriting:
         process = fork.Process(target=write, args=(answer,))
         process.start()
         answer.close()
+        assert question.poll(60)
         assert question.recv() == f"could not write {out}: File too large; choose another --out"
         process.join()
         assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]

@@ -55,7 +55,7 @@ def test_the_best_map_is_measured_on_other_images_than_it_was_chosen_on(finished
     boxes = torch.tensor([[0.0, 0.0, 16.0, 32.0]]).repeat(16, 1)  # the left half
     session = dataclasses.replace(finished, sets=dataclasses.replace(finished.sets, test_boxes=boxes))
     monkeypatch.setattr(watch, "maps_of", lambda *_: (maps, None, None))
-    assert report.mass_in_boxes(session) == pytest.approx((50, 0, 50))
+    assert report.mass_in_boxes(session)[:3] == pytest.approx((50, 0, 50))
 
 
 def test_pictures_are_of_test_images_at_equal_distances(finished, tmp_path, monkeypatch):
