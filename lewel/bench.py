@@ -14,7 +14,7 @@ from torch import Tensor
 import lewel_kernels
 from lewel import config, heap, presets, session, timing
 from lewel.errors import LewelError
-from lewel.heads import AlignedHead
+from lewel.heads import LearnedMapsHead
 from lewel.step import Stepper
 from lewel.timing import Call, Key
 
@@ -100,7 +100,7 @@ class Candidate:
     def backend(self, images: Tensor) -> str:
         """The backend that the aligned op of a step on images runs on; "" without the aligned branch."""
         head = self.method.online.head
-        if not isinstance(head, AlignedHead):
+        if not isinstance(head, LearnedMapsHead):
             return ""
         with self.method.autocast():
             features = self.method.online.encoder(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class MoCoHead(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-class AlignedHead(nn.Module):
+class AlignedHead(nn.Module, ABC):
     """A projector of the global embedding z (N, K), and alignment maps that pool the features.
 
     R is float32 also under autocast: it differs from GAP by about one percent, of which bfloat16 keeps little.
@@ -46,21 +47,31 @@ class AlignedHead(nn.Module):
         self.settings = settings
         self.backend = backend
 
+    @abstractmethod
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features (N, C, H, W) -> global embedding z (N, K), aligned representations R (N, K // num_groups, C)."""
+
+    @abstractmethod
+    def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features (N, C, H, W) -> alignment maps A (N, K, H W), aligned representations R (N, K // num_groups, C)."""
+
+
+class LearnedMapsHead(AlignedHead):
+    """Maps that an MLP makes at every position, through the fused op."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         z, hidden, weight = self.read(features)
         return z, lewel_kernels.fused_align_aggregate(features, weight, **self.options(features, hidden))
 
     def maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (N, C, H, W) -> alignment maps A (N, K, H W), aligned representations R (N, K // num_groups, C)."""
         _, hidden, weight = self.read(features)
         options = self.options(features, hidden)
         pooled, maps = lewel_kernels.fused_align_aggregate(features, weight, return_maps=True, **options)
         return maps, pooled
 
+    @abstractmethod
     def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features (N, C, H, W) -> z (N, K), and what makes the heat maps: Hn (N, P, D) at the positions, W2 (K, D)."""
-        raise NotImplementedError
 
     def options(self, features: Tensor, hidden: Tensor) -> dict[str, Any]:
         """What the op takes beside features and weight; hidden is Hn (N, P, D) at the positions."""
@@ -73,7 +84,7 @@ class AlignedHead(nn.Module):
         }
 
 
-class CoupledHead(AlignedHead):
+class CoupledHead(LearnedMapsHead):
     """LEWEL's: one MLP read twice, at the GAP token as the global embedding, at every position as the alignment maps.
 
     Its BN statistics run over all N (1 + P) rows, GAP tokens and positions jointly (B2).
@@ -86,7 +97,7 @@ class CoupledHead(AlignedHead):
         return self.mlp.out(hidden[:, 0]), hidden[:, 1:], self.mlp.out.weight  # B3 at the GAP row
 
 
-class SeparateHead(AlignedHead):
+class SeparateHead(LearnedMapsHead):
     """The ablation without coupling (Tab. 5): an MLP of its own makes the maps, from the positions alone."""
 
     def __init__(self, width: int, settings: config.Heads, backend: str | None) -> None:

@@ -151,12 +151,12 @@ class _Loop:
 def _is_evaluated(session: Session) -> bool:
     """Whether the log says what the epoch was worth that a continued run begins after."""
     file = session.folder / "log.jsonl"
-    told = (
-        session.world.leads
-        and file.exists()
-        and any(record["kind"] == "epoch" and record["step"] == session.steps_done for record in read(file))
-    )
-    return distributed.from_leader(lambda: told)
+
+    def told() -> bool:
+        records = read(file) if file.exists() else []
+        return any(record["kind"] == "epoch" and record["step"] == session.steps_done for record in records)
+
+    return distributed.from_leader(told)
 
 
 def _check_weights(session: Session) -> None:
