@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import resource
 import shutil
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
 from lewel import checkpoint, log, report
@@ -176,23 +174,8 @@ class TestSave:
 
     @pytest.mark.parametrize("room", [0, 100, 200_000], ids=["nothing-fits", "a-beginning-fits", "much-fits"])
     def test_a_full_disk_is_a_sentence_and_leaves_the_last_good_file(self, room, folder, finished):
-        """In a process of its own, whose files cannot grow beyond room bytes."""
         before = {path: path.read_bytes() for path in folder.iterdir()}
-
-        def save(answer: Connection) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-            try:
-                self.save(folder, finished)
-            except checkpoint.CheckpointError as error:
-                answer.send(str(error))
-
-        fork = multiprocessing.get_context("fork")
-        question, answer = fork.Pipe(duplex=False)
-        process = fork.Process(target=save, args=(answer,))
-        process.start()
-        answer.close()
-        sentence = question.recv()
-        process.join()
+        sentence = refusal(lambda: self.save(folder, finished), room)
         assert sentence.startswith(f"could not write {folder}/step-00000012.pt: ")
         assert f"--resume {folder}/step-00000009.pt" in sentence
         assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import pickle
-import resource
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ import timm
 import torch
 import torchvision
 from foreign_resnets import Detectron2ResNet, MmsegResNet
+from full_disk import refusal
 from saved_runs import saved
 from tiny_runs import TINY, assert_equal
 from torch import Tensor, nn
@@ -179,26 +178,10 @@ def test_another_ending_is_refused(out, tiny, tmp_path):
 class TestWriting:
     @pytest.mark.parametrize("room", [0, 100_000], ids=["nothing-fits", "a-beginning-fits"])
     def test_a_full_disk_is_a_sentence_and_leaves_the_file_of_before(self, room, tiny, tmp_path):
-        """In a process of its own, whose files cannot grow beyond room bytes."""
         out = tmp_path / "a.safetensors"
         out.write_text("before")
-
-        def write(answer: Any) -> None:
-            torch.set_num_threads(1)  # those of the process that was forked are not there
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-            try:
-                export(tiny.folder, "safetensors", out)
-            except LewelError as error:
-                answer.send(str(error))
-
-        fork = multiprocessing.get_context("fork")
-        question, answer = fork.Pipe(duplex=False)
-        process = fork.Process(target=write, args=(answer,))
-        process.start()
-        answer.close()
-        assert question.poll(60)
-        assert question.recv() == f"could not write {out}: File too large; choose another --out"
-        process.join()
+        sentence = refusal(lambda: export(tiny.folder, "safetensors", out), room)
+        assert sentence == f"could not write {out}: File too large; choose another --out"
         assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
     def test_nothing_half_written_stays_when_interrupted(self, tiny, tmp_path, monkeypatch):
