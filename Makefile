@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench gpu-check gpu-tune gpu-report docs clean
+.PHONY: help train test test-all test-blas lint bench gpu-check gpu-tune gpu-report docs clean
 # The machine's own Python with what it has, for gpu-check, gpu-tune and gpu-report: make gpu-check SYSTEM=1
 SYSTEM ?=
 GPU_PYTHON := $(if $(SYSTEM),$(PYTHON),$(BIN)/python)
@@ -11,7 +11,8 @@ DEVICE ?= cuda
 
 help:
 	@echo "make train   train LEWEL on the embedded set (a few minutes, no GPU) and show what it learnt"
-	@echo "make test    prove the op and the trainer right"
+	@echo "make test    prove the op and the trainer right, in five minutes"
+	@echo "make test-all  every test there is: all cases of the GPU kernels interpreted and emulated, compile reports"
 	@echo "make lint    ruff, mypy, generated documents up to date"
 	@echo "make bench   the op against eager PyTorch and torch.compile on this machine"
 	@echo "make docs    write the generated documents and pictures"
@@ -29,8 +30,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 train: $(VENV)/.installed
 	$(BIN)/python -m lewel train --preset embedded/lewel_m
 
+# A worker of one thread for each core; tests of one group go to one worker.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests -m "not thorough"
+
+test-all: $(VENV)/.installed
+	$(PYTEST) tests
+
+# What Triton interprets is computed by numpy: it must not depend on the kernels of OpenBLAS that a processor gets.
+CORES := $(if $(filter x86_64,$(shell uname -m)),Haswell $(if $(shell grep -m1 -o avx512f /proc/cpuinfo),SkylakeX))
+test-blas: $(VENV)/.installed
+	for core in $(CORES); do echo "OPENBLAS_CORETYPE=$$core"; \
+	OPENBLAS_CORETYPE=$$core $(PYTEST) tests -k triton -m "not thorough" || exit 1; done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,6 +12,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
+# Workers of pytest-xdist share the cores: one thread each, unless a test asks for more. OpenMP reads this once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import tiers
 import torch
 
 from lewel_kernels import dispatch
@@ -30,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{tiers.MARKER}: left to make test-all; see tests/tiers.py")
+    config.pluginmanager.register(tiers.Report(config), "tiers")
     # cuBLAS reads this when it starts, and without it PyTorch refuses matrix products where `poisoned` is in force.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Convolutions take TF32 unless told otherwise, and the error of eager in float32, a yardstick, would be 1e-3.
@@ -74,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
+    config.pluginmanager.get_plugin("tiers").counts = tiers.mark(items)
 
 
 @pytest.fixture(params=dispatch.BACKENDS)

@@ -7,16 +7,17 @@ python -m lewel_kernels.native.budget --write.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import kept
 import pytest
 
 from lewel_kernels.native import budget as budgets
-from lewel_kernels.native import launched, nvcc, offline
+from lewel_kernels.native import launched, nvcc, nvrtc, offline
 from lewel_kernels.native.offline import Report
-from lewel_kernels.native.toolchain import BuildError
+from lewel_kernels.native.toolchain import BuildError, find_compiler
 
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = (70, 80)
@@ -27,16 +28,22 @@ def skip_without(capability: int) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def all_reports() -> list[Report]:
-    return offline.compile_all([capability for capability in CAPABILITIES if not offline.unavailable(capability)])
-
-
 @pytest.fixture(params=CAPABILITIES, ids="sm_{}".format)
 def reports(request: pytest.FixtureRequest) -> list[Report]:
-    skip_without(request.param)
-    compiled: list[Report] = request.getfixturevalue("all_reports")
-    return [report for report in compiled if report.capability == request.param]
+    capability: int = request.param
+    skip_without(capability)
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps([asdict(report) for report in offline.compile_all([capability])]))
+
+    compilers = [find_compiler().version]
+    if not offline.unavailable(80):
+        compilers.append(nvcc.find().version)
+    if library := nvrtc.find():
+        compilers.append(nvrtc.Compiler(library).name)
+    sources = kept.files("csrc/cuda", "lewel_kernels/native")
+    path = kept.kept(f"cuda_reports-sm_{capability}", [*compilers, *sources], write)
+    return [Report(**report) for report in json.loads(path.read_text())]
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def budget() -> dict[str, Any]:
     return budget
 
 
-# Both fixtures compile everything, if their test is the first.
+# The first test that asks for reports compiles everything, unless an earlier run has.
 @pytest.mark.timeout(900)
 def test_no_kernel_spills_or_leaves_the_tensor_cores(reports: list[Report]) -> None:
     sentences = [sentence for report in reports for sentence in budgets.faults(report)]

@@ -6,19 +6,18 @@ nothing is known, for sm_80 as for this one, so that both sorts of conversions a
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
 
+import kept
 import pytest
-
-from lewel_kernels.native.toolchain import find_compiler
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="there is no C++ compiler to test with"
 )
 
-ROOT = Path(__file__).parent.parent
 FLAGS = {70: ("-O0", "-DLEWEL_EMULATION_PORTABLE"), 80: ("-O2", "-march=native")}
 
 COMMON = """
@@ -43,35 +42,22 @@ OF_80 = """
 CHECKS = {70: (COMMON + "functions_of_80").split(), 80: (COMMON + OF_80).split()}
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("cuda_emulation")
-    sources = (ROOT / "tests" / "cuda_emulation_test.cpp", ROOT / "csrc" / "cuda" / "emulation" / "emulation.cpp")
-    common = ("-std=c++17", "-Wno-psabi", "-pthread", f"-I{ROOT / 'csrc'}")
-    programs = {arch: folder / f"sm_{arch}" for arch in FLAGS}
-    compilers = [
-        subprocess.Popen(
-            [*find_compiler().command, *common, *FLAGS[arch], f"-DLEWEL_EMULATED={arch}", "-o", program, *sources],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for arch, program in programs.items()
-    ]
-    for compiler in compilers:
-        _, said = compiler.communicate()
-        assert compiler.returncode == 0, said
-    return programs
+@functools.cache
+def program(arch: int) -> Path:
+    sources = ("tests/cuda_emulation_test.cpp", "csrc/cuda/emulation/emulation.cpp")
+    flags = ("-std=c++17", "-Wno-psabi", "-pthread", "-Icsrc", *FLAGS[arch], f"-DLEWEL_EMULATED={arch}")
+    return kept.program(f"cuda_emulation-sm_{arch}", sources, flags, kept.files("csrc/cuda"))
 
 
 @pytest.mark.parametrize(
     ("arch", "name"), [pytest.param(arch, name, id=f"{name}-{arch}") for arch in CHECKS for name in CHECKS[arch]]
 )
-def test_check(arch: int, name: str, programs: dict[int, Path]) -> None:
-    result = subprocess.run([programs[arch], name], capture_output=True, text=True, timeout=60, check=False)
+def test_check(arch: int, name: str) -> None:
+    result = subprocess.run([program(arch), name], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (0, f"{name}: ok\n"), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("arch", CHECKS)
-def test_no_check_is_forgotten(arch: int, programs: dict[int, Path]) -> None:
-    result = subprocess.run([programs[arch]], capture_output=True, text=True, timeout=60, check=True)
+def test_no_check_is_forgotten(arch: int) -> None:
+    result = subprocess.run([program(arch)], capture_output=True, text=True, timeout=60, check=True)
     assert sorted(result.stdout.split()) == sorted(CHECKS[arch])

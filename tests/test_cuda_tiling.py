@@ -5,19 +5,18 @@ The checks are C++, in cuda_tiling_test.cpp, one per name, run on the emulator t
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
 
+import kept
 import pytest
-
-from lewel_kernels.native.toolchain import find_compiler
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="there is no C++ compiler to test with"
 )
 
-ROOT = Path(__file__).parent.parent
 NO_ADDRESSES = 77  # the exit status where memory that is never touched is not to be had
 COMMON = """
     ceil_div_rounds_up divider_is_a_division rows_are_images_and_positions strided_takes_64_bits stages_and_depth
@@ -33,37 +32,24 @@ COMMON = """
 CHECKS = {70: COMMON.split(), 80: [*COMMON.split(), "tensor_products"]}
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("cuda_tiling")
-    sources = (ROOT / "tests" / "cuda_tiling_test.cpp", ROOT / "csrc" / "cuda" / "emulation" / "emulation.cpp")
-    flags = ("-std=c++17", "-O1", "-Wno-psabi", "-pthread", f"-I{ROOT / 'csrc'}")
-    programs = {arch: folder / f"sm_{arch}" for arch in CHECKS}
-    compilers = [
-        subprocess.Popen(
-            [*find_compiler().command, *flags, f"-DLEWEL_EMULATED={arch}", "-o", program, *sources],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for arch, program in programs.items()
-    ]
-    for compiler in compilers:
-        _, said = compiler.communicate()
-        assert compiler.returncode == 0, said
-    return programs
+@functools.cache
+def program(arch: int) -> Path:
+    sources = ("tests/cuda_tiling_test.cpp", "csrc/cuda/emulation/emulation.cpp")
+    flags = ("-std=c++17", "-O1", "-Wno-psabi", "-pthread", "-Icsrc", f"-DLEWEL_EMULATED={arch}")
+    return kept.program(f"cuda_tiling-sm_{arch}", sources, flags, kept.files("csrc/cuda"))
 
 
 @pytest.mark.parametrize(
     ("arch", "name"), [pytest.param(arch, name, id=f"{name}-{arch}") for arch in CHECKS for name in CHECKS[arch]]
 )
-def test_check(arch: int, name: str, programs: dict[int, Path]) -> None:
-    result = subprocess.run([programs[arch], name], capture_output=True, text=True, timeout=60, check=False)
+def test_check(arch: int, name: str) -> None:
+    result = subprocess.run([program(arch), name], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode == NO_ADDRESSES:
         pytest.skip(result.stdout.strip())
     assert (result.returncode, result.stdout) == (0, f"{name}: ok\n"), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("arch", CHECKS)
-def test_no_check_is_forgotten(arch: int, programs: dict[int, Path]) -> None:
-    result = subprocess.run([programs[arch]], capture_output=True, text=True, timeout=60, check=True)
+def test_no_check_is_forgotten(arch: int) -> None:
+    result = subprocess.run([program(arch)], capture_output=True, text=True, timeout=60, check=True)
     assert sorted(result.stdout.split()) == sorted(CHECKS[arch])
