@@ -323,8 +323,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         {**{name: x.double() for name, x in good().items() if isinstance(x, Tensor)}},
         TypeError, ("scale of pixels_affine", "float64", "got torch.float32", ".to(torch.float64)"),
     ),
-    "device": (
-        {"pixels_affine": (SIX, torch.zeros(6, device="meta"))}, ValueError, ("shift of pixels_affine", "cpu", "meta"),
+    "scale_device": (
+        {"pixels_affine": (torch.zeros(6, device="meta"), SIX)},
+        ValueError, ("scale of pixels_affine must be on cpu", "features", "got meta"),
+    ),
+    "shift_device": (
+        {"pixels_affine": (SIX, torch.zeros(6, device="meta"))},
+        ValueError, ("shift of pixels_affine must be on cpu", "features", "got meta"),
     ),
 }  # fmt: skip
 

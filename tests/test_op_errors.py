@@ -101,7 +101,20 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         {"pixels": torch.zeros(2, 0, 9), "features": torch.zeros(2, 8, 9), "weight": torch.zeros(4, 0)},
         ValueError, ("weight", "at least one", "(4, 0)"),
     ),
-    "devices": ({"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight", "cpu", "meta")),
+    "weight_device": (
+        {"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight must be on cpu", "features", "got meta"),
+    ),
+    "bias_device": (
+        {"bias": torch.zeros(4, device="meta")}, ValueError, ("bias must be on cpu", "features", "got meta"),
+    ),
+    "pixels_device": (
+        {"pixels": torch.zeros(2, 6, 3, 4, device="meta")},
+        ValueError, ("pixels must be on cpu", "features", "got meta"),
+    ),
+    "features_device": (
+        {"features": torch.zeros(2, 8, 3, 4, device="meta")},
+        ValueError, ("pixels must be on meta", "features", "got cpu"),
+    ),
     "unknown_backend": ({"backend": "fpga"}, ValueError, ("backend", BACKENDS, "fpga")),
 }  # fmt: skip
 
@@ -139,7 +152,7 @@ def test_dtypes_that_disagree_are_no_error_under_autocast() -> None:
         (torch.zeros(2, 4, 3, 4), 3, ValueError, ("num_groups", "num_groups 3 and 4")),
         (torch.zeros(2, 4, 3, 4).double(), 2, TypeError, ("maps", "float32", "float64")),
         (torch.zeros(2, 4, 3, 4).long(), 2, TypeError, ("maps", "float", "int64")),
-        (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps", "cpu", "meta")),
+        (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps must be on cpu", "got meta")),
     ],
     ids=["rank", "images", "positions", "groups", "dtype", "integer", "device"],
 )

@@ -73,9 +73,14 @@ def test_one_hot_maps(temperature: float, dtype: str, backend: str, device: torc
 @pytest.mark.parametrize("dtype", ALL)
 def test_flat_maps_are_global_average_pooling(dtype: str, backend: str, device: torch.device) -> None:
     inputs = make(CASE, dtype=ALL[dtype], device=device)
+    inputs.grad_pooled = inputs.grad_pooled * 2**12  # what flows through the maps is divided by the temperature
     found = run_op(inputs, backend, temperature=1e6)
     mean = edit(inputs.features).double().mean((2, 3)).unsqueeze(1).expand_as(found["pooled"])
     torch.testing.assert_close(found["pooled"].double(), mean, rtol=0, atol=max(RELATIVE[dtype], 1e-5))
+    close(found, run_eager(inputs.to(torch.float64), temperature=1e6), dtype)
+    shared = inputs.grad_pooled.double().sum(1)[:, :, None, None] / 20
+    atol = max(RELATIVE[dtype], 1e-5) * shared.abs().max().item()
+    torch.testing.assert_close(found["d_features"].double(), shared.expand_as(inputs.features), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", ALL)
