@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import OpCase, OpInputs, make, run_eager, run_op
+from op_cases import OpCase, OpInputs, beyond_contract, make, run_eager, run_op
 from test_op_compile import calls
 from test_op_layouts import LAYOUTS, leaf
 from test_op_layouts import compare as compare_with_truth
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
-from benchmarks.parity import compare
 from lewel_kernels import AlignAggregate, explain, fused_align_aggregate, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -86,15 +85,7 @@ def test_every_subset_of_gradients(backend: str, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_accurate_as_eager(dtype: str, backend: str, device: torch.device) -> None:
     """Eager applies scale and shift in float32 and stores the result, as its batch normalisation does."""
-    columns: dict[str, list[tuple[Tensor, ...]]] = {}
-    for seed in range(DRAWS):
-        inputs = make(WIDE, dtype=DTYPES[dtype], device=device, seed=seed)
-        found, eager, truth = run_op(inputs, backend), run_eager(inputs), run_eager(inputs.to(torch.float64))
-        for name, x in found.items():
-            assert x.dtype == (torch.float32 if name in ("d_scale", "d_shift") else DTYPES[dtype]), name
-            columns.setdefault(name, []).append(tuple(y.detach().flatten() for y in (x, eager[name], truth[name])))
-    reports = {name: compare(*map(torch.cat, zip(*draws, strict=True))) for name, draws in columns.items()}
-    assert not {name: str(errors) for name, errors in reports.items() if not errors.ok}
+    assert not beyond_contract(WIDE, backend, DTYPES[dtype], device, draws=DRAWS)
 
 
 def test_the_activated_pixels_are_rounded_once(backend: str, device: torch.device) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import BY_NAME, CASES, SHARP, SMALL, OpCase, make, run_eager, run_op
+from op_cases import BY_NAME, CASES, SHARP, SMALL, OpCase, beyond_contract, make, run_eager, run_op
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from benchmarks.parity import compare
 from lewel_kernels import fused_align_aggregate
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -25,23 +24,8 @@ AFFINE = OpCase("affine", N=2, C=8, D=6, K=8, G=2, space=(3, 5), bias=True, affi
 def test_as_accurate_as_eager(
     case: OpCase, dtype: str, return_maps: bool, backend: str, device: torch.device, slow: bool
 ) -> None:
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for seed in range(2 if slow else DRAWS):
-        inputs = make(case, dtype=DTYPES[dtype], device=device, seed=seed)
-        truth = run_eager(inputs.to(torch.float64), return_maps=return_maps)
-        eager = run_eager(inputs, return_maps=return_maps)
-        for name, x in run_op(inputs, backend, return_maps=return_maps).items():
-            assert x.shape == truth[name].shape, name
-            assert x.dtype == DTYPES[dtype], name
-            found.setdefault(name, []).append((x.detach(), eager[name].detach(), truth[name].detach()))
-    report = {
-        name: str(errors)
-        for name, draws in found.items()
-        if not (
-            errors := compare(*(torch.cat([x.flatten() for x in column]) for column in zip(*draws, strict=True)))
-        ).ok
-    }
-    assert not report
+    draws = 2 if slow else DRAWS
+    assert not beyond_contract(case, backend, DTYPES[dtype], device, draws=draws, return_maps=return_maps)
 
 
 @pytest.mark.parametrize("return_maps", [False, True], ids=["pooled", "pooled_and_maps"])
