@@ -188,6 +188,18 @@ def test_rounding_is_that_of_pytorch(dtype: torch.dtype, source: torch.dtype, ch
     assert torch.equal(found, expected), x[found != expected][:5]
 
 
+def test_the_exponential_is_that_of_pytorch() -> None:
+    """One map of two positions, U = 1 and -1: the ratio of its weights is e^(-2 / tau), here tau from 1 on."""
+    x = torch.tensor([[[1.0, -1.0]]])
+    for temperature in torch.linspace(1, 8, 200, dtype=torch.float64).float().tolist():
+        maps = cpu.forward(
+            x, None, torch.ones(1, 1), None, None, None,
+            num_groups=1, temperature=temperature, eps=1e-12, out_dtype=torch.float64, return_maps=True,
+        )[1].flatten()  # fmt: skip
+        expected = torch.tensor(-2 / temperature, dtype=torch.float64).exp()
+        torch.testing.assert_close(maps[1] / maps[0], expected, rtol=5e-7, atol=0)
+
+
 @pytest.mark.parametrize("isa", PORTABLE)
 def test_portable_build_keeps_the_contract(isa: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same sources for older processors, held to the same error budget in a process of their own."""
@@ -201,7 +213,7 @@ def test_portable_build_keeps_the_contract(isa: str, tmp_path_factory: pytest.Te
     shapes = "usual_7x7 or odd_widths or shared_3d or full_width"
     arguments = [
         "-q", "-p", "no:cacheprovider", "tests/test_op_contract.py", "tests/test_native_kernels.py",
-        "-k", f"(as_accurate and cpu and ({shapes})) or remainder or 16_bit or rounding or large_outputs",
+        "-k", f"(as_accurate and cpu and ({shapes})) or remainder or 16_bit or rounding or exponential or large_out",
     ]  # fmt: skip
     variables = {"LEWEL_CPU_ISA": isa, "LEWEL_CACHE_DIR": str(tmp_path_factory.getbasetemp() / isa)}
     done = subprocess.run(
