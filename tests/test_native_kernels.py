@@ -146,33 +146,58 @@ def test_sums_do_not_depend_on_threads(n: int, width: int, p: int) -> None:
             assert torch.equal(x, first[name]), f"{name} with {count} threads"
 
 
+def through(x: Tensor, out_dtype: torch.dtype, channels: str) -> Tensor:
+    """Features x (C,) of one image of one position, where every map is 1: read, widened, rounded and written.
+
+    In whole vectors, or in groups of three channels, which the code for what is left over by vectors takes.
+    """
+    groups = 1 if channels == "vectors" else x.numel() // 3
+    pooled = cpu.forward(
+        x.view(1, -1, 1), torch.ones(1, 1, 1, dtype=x.dtype), torch.ones(groups, 1, dtype=x.dtype), None, None, None,
+        num_groups=groups, temperature=1.0, eps=1e-12, out_dtype=out_dtype, return_maps=False,
+    )[0]  # fmt: skip
+    return pooled.flatten()
+
+
+both_paths = pytest.mark.parametrize("channels", ["vectors", "leftovers"])
+
+
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_16_bit_number_survives(dtype: torch.dtype) -> None:
-    """With one position every map is 1 and the features come through as they are: a round trip through fp32."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, -1, 1)
-    for x in (every, every[:, :65521]):
-        pooled = cpu.forward(
-            x, torch.ones(1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype), None, None, None,
-            num_groups=1, temperature=1.0, eps=1e-12, out_dtype=dtype, return_maps=False,
-        )[0]  # fmt: skip
-        expected = x.flatten()
-        same = (pooled.flatten() == expected) | (pooled.flatten().isnan() & expected.isnan())
-        assert same.all(), expected[~same][:5]
+def test_every_16_bit_number_survives(dtype: torch.dtype, channels: str) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for x in (every[1:], every[:65520]):  # 65535 and 65520 are multiples of three, and the latter of 16
+        found = through(x, dtype, channels)
+        same = (found == x) | (found.isnan() & x.isnan())
+        assert same.all(), x[~same][:5]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_rounding_is_that_of_pytorch(dtype: torch.dtype) -> None:
-    """fp32 features through maps of 1 into every output type: to nearest, ties to even, overflow to inf, denormals."""
+@both_paths
+@pytest.mark.parametrize("source", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_rounding_is_that_of_pytorch(dtype: torch.dtype, source: torch.dtype, channels: str) -> None:
+    """To nearest, ties to even, overflow to inf, denormals."""
     bits = torch.randint(-(2**31), 2**31, (1 << 16,), dtype=torch.int64, generator=torch.Generator().manual_seed(0))
     ties = torch.arange(1 << 16, dtype=torch.int64) << 15  # halfway between two bf16 numbers, every other one
-    near_half = (torch.arange(1 << 16, dtype=torch.int64) << 12) + 0x33000000  # around fp16's denormals and beyond
-    values = torch.cat([bits, ties, near_half]).to(torch.int32).view(torch.float32)
-    x = values[values.isfinite() & ((values == 0) | (values.abs() > 1e-37))].view(1, -1, 1)
-    pooled = cpu.forward(
-        x, torch.ones(1, 1, 1), torch.ones(1, 1), None, None, None,
-        num_groups=1, temperature=1.0, eps=1e-12, out_dtype=dtype, return_maps=False,
-    )[0]  # fmt: skip
-    assert torch.equal(pooled.flatten(), x.flatten().to(dtype))
+    half = (torch.arange(1 << 17, dtype=torch.int64) << 12) + 0x33000000  # the same of fp16, denormals and overflow
+    values = torch.cat([bits, ties, half]).to(torch.int32).view(torch.float32)
+    values = values[values.isfinite() & ((values == 0) | (values.abs() > 1e-37))]
+    x = torch.cat([values, -values])
+    x = x[: x.numel() // 3 * 3].to(source)
+    found, expected = through(x, dtype, channels), x.to(dtype)
+    assert torch.equal(found, expected), x[found != expected][:5]
+
+
+def test_the_exponential_is_that_of_pytorch() -> None:
+    """One map of two positions, U = 1 and -1: the ratio of its weights is e^(-2 / tau), here tau from 1 on."""
+    x = torch.tensor([[[1.0, -1.0]]])
+    for temperature in torch.linspace(1, 8, 200, dtype=torch.float64).float().tolist():
+        maps = cpu.forward(
+            x, None, torch.ones(1, 1), None, None, None,
+            num_groups=1, temperature=temperature, eps=1e-12, out_dtype=torch.float64, return_maps=True,
+        )[1].flatten()  # fmt: skip
+        expected = torch.tensor(-2 / temperature, dtype=torch.float64).exp()
+        torch.testing.assert_close(maps[1] / maps[0], expected, rtol=5e-7, atol=0)
 
 
 @pytest.mark.parametrize("isa", PORTABLE)
@@ -188,7 +213,7 @@ def test_portable_build_keeps_the_contract(isa: str, tmp_path_factory: pytest.Te
     shapes = "usual_7x7 or odd_widths or shared_3d or full_width"
     arguments = [
         "-q", "-p", "no:cacheprovider", "tests/test_op_contract.py", "tests/test_native_kernels.py",
-        "-k", f"(as_accurate and cpu and ({shapes})) or remainder or 16_bit or rounding or large_outputs",
+        "-k", f"(as_accurate and cpu and ({shapes})) or remainder or 16_bit or rounding or exponential or large_out",
     ]  # fmt: skip
     variables = {"LEWEL_CPU_ISA": isa, "LEWEL_CACHE_DIR": str(tmp_path_factory.getbasetemp() / isa)}
     done = subprocess.run(

@@ -92,6 +92,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "temperature_negative": ({"temperature": -1.0}, ValueError, ("temperature", "positive", "got -1.0")),
     "temperature_nan": ({"temperature": float("nan")}, ValueError, ("temperature", "finite", "got nan")),
     "temperature_tensor": ({"temperature": torch.ones(())}, TypeError, ("temperature", "number", "Tensor")),
+    "temperature_bool": ({"temperature": True}, TypeError, ("temperature", "number", "got bool")),
+    "temperature_beyond_float32": ({"temperature": 3.5e38}, ValueError, ("temperature", "in float32", "3.5e+38")),
+    "groups_bool": ({"num_groups": True}, TypeError, ("num_groups", "int", "got bool")),
+    "no_maps": ({"weight": torch.zeros(0, 6), "bias": None}, ValueError, ("num_groups", "maps K", "2 and 0")),
+    "no_channels": ({"features": torch.zeros(2, 0, 3, 4)}, ValueError, ("num_groups", "channels C", "2 and 0")),
     "eps_zero": ({"eps": 0.0}, ValueError, ("eps", "positive", "got 0.0")),
     "out_dtype_integer": ({"out_dtype": torch.int8}, TypeError, ("out_dtype", "float", "int8")),
     "out_dtype_float8": (
@@ -101,13 +106,27 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         {"pixels": torch.zeros(2, 0, 9), "features": torch.zeros(2, 8, 9), "weight": torch.zeros(4, 0)},
         ValueError, ("weight", "at least one", "(4, 0)"),
     ),
-    "devices": ({"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight", "cpu", "meta")),
+    "weight_device": (
+        {"weight": torch.zeros(4, 6, device="meta")}, ValueError, ("weight must be on cpu", "features", "got meta"),
+    ),
+    "bias_device": (
+        {"bias": torch.zeros(4, device="meta")}, ValueError, ("bias must be on cpu", "features", "got meta"),
+    ),
+    "pixels_device": (
+        {"pixels": torch.zeros(2, 6, 3, 4, device="meta")},
+        ValueError, ("pixels must be on cpu", "features", "got meta"),
+    ),
+    "features_device": (
+        {"features": torch.zeros(2, 8, 3, 4, device="meta")},
+        ValueError, ("pixels must be on meta", "features", "got cpu"),
+    ),
     "unknown_backend": ({"backend": "fpga"}, ValueError, ("backend", BACKENDS, "fpga")),
 }  # fmt: skip
 
 
 def assert_sentence(error: BaseException, words: tuple[str, ...]) -> None:
     message = str(error)
+    assert message.removeprefix("the ").startswith(words[0]), f"{message!r} is not about {words[0]}"
     assert all(word in message for word in words), f"{message!r} does not contain all of {words}"
     assert "\n" not in message
 
@@ -139,7 +158,7 @@ def test_dtypes_that_disagree_are_no_error_under_autocast() -> None:
         (torch.zeros(2, 4, 3, 4), 3, ValueError, ("num_groups", "num_groups 3 and 4")),
         (torch.zeros(2, 4, 3, 4).double(), 2, TypeError, ("maps", "float32", "float64")),
         (torch.zeros(2, 4, 3, 4).long(), 2, TypeError, ("maps", "float", "int64")),
-        (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps", "cpu", "meta")),
+        (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps must be on cpu", "got meta")),
     ],
     ids=["rank", "images", "positions", "groups", "dtype", "integer", "device"],
 )
@@ -187,11 +206,14 @@ def test_dtypes_of_the_pooling_that_disagree_are_no_error_under_autocast() -> No
         ("weight", (4, 5)),
         ("weight", (5, 8)),
         ("pixels", (2, 8, 7)),
+        ("pixels", (1, 8, 9)),
         ("bias", (3,)),
-        ("pooled", (2, 1, 8)),
+        ("grad_pooled", (2, 1, 8)),
+        ("grad_maps", (2, 4, 8)),
         ("heat", (2, 4, 1)),
+        ("norm", (2, 8)),
     ],
-    ids=["columns", "rows", "positions", "bias", "grad_pooled", "heat"],
+    ids=["columns", "rows", "positions", "images", "bias", "grad_pooled", "grad_maps", "heat", "norm"],
 )
 def test_the_op_itself_stays_within_bounds(name: str, shape: tuple[int, ...]) -> None:
     """Called without the function that checks, with shapes that disagree."""
@@ -200,16 +222,20 @@ def test_the_op_itself_stays_within_bounds(name: str, shape: tuple[int, ...]) ->
         "pixels": (2, 8, 9),
         "weight": (4, 8),
         "bias": (4,),
-        "pooled": (2, 2, 8),
+        "grad_pooled": (2, 2, 8),
+        "grad_maps": (2, 4, 9),
         "heat": (2, 4, 9),
+        "norm": (2, 9),
     }
-    features, pixels, weight, bias, pooled, heat = (torch.zeros(size) for size in (given | {name: shape}).values())
+    features, pixels, weight, bias, *gradients, heat, norm = (
+        torch.zeros(size) for size in (given | {name: shape}).values()
+    )
 
     def run() -> None:
         inputs, constants, ops = (features, pixels, weight, bias, None, None), (2, 1.0, 1e-12), torch.ops.lewel_kernels
         ops.align_aggregate_fwd(*inputs, *constants, torch.float32, False, "cpu")
         ops.align_aggregate_bwd(
-            pooled, None, *inputs, heat, torch.ones(2, 9), *constants, [True, True, True, True, False, False], "cpu"
+            *gradients, *inputs, heat, norm, *constants, [True, True, True, True, False, False], "cpu"
         )
 
     with pytest.raises(RuntimeError, match=r"must (have|hold|divide)"):

@@ -52,6 +52,33 @@ def test_norms_below_eps_have_no_projection_term(dtype: str, backend: str, devic
     close(found, run_eager(inputs.to(torch.float64), temperature=0.3, eps=eps), dtype)
 
 
+@pytest.mark.parametrize("dtype", ALL)
+def test_a_norm_of_exactly_eps_is_the_constant(dtype: str, backend: str, device: torch.device) -> None:
+    """As E9 has it: there the gradient of the projection has no radial part, and just above eps it has."""
+    case = OpCase("pythagoras", N=1, C=2, D=2, K=2, G=1, space=(3,))
+    inputs = make(case, dtype=ALL[dtype], device=device)
+    edit(inputs.weight).copy_(torch.eye(2))
+    edit(inputs.pixels).copy_(torch.tensor([[[3.0, 6.0, 1.0], [4.0, 8.0, 2.0]]]))  # of norms 5, 10 and less
+
+    def radial(eps: float) -> list[bool]:
+        d_pixels = run_op(inputs, backend, temperature=1.0, eps=eps)["d_pixels"].double()
+        along = (d_pixels * edit(inputs.pixels)).sum(1).flatten()
+        return (along.abs() > 0.05 * d_pixels.norm(dim=1).flatten()).tolist()
+
+    assert radial(5.0) == [True, False, True]  # of what comes in; none is left where a norm is above eps
+    assert radial(4.0) == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_small_maps_are_accurate(dtype: str, backend: str, device: torch.device) -> None:
+    """Each to its own size, down to the least normal float32."""
+    inputs = make(CASE, dtype=FLOATS[dtype], device=device)
+    found = run_op(inputs, backend, temperature=0.018, return_maps=True)["maps"].double()
+    truth = run_eager(inputs.to(torch.float64), temperature=0.018, return_maps=True)["maps"]
+    assert torch.finfo(torch.float32).tiny < truth.min() < 1e-36
+    torch.testing.assert_close(found, truth, rtol={"fp64": 1e-12, "fp32": 1e-4}[dtype], atol=0)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("temperature", [1e-3, 1e-4])
 def test_one_hot_maps(temperature: float, dtype: str, backend: str, device: torch.device) -> None:
@@ -73,9 +100,14 @@ def test_one_hot_maps(temperature: float, dtype: str, backend: str, device: torc
 @pytest.mark.parametrize("dtype", ALL)
 def test_flat_maps_are_global_average_pooling(dtype: str, backend: str, device: torch.device) -> None:
     inputs = make(CASE, dtype=ALL[dtype], device=device)
+    inputs.grad_pooled = inputs.grad_pooled * 2**12  # what flows through the maps is divided by the temperature
     found = run_op(inputs, backend, temperature=1e6)
     mean = edit(inputs.features).double().mean((2, 3)).unsqueeze(1).expand_as(found["pooled"])
     torch.testing.assert_close(found["pooled"].double(), mean, rtol=0, atol=max(RELATIVE[dtype], 1e-5))
+    close(found, run_eager(inputs.to(torch.float64), temperature=1e6), dtype)
+    shared = inputs.grad_pooled.double().sum(1)[:, :, None, None] / 20
+    atol = max(RELATIVE[dtype], 1e-5) * shared.abs().max().item()
+    torch.testing.assert_close(found["d_features"].double(), shared.expand_as(inputs.features), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", ALL)

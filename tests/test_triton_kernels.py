@@ -23,10 +23,13 @@ from torch.autograd import gradcheck
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
 from op_cases import OpCase, OpInputs, make, run_eager, run_op
 
 import lewel_kernels.triton as backend_module
 from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate
+from lewel_kernels.reference import accumulator
 from lewel_kernels.triton import (
     backward_kernels,
     backward_launches,
@@ -165,6 +168,47 @@ def test_which_softmax_is_bounded() -> None:
     assert not bounded(torch.float32, 0.05)
     # The smallest weight there is at the bound is a normal float32.
     assert torch.tensor(-2 / forward_launches.LEAST_BOUNDED_TEMPERATURE).exp() > torch.finfo(torch.float32).tiny
+
+
+@triton.jit
+def product_kernel(
+    p_a,  # (M, K)
+    p_b,  # (N, K)
+    p_c,  # (M, N), a b^T
+    p_sum,  # (M,), over N
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    o_m, o_n, o_k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    b_a = tl.load(p_a + o_m[:, None] * K + o_k[None, :])  # [M, K]
+    b_b = tl.load(p_b + o_n[:, None] * K + o_k[None, :])  # [N, K]
+    b_c = blocks.dot(b_a, tl.trans(b_b), tl.zeros([M, N], ACC), "ieee")  # [M, N]
+    tl.store(p_c + o_m[:, None] * N + o_n[None, :], b_c)
+    tl.store(p_sum + o_m, blocks.total(blocks.weights(b_c, 1.0, 0.3), 1))
+
+
+def product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    (m, k), n = a.shape, b.shape[0]
+    acc = accumulator(a.dtype)
+    c, total = torch.empty(m, n, dtype=acc, device=DEVICE), torch.empty(m, dtype=acc, device=DEVICE)
+    product_kernel[(1,)](a, b, c, total, m, n, k, tl.float64 if acc == torch.float64 else tl.float32)
+    return c, total
+
+
+@pytest.mark.skipif(not backend_module.INTERPRETED, reason="kernels are interpreted with --device cpu only")
+@pytest.mark.parametrize("dtype", offline.DTYPES.values(), ids=offline.DTYPES)
+def test_a_row_of_a_block_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    """Nor on its place or their number. The interpreter's own product is a BLAS's, which promises neither."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, 32, generator=generator).to(DEVICE, dtype) for _ in range(2))
+    c, total = product(a, b)
+    torch.testing.assert_close(c.double(), a.double() @ b.double().T, rtol=1e-6, atol=1e-6)
+    for size in (16, 32, 64):
+        for shift in (1, 7, 29):
+            rows = torch.arange(shift, shift + size) % 64
+            found = product(a[rows].contiguous(), b)
+            assert torch.equal(found[0], c[rows]), f"{size} rows from {shift}"
+            assert torch.equal(found[1], total[rows]), f"sums of {size} rows from {shift}"
+            assert torch.equal(product(a, b[rows].contiguous())[0], c[:, rows]), f"{size} columns from {shift}"
 
 
 @needs_a_device

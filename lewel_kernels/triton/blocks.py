@@ -14,10 +14,12 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 @triton.jit
 def dot(b_a, b_b, b_sum, PRECISION: tl.constexpr):
     """b_sum + b_a @ b_b, summed in the type of b_sum."""
-    if INTERPRETED:  # which multiplies the bits of bfloat16; products of 16-bit numbers are exact in float32
-        b_a = b_a.to(b_sum.dtype)
-        b_b = b_b.to(b_sum.dtype)
-    return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
+    if INTERPRETED:  # whose own product is a BLAS's, which may round a row by its place in the block
+        b_products = tl.expand_dims(b_a.to(tl.float64), -1) * tl.expand_dims(b_b.to(tl.float64), -3)
+        b_sum += tl.sum(b_products, -2).to(b_sum.dtype)
+    else:
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=b_sum.dtype)
+    return b_sum
 
 
 @triton.jit
