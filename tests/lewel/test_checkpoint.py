@@ -105,15 +105,26 @@ class TestUnusableCheckpoint:
         path.write_text(text, encoding="latin-1")
         assert "truncated or no checkpoint at all" in self.refused(folder, path)
 
-    @pytest.mark.parametrize("content", ["text", "state_dict", "code"])
-    def test_foreign(self, folder, content):
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            pytest.param(None, "is truncated or no checkpoint at all", id="text"),
+            pytest.param({"weight": torch.ones(2)}, "was not written by this version of lewel train", id="state_dict"),
+            pytest.param(torch.ones(2), "was not written by this version of lewel train", id="tensor"),
+            pytest.param(
+                {"format": "lewel checkpoint 2"}, "was not written by this version of lewel", id="earlier-format"
+            ),
+            pytest.param(Path, "is truncated or no checkpoint at all", id="code"),
+        ],
+    )
+    def test_foreign(self, folder, content, sentence):
         path = folder / "checkpoints" / "step-00000012.pt"
-        if content == "text":
+        if content is None:
             path.write_text(json.dumps({"not": "a checkpoint"}))
         else:
-            torch.save({"weight": torch.ones(2)} if content == "state_dict" else Path, path)
+            torch.save(content, path)
         message = self.refused(folder, path)
-        assert "was not written by this version of lewel train" in message or "no checkpoint at all" in message
+        assert f"{path} {sentence}" in message
         assert "step-00000009.pt" in message
 
     def test_missing(self, folder):

@@ -1,11 +1,18 @@
 """Order of batches: fixed by seed and epoch alone, resumable within an epoch, shared by processes."""
 
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+
 import numpy as np
 import pytest
 import torch
 
 from lewel.config import Data
 from lewel.data import Datasets, TrainLoader, Views, build, eval_batches
+from lewel.data.loader import CPU, BatchKey
 from lewel.errors import LewelError
 
 SIZES = {"embedded_train": 100, "embedded_test": 20, "image_size": 32}
@@ -98,3 +105,37 @@ def test_evaluation_is_in_order_and_complete(sets):
     assert [len(labels) for _, labels in batches] == [64, 36]
     again = torch.cat([images for images, _ in eval_batches(sets.bank, batch_size=7, workers=2)])
     assert torch.equal(again, torch.cat([images for images, _ in batches]))
+
+
+@dataclass
+class HeldBack:
+    """A set of 16 images whose batches wait, all but the first, until they may go on."""
+
+    go_on: Event
+    seed: int = 0
+    device: torch.device = CPU
+    made: int = 0
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, key: BatchKey | np.ndarray) -> Views:
+        whole = key.indices if isinstance(key, BatchKey) else key
+        if self.made:
+            self.go_on.wait(60)
+        self.made += 1
+        return Views(torch.zeros(1), torch.zeros(1), torch.from_numpy(whole))
+
+
+@pytest.mark.parametrize("of", ["training", "evaluation"])
+def test_workers_that_owe_batches_at_sigterm_deliver_them(of):
+    """A scheduler sends the signal to all processes of a job, and the training goes on until it has saved."""
+    go_on, before = multiprocessing.get_context("fork").Event(), set(multiprocessing.active_children())
+    held_back = HeldBack(go_on)
+    batches = TrainLoader(held_back, 2, 1).epoch(0) if of == "training" else eval_batches(held_back, 2, 1)
+    seen = [next(batches)]
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGTERM)
+    go_on.set()
+    seen += batches
+    assert sorted(i for views in seen for i in views.indices.tolist()) == list(range(16))

@@ -97,6 +97,25 @@ def test_draws_depend_on_the_step_and_not_on_what_was_drawn_before():
     assert_equal(ours.method.state_dict(), other.method.state_dict())
 
 
+def test_draws_differ_between_seeds_steps_and_passes():
+    """All else is equal, weights and images too: only the draws can make random maps pool them differently."""
+    run, pooled = replace(TINY, heads=replace(TINY.heads, maps="random")), []
+    start = stepper(run)
+    views = [PASSES[0]] * 2
+    for seed in (0, 1):
+        for step in range(3):
+            ours = copy.deepcopy(start)
+            ours.method.seed = seed
+            ours.method.online.head.register_forward_hook(lambda *call: pooled.append(call[-1][1].detach()))
+            ours.take(views, 2, step=step, lr=0.0, momentum=1.0)
+    assert len(pooled) == 2 * 3 * 2
+    assert len({tuple(R[0, 0].tolist()) for R in pooled}) == len(pooled)
+
+
+def test_a_method_draws_by_the_seed_of_its_run():
+    assert [stepper(replace(TINY, seed=seed)).method.seed for seed in (3, 4)] == [3, 4]
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_run_in_16_bits_keeps_weights_in_float32_and_resumes_bitwise(precision, tmp_path):
     run = replace(TINY, precision=precision, method=METHODS["lewel_b-eman"], epochs=2)

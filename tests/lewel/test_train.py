@@ -15,6 +15,7 @@ from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_i
 from lewel import checkpoint, evaluate, knn, log, recipe, watch
 from lewel.config import Optim, Train
 from lewel.data import augment
+from lewel.data.loader import BatchKey
 from lewel.evaluate import knn_accuracy
 from lewel.method import Method as Model
 from lewel.session import prepare
@@ -27,8 +28,23 @@ def test_workers_do_not_change_the_run(tmp_path, finished):
     assert_same(session, finished)
 
 
-def test_another_seed_is_another_run(tmp_path, finished):
-    assert losses_of(run_in(tmp_path / "seed", replace(TINY, seed=1, epochs=1)))[0] != losses_of(finished)[0]
+def test_another_seed_is_another_run(tmp_path):
+    """Other weights, another order, other views of the same images, other draws; whatever was drawn before."""
+    runs = []
+    for seed in (0, 1, 1):
+        torch.randn(3)
+        runs.append(prepare(replace(TINY, seed=seed), tmp_path))
+    batches = [next(session.loader.epoch(0)) for session in runs]
+    views = [session.sets.train[BatchKey(0, np.arange(8))].first for session in runs]
+    for name, value in weights(runs[0]).items():
+        if name.endswith("weight") and value.ndim > 1:
+            assert not torch.equal(value, weights(runs[1])[name]), name
+    assert_same(runs[1], runs[2])
+    assert not torch.equal(batches[0].indices, batches[1].indices)
+    assert torch.equal(batches[1].indices, batches[2].indices)
+    assert (views[0] != views[1]).any(dim=(1, 2, 3)).all()
+    assert torch.equal(views[1], views[2])
+    assert [session.method.seed for session in runs] == [0, 1, 1]
 
 
 def test_fused_and_reference_backend_train_alike(tmp_path):
