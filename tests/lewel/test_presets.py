@@ -52,7 +52,7 @@ VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
 #   embedded: measured here; lewel/presets/embedded.py says what was tried
 #   cifar10, 4 epochs: measured with a prototype of BasicBlocks 1-1-1-1 (SGD .12 or .2, T .2, queue 4096, m .99)
 #   cifar10, 200 epochs: MoCo's demo (T .1, m .99, queue 4096, SplitBN 8, SGD .06 at batch 512), and lightly's BYOL
-#       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: a quarter of the rate, four of the decay
+#       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: rate a quarter, decay four times
 #   stl10: cifar10's of 200 epochs at 96 pixels and batch 256
 #   imagenette: lightly (SGD .06 per 256), whose loss is a half of ours for MoCo and a quarter for BYOL
 #   imagenet: LEWEL's official script (EMAN, SyncBN), the paper's 3.3 (1.8 at 512, LEWEL_M's .06 at 256), MoCo's script
