@@ -115,6 +115,17 @@ def test_negatives_of_the_second_of_two_processes_are_its_own_or_those_of_both(g
     torch.testing.assert_close(step.parts["aligned"], expected)
 
 
+@pytest.mark.parametrize(
+    ("batch_norm", "processes", "key_bn"), [("local", 1, "split"), ("local", 2, "shuffle"), ("sync", 2, "plain")]
+)
+def test_keys_leak_nothing_by_the_batch_norm_that_auto_stands_for(batch_norm, processes, key_bn, monkeypatch):
+    method = model(HEADS, replace(TINY.method, batch_norm=batch_norm))
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    assert method.key_bn == key_bn
+    method.settings = replace(method.settings, key_bn="plain")  # what is said is kept
+    assert method.key_bn == "plain"
+
+
 def test_keys_without_groups_are_plain():
     method = model(HEADS, replace(TINY.method, key_bn="plain"))
     second = views()[1]

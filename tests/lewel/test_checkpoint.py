@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from lewel.train import train
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path):
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path, finished):
     run = replace(TINY, method=METHODS[name])
-    whole = run_in(tmp_path / "whole", run)
+    whole = finished if run == TINY else run_in(tmp_path / "whole", run)
     run_in(tmp_path / "killed", run, epochs=2)
     newest = checkpoint.found(tmp_path / "killed" / "checkpoints")[-1]
     resumed = run_in(tmp_path / "killed", run, resume=newest)
@@ -207,6 +208,17 @@ class TestSave:
         (folder / ".step-00000012.pt.123").write_bytes(b"half")
         self.save(folder, finished)
         assert [path.name for path in sorted(folder.iterdir())] == ["step-00000009.pt", "step-00000012.pt"]
+
+    def test_a_file_is_on_the_disk_before_it_has_its_name(self, folder, finished, monkeypatch):
+        """A machine that goes down between the two would else leave a name over nothing."""
+        done: list[tuple[str, int]] = []
+        fsync, rename = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", lambda file: done.append(("fsync", os.fstat(file).st_size)) or fsync(file))
+        monkeypatch.setattr(
+            os, "replace", lambda old, new: done.append(("rename", os.stat(old).st_size)) or rename(old, new)
+        )
+        size = self.save(folder, finished).stat().st_size
+        assert done == [("fsync", size), ("rename", size)]
 
     def test_a_file_has_its_name_only_when_it_is_whole(self, folder, finished, monkeypatch):
         def look(state, file):

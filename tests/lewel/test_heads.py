@@ -118,6 +118,14 @@ def test_aligned_representations_are_float32_under_bf16_autocast(settings):
         torch.testing.assert_close(pooled, pooled_by_maps, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", ABLATED[:2], ids=["coupled", "separate"])
+def test_learned_maps_come_from_the_backend_that_is_asked_for(settings):
+    head = aligned_head(C, Heads(hidden=D, num_maps=K, num_groups=G, **settings), "nobodys")
+    for call in (head.forward, head.maps):
+        with pytest.raises(ValueError, match="nobodys"):
+            call(torch.rand(N, C, H, W))
+
+
 def test_mlp_has_no_bias_and_fan_out_initialisation():
     torch.manual_seed(0)
     mlp = MLP(300, 400, 500)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_equal, losses_of, run_in
 
-from lewel import losses, session
+from lewel import distributed, losses, session
 from lewel.config import Optim, Train
 from lewel.method import Method
 from lewel.step import Stepper
@@ -61,8 +62,8 @@ def test_the_keys_of_all_passes_enter_the_queue():
     assert ours.method.queue.pointer == 16
 
 
-def test_schedules_of_an_accumulating_run_count_optimizer_steps(tmp_path):
-    plain, twice = (run_in(tmp_path / str(n), replace(TINY, accumulate=n)) for n in (1, 2))
+def test_schedules_of_an_accumulating_run_count_optimizer_steps(tmp_path, finished):
+    plain, twice = finished, run_in(tmp_path, replace(TINY, accumulate=2))
     assert twice.steps_done == plain.steps_done == 9
     assert len(losses_of(twice)) == 9
     lrs = [[group["lr"] for group in s.optimizer.param_groups] for s in (plain, twice)]
@@ -97,18 +98,18 @@ def test_draws_depend_on_the_step_and_not_on_what_was_drawn_before():
     assert_equal(ours.method.state_dict(), other.method.state_dict())
 
 
-def test_draws_differ_between_seeds_steps_and_passes():
+def test_draws_differ_between_processes_seeds_steps_and_passes(monkeypatch):
     """All else is equal, weights and images too: only the draws can make random maps pool them differently."""
-    run, pooled = replace(TINY, heads=replace(TINY.heads, maps="random")), []
+    run, pooled = replace(TINY, heads=replace(TINY.heads, maps="random"), method=METHODS["lewel_b-eman"]), []
     start = stepper(run)
     views = [PASSES[0]] * 2
-    for seed in (0, 1):
-        for step in range(3):
-            ours = copy.deepcopy(start)
-            ours.method.seed = seed
-            ours.method.online.head.register_forward_hook(lambda *call: pooled.append(call[-1][1].detach()))
-            ours.take(views, 2, step=step, lr=0.0, momentum=1.0)
-    assert len(pooled) == 2 * 3 * 2
+    for rank, seed, step in itertools.product((0, 1), (0, 1), range(3)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        ours = copy.deepcopy(start)
+        ours.method.seed = seed
+        ours.method.online.head.register_forward_hook(lambda *call: pooled.append(call[-1][1].detach()))
+        ours.take(views, 2, step=step, lr=0.0, momentum=1.0)
+    assert len(pooled) == 2 * 2 * 3 * 2 * 2  # of both views
     assert len({tuple(R[0, 0].tolist()) for R in pooled}) == len(pooled)
 
 
