@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
-from lewel import checkpoint, log, report
+from lewel import checkpoint, log, recipe, report
 from lewel.config import Train
 from lewel.session import Session, prepare
 from lewel.train import train
@@ -147,6 +149,15 @@ class TestUnusableCheckpoint:
         message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", run)
         assert f"{key}: {getattr(TINY, key)} -> {value}" in message
 
+    def test_of_anything_that_the_next_step_would_depend_on(self):
+        """What may change is where things are, how often is said something, and who computes; nothing else."""
+        free = {"preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend"}
+        free |= {"data.root", "data.download", "data.workers"}
+        keys = [change.split(":")[0] for change in recipe.differences(TINY, different(TINY))]
+        assert len(keys) == len(recipe._flat(recipe.to_plain(TINY)))
+        changes = recipe.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
+        assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
+
     def test_of_other_data(self, folder, monkeypatch):
         """One image more is no step more, but another order."""
         session, path = prepare(TINY, folder), folder / "checkpoints" / "step-00000009.pt"
@@ -171,6 +182,14 @@ class TestUnusableCheckpoint:
         del state["method"]["online.encoder.bn1.weight"]
         torch.save(state, path)
         assert "the weights in" in self.refused(folder, path)
+
+
+def different(schema: Any) -> Any:
+    """A recipe that differs in every setting; it need not make sense."""
+    if dataclasses.is_dataclass(schema):
+        fields = {field.name: getattr(schema, field.name) for field in dataclasses.fields(schema)}
+        return replace(schema, **{name: different(value) for name, value in fields.items()})
+    return not schema if isinstance(schema, bool) else [schema] if schema is None else schema * 2 or 1
 
 
 class TestSave:

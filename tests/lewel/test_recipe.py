@@ -125,6 +125,51 @@ def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
         config.check(run)
 
 
+def changed(run: Train, key: str, value: Any) -> Train:
+    """run with the setting that a key like "data.augmentation.flip" names."""
+    plain = table = recipe.to_plain(run)
+    *parts, last = key.split(".")
+    for part in parts:
+        table = table[part]
+    assert last in table
+    table[last] = value
+    return recipe.from_plain(plain, source="test")
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "key",
+    ["epochs", "accumulate", "knn_every", "log_every", "keep", "optim.lr"]
+    + [f"heads.{name}" for name in ("hidden", "num_maps", "num_groups", "tau")]
+    + [f"method.{name}" for name in ("temperature", "queue", "split_bn")]
+    + [f"data.{name}" for name in ("image_size", "embedded_train", "batch_size")],
+)
+def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
+    with pytest.raises(LewelError, match=f"^{key} must be positive, got {value}"):
+        config.check(changed(Train(), key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "lowest", "highest", "unit"),
+    [
+        ("method.w_aligned", 0, 1, 1e-6),
+        ("method.momentum", 0, 1, 1e-6),
+        ("optim.weight_decay", 0, 1, 1e-6),
+        ("optim.warmup_epochs", 0, 20, 0.01),
+        ("data.workers", 0, 1024, 1),
+        ("heads.aligned_width", 0, 10**9, 1),
+        ("save_every", 0, 10**9, 1),
+        ("knn_bank", 0, 10**9, 1),
+    ],
+)
+def test_what_has_a_range_is_accepted_at_its_ends_and_refused_beyond(key, lowest, highest, unit):
+    for value in (lowest, highest):
+        config.check(changed(Train(), key, value))
+    for value in (lowest - unit, *([highest + unit] if highest < 10**9 else [])):
+        with pytest.raises(LewelError, match=f"^{key} must lie between {lowest} and "):
+            config.check(changed(Train(), key, value))
+
+
 @pytest.mark.parametrize(
     ("run", "images", "sentence"),
     [
