@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_evaluation_is_in_order_and_complete(sets):
 class HeldBack:
     """A set of 16 images whose batches wait, all but the first, until they may go on."""
 
-    go_on: Event
+    go_on: Semaphore
     seed: int = 0
     device: torch.device = CPU
     made: int = 0
@@ -122,7 +122,7 @@ class HeldBack:
     def __getitem__(self, key: BatchKey | np.ndarray) -> Views:
         whole = key.indices if isinstance(key, BatchKey) else key
         if self.made:
-            self.go_on.wait(60)
+            assert self.go_on.acquire(timeout=60)
         self.made += 1
         return Views(torch.zeros(1), torch.zeros(1), torch.from_numpy(whole))
 
@@ -130,12 +130,13 @@ class HeldBack:
 @pytest.mark.parametrize("of", ["training", "evaluation"])
 def test_workers_that_owe_batches_at_sigterm_deliver_them(of):
     """A scheduler sends the signal to all processes of a job, and the training goes on until it has saved."""
-    go_on, before = multiprocessing.get_context("fork").Event(), set(multiprocessing.active_children())
+    go_on, before = multiprocessing.get_context("fork").Semaphore(0), set(multiprocessing.active_children())
     held_back = HeldBack(go_on)
     batches = TrainLoader(held_back, 2, 1).epoch(0) if of == "training" else eval_batches(held_back, 2, 1)
     seen = [next(batches)]
     (worker,) = set(multiprocessing.active_children()) - before
     os.kill(worker.pid, signal.SIGTERM)
-    go_on.set()
+    for _ in range(7):
+        go_on.release()
     seen += batches
     assert sorted(i for views in seen for i in views.indices.tolist()) == list(range(16))

@@ -27,6 +27,9 @@ def stepper(run: Train) -> Stepper:
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_the_passes_are_averaged_and_the_target_follows_once(name):
     ours = stepper(replace(TINY, method=METHODS[name]))
+    with torch.no_grad():
+        for parameter in ours.method.online.parameters():  # which the target then has to follow
+            parameter.mul_(1.1)
     by_hand = copy.deepcopy(ours.method)
     outcome = ours.take(PASSES, 2, step=0, lr=0.1, momentum=0.6)
     steps = [by_hand(*views, 0.6 if number == 0 else None, number) for number, views in enumerate(PASSES)]
