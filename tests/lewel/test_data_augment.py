@@ -264,6 +264,16 @@ class TestDeterminism:
         here, there = augment.draw(**arguments), augment.draw(**(arguments | changed))
         assert (here.factors != there.factors).any(axis=1).all()
 
+    def test_no_two_views_of_a_run_or_of_its_neighbours_have_the_same_draws(self):
+        every = [
+            augment.draw(Augmentation(), SIZE, view, seed, epoch, np.arange(20)).factors
+            for seed in range(3)
+            for epoch in range(4)
+            for view in (0, 1)
+        ]
+        rows = np.concatenate(every)
+        assert len(np.unique(rows, axis=0)) == len(rows) == 3 * 4 * 2 * 20
+
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance between two samples."""

@@ -115,6 +115,36 @@ class TestLayout:
         assert [red[i] for i in (5, 6, 12, 13)] == [200] * 4
         assert len(sets.test) == 5
 
+    def test_test_comes_before_val(self, root):
+        write_image(root / "val" / "ant" / "0.png", 0)
+        assert build(config(root), seed=0).test.split.split == root / "test"
+
+    def test_files_of_every_known_ending_are_images(self, root):
+        for number, ending in enumerate(("jpg", "jpeg", "JPEG", "png", "bmp", "gif", "ppm", "tif", "tiff", "webp")):
+            write_image(root / "test" / "ant" / f"more-{number}.{ending}", 100)
+        for ending in ("txt", "npy", "json"):
+            (root / "test" / "ant" / f"none.{ending}").write_text("no image")
+        assert len(build(config(root), seed=0).test) == 4 + 10
+
+    def test_hidden_files_and_folders_are_no_images_and_no_classes(self, root):
+        """Such as those that desktops and notebooks leave behind."""
+        for split in ("train", "test"):
+            write_image(root / split / "ant" / "._0.png", 0)
+            write_image(root / split / ".ipynb_checkpoints" / "0.png", 0)
+        sets = build(config(root), seed=0)
+        assert (len(sets.train), len(sets.test), sets.num_classes) == (10, 4, 2)
+
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+    def test_images_of_every_mode_have_three_colours(self, mode, in_memory, tmp_path):
+        for split in ("train", "test"):
+            path = tmp_path / split / "only" / ("0.tiff" if mode == "CMYK" else "0.png")
+            path.parent.mkdir(parents=True)
+            Image.new(mode, (40, 32), 0).save(path)
+        sets = build(config(tmp_path, in_memory), seed=0)
+        [(images, _)] = eval_batches(sets.bank, 1)
+        assert images.shape == sets.train[BatchKey(0, np.array([0]))].first.shape == (1, 3, 32, 32)
+
     def test_views_of_files_are_the_reference_for_each_view(self, root):
         augmentation = Augmentation(crop_scale=(0.5, 1.0))
         sets = build(replace(config(root), augmentation=augmentation), seed=4)
@@ -190,6 +220,14 @@ class TestUnreadable:
         assert torch.equal(images[2], images[4])
         assert torch.equal(images[3], images[4])
         assert labels.tolist() == [0] * 5 + [1] * 5
+
+    def test_the_label_is_that_of_the_image_that_is_shown(self, root):
+        """Where the last of a class cannot be read, the first of the next takes its place."""
+        (root / "train" / "ant" / "4.png").write_text("not an image")
+        with pytest.warns(UserWarning, match="takes its place"):
+            [(images, labels)] = whole_bank(root, in_memory=False)
+        assert torch.equal(images[4], images[5])
+        assert labels.tolist() == [0] * 4 + [1] * 6
 
     def test_a_file_is_warned_of_once_and_counted_each_time(self, root, broken):
         bank = build(config(root), seed=0).bank

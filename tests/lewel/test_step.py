@@ -45,6 +45,9 @@ def test_gradients_of_the_passes_are_averaged_and_the_target_follows_once(name):
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(mine[key], value, msg=lambda m, key=key: f"{key}: {m}")
     torch.testing.assert_close(outcome.loss, sum(step.loss for step in steps).detach() / 2)
+    for part, loss in outcome.parts.items():
+        torch.testing.assert_close(loss, sum(step.parts[part] for step in steps).detach() / 2)
+    torch.testing.assert_close(outcome.z, steps[-1].z)
 
 
 def test_the_keys_of_all_passes_enter_the_queue():

@@ -228,6 +228,15 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
     assert widths == [3 * 64 * 64, 3 * 32 * 32]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_logged_speed_counts_each_image_once(accumulate, tmp_path, monkeypatch):
+    """Of an epoch of three steps, whatever the passes of a step."""
+    seen, lap = [], log.Clock.lap
+    monkeypatch.setattr(log.Clock, "lap", lambda clock: seen.append(clock.batches * clock.batch_size) or lap(clock))
+    run_in(tmp_path, replace(TINY, epochs=1, accumulate=accumulate))
+    assert seen == [16, 16, 16]
+
+
 def test_the_scale_of_the_loss_is_logged_in_fp16(tmp_path):
     run_in(tmp_path, replace(TINY, precision="fp16", epochs=1))
     scales = [record["scale"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "step"]
