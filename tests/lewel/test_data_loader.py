@@ -107,6 +107,17 @@ def test_evaluation_is_in_order_and_complete(sets):
     assert torch.equal(again, torch.cat([images for images, _ in batches]))
 
 
+def test_workers_live_as_long_as_the_run(sets):
+    """An epoch of a large set would else begin with the start of all of them."""
+    before, loader = set(multiprocessing.active_children()), TrainLoader(sets.train, 20, workers=1)
+    workers = []
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+        workers.append(set(multiprocessing.active_children()) - before)
+    assert len(workers[0]) == 1
+    assert workers[0] == workers[1]
+
+
 @dataclass
 class HeldBack:
     """A set of 16 images whose batches wait, all but the first, until they may go on."""

@@ -160,6 +160,20 @@ KNOWN = {  # accuracy, and what an epoch costs
     "imagenet/lewel_b_paper_200": ("linear 72.8", "1191 s, 8 V100"),
     "imagenet/lewel_b_paper_400": ("linear 73.8", ""),
 }
+SOURCES = {
+    "embedded/.*": "measured: untrained 12",
+    f"cifar10/({MOCO}|{BYOL})": "prototype, one seed",
+    "cifar10/moco_v2_200": "MoCo's CIFAR-10 demo",
+    "cifar10/byol_200|imagenette/(byol|moco_v2)": "lightly benchmark",
+    "(cifar10|stl10|imagenette)/(lewel_m|lewel_b)(_200)?(?<!cifar10/lewel_.)|stl10/(moco_v2|byol)": "untuned",
+    f"imagenet100/{MOCO}": "paper, Table 5",
+    f"imagenet100/{BYOL}": "Table 7, official LARS",
+    "imagenet/moco_v2_.*": "MoCo's script; Table 1",
+    "imagenet/lewel_m_.*": "paper, Table 1",
+    f"imagenet/{BYOL}_eman_.*|imagenet/lewel_b_sync_400": "official script; Table 1",
+    "imagenet/byol_sync_400": "SimSiam's reproduction",
+    "imagenet/lewel_b_paper_.*": "paper, 3.3 and Table 1",
+}
 ALL = pytest.mark.parametrize("name", presets.PRESETS)
 
 
@@ -314,6 +328,7 @@ def test_what_a_preset_is_known_to_reach_is_what_its_source_says(name):
     """Linear accuracies of the paper's Tables 1 and 5, of SimSiam for BYOL of 400 epochs; kNN of demos and of runs."""
     preset = presets.PRESETS[name]
     assert (preset.expected, preset.cost) == KNOWN.get(name, ("", ""))
+    assert preset.source == of_its_family(SOURCES, name)
 
 
 def test_the_table_has_a_line_for_each_and_fits_160_columns():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +22,8 @@ from lewel.data.loader import BatchKey
 from lewel.evaluate import knn_accuracy
 from lewel.method import Method as Model
 from lewel.session import prepare
-from lewel.train import train
+from lewel.step import Outcome
+from lewel.train import _Loop, train
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -226,6 +230,26 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
         data = replace(TINY.data, image_size=side, embedded_train=16)
         evaluate.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
     assert widths == [3 * 64 * 64, 3 * 32 * 32]
+
+
+def test_replaced_images_are_those_of_all_processes(tmp_path, monkeypatch):
+    """Each says how many it had to replace; what is read are means over the processes, here of three alike."""
+    session = prepare(TINY, tmp_path)
+    session.world = replace(session.world, size=3)
+    session.sets = replace(session.sets, folders=(SimpleNamespace(replaced=4), SimpleNamespace(replaced=1)))
+    outcome = Outcome(torch.tensor(1.0), {"global": torch.tensor(2.0)}, torch.randn(4, 8))
+    numbers = _Loop(session, None, None)._numbers(outcome)
+    assert numbers["replaced"] == 15
+    assert (numbers["loss"], numbers["loss_global"]) == (1, 2)
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):
+    """By a clock that ticks whenever somebody looks; every epoch looks as often."""
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
+    session = run_in(tmp_path, replace(TINY, log_every=100))
+    seconds = [record["seconds"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "epoch"]
+    assert seconds[2] - seconds[1] == seconds[1] - seconds[0] > 0
+    assert session.seconds == seconds[2]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
