@@ -8,11 +8,13 @@ import pytest
 import torch
 from tiny_runs import TINY, run_in
 
-from lewel import config, losses
+from lewel import config, distributed, losses
 from lewel.config import Heads, Method, Train
 from lewel.errors import LewelError
 from lewel.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, SeparateHead
+from lewel.method import Embedding
 from lewel.method import Method as Model
+from lewel.momentum import split_bn
 
 HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
 
@@ -91,9 +93,37 @@ def test_random_maps_are_the_same_in_a_run_that_is_repeated(tmp_path):
     assert torch.equal(first.method.online.encoder.conv1.weight, second.method.online.encoder.conv1.weight)
 
 
-def test_gathered_negatives_are_those_of_one_process_where_there_is_one():
-    plain, gathered = (model(HEADS, replace(TINY.method, gather_negatives=on)) for on in (False, True))
-    torch.testing.assert_close(plain(*views(), 0.9).loss, gathered(*views(), 0.9).loss)
+@pytest.mark.parametrize("key_bn", ["plain", "split"])
+@pytest.mark.parametrize("gathered", [False, True], ids=["own", "gathered"])
+def test_negatives_of_the_second_of_two_processes_are_its_own_or_those_of_both(gathered, key_bn, monkeypatch):
+    """Keys of the queue are always those of both. What the first process would send is made up."""
+    method = model(HEADS, replace(TINY.method, gather_negatives=gathered, key_bn=key_bn))
+    first, second = views()
+    query, key = method.online(first), Embedding(*split_bn(method.target, second, 2 if key_bn == "split" else 1))
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.flip(0).cos(), x.detach()])
+
+    for name, value in (("size", lambda: 2), ("rank", lambda: 1), ("gather", both)):
+        monkeypatch.setattr(distributed, name, value)
+    step = method(first, second, 1.0)
+    torch.testing.assert_close(step.keys, both(key.z))
+    expected = losses.info_nce(query.z, key.z, method.queue.keys, 0.2)
+    torch.testing.assert_close(step.parts["global"], expected)
+    negatives, place = (both(key.aligned), 8) if gathered else (key.aligned, 0)
+    expected = losses.aligned_info_nce(query.aligned, negatives, 0.2, first=place)
+    torch.testing.assert_close(step.parts["aligned"], expected)
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "processes", "key_bn"), [("local", 1, "split"), ("local", 2, "shuffle"), ("sync", 2, "plain")]
+)
+def test_keys_leak_nothing_by_the_batch_norm_that_auto_stands_for(batch_norm, processes, key_bn, monkeypatch):
+    method = model(HEADS, replace(TINY.method, batch_norm=batch_norm))
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    assert method.key_bn == key_bn
+    method.settings = replace(method.settings, key_bn="plain")  # what is said is kept
+    assert method.key_bn == "plain"
 
 
 def test_keys_without_groups_are_plain():

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
-from lewel import checkpoint, log, report
+from lewel import checkpoint, log, recipe, report
 from lewel.config import Train
 from lewel.session import Session, prepare
 from lewel.train import train
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path):
+def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(name, tmp_path, finished):
     run = replace(TINY, method=METHODS[name])
-    whole = run_in(tmp_path / "whole", run)
+    whole = finished if run == TINY else run_in(tmp_path / "whole", run)
     run_in(tmp_path / "killed", run, epochs=2)
     newest = checkpoint.found(tmp_path / "killed" / "checkpoints")[-1]
     resumed = run_in(tmp_path / "killed", run, resume=newest)
@@ -105,15 +108,26 @@ class TestUnusableCheckpoint:
         path.write_text(text, encoding="latin-1")
         assert "truncated or no checkpoint at all" in self.refused(folder, path)
 
-    @pytest.mark.parametrize("content", ["text", "state_dict", "code"])
-    def test_foreign(self, folder, content):
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            pytest.param(None, "is truncated or no checkpoint at all", id="text"),
+            pytest.param({"weight": torch.ones(2)}, "was not written by this version of lewel train", id="state_dict"),
+            pytest.param(torch.ones(2), "was not written by this version of lewel train", id="tensor"),
+            pytest.param(
+                {"format": "lewel checkpoint 2"}, "was not written by this version of lewel", id="earlier-format"
+            ),
+            pytest.param(Path, "is truncated or no checkpoint at all", id="code"),
+        ],
+    )
+    def test_foreign(self, folder, content, sentence):
         path = folder / "checkpoints" / "step-00000012.pt"
-        if content == "text":
+        if content is None:
             path.write_text(json.dumps({"not": "a checkpoint"}))
         else:
-            torch.save({"weight": torch.ones(2)} if content == "state_dict" else Path, path)
+            torch.save(content, path)
         message = self.refused(folder, path)
-        assert "was not written by this version of lewel train" in message or "no checkpoint at all" in message
+        assert f"{path} {sentence}" in message
         assert "step-00000009.pt" in message
 
     def test_missing(self, folder):
@@ -134,6 +148,15 @@ class TestUnusableCheckpoint:
         ((key, value),) = seed_or_precision.items()
         message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", run)
         assert f"{key}: {getattr(TINY, key)} -> {value}" in message
+
+    def test_of_anything_that_the_next_step_would_depend_on(self):
+        """What may change is where things are, how often is said something, and who computes; nothing else."""
+        free = {"preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend"}
+        free |= {"data.root", "data.download", "data.workers"}
+        keys = [change.split(":")[0] for change in recipe.differences(TINY, different(TINY))]
+        assert len(keys) == len(recipe._flat(recipe.to_plain(TINY)))
+        changes = recipe.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
+        assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
 
     def test_of_other_data(self, folder, monkeypatch):
         """One image more is no step more, but another order."""
@@ -159,6 +182,14 @@ class TestUnusableCheckpoint:
         del state["method"]["online.encoder.bn1.weight"]
         torch.save(state, path)
         assert "the weights in" in self.refused(folder, path)
+
+
+def different(schema: Any) -> Any:
+    """A recipe that differs in every setting; it need not make sense."""
+    if dataclasses.is_dataclass(schema):
+        fields = {field.name: getattr(schema, field.name) for field in dataclasses.fields(schema)}
+        return replace(schema, **{name: different(value) for name, value in fields.items()})
+    return not schema if isinstance(schema, bool) else [schema] if schema is None else schema * 2 or 1
 
 
 class TestSave:
@@ -196,6 +227,17 @@ class TestSave:
         (folder / ".step-00000012.pt.123").write_bytes(b"half")
         self.save(folder, finished)
         assert [path.name for path in sorted(folder.iterdir())] == ["step-00000009.pt", "step-00000012.pt"]
+
+    def test_a_file_is_on_the_disk_before_it_has_its_name(self, folder, finished, monkeypatch):
+        """A machine that goes down between the two would else leave a name over nothing."""
+        done: list[tuple[str, int]] = []
+        fsync, rename = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", lambda file: done.append(("fsync", os.fstat(file).st_size)) or fsync(file))
+        monkeypatch.setattr(
+            os, "replace", lambda old, new: done.append(("rename", os.stat(old).st_size)) or rename(old, new)
+        )
+        size = self.save(folder, finished).stat().st_size
+        assert done == [("fsync", size), ("rename", size)]
 
     def test_a_file_has_its_name_only_when_it_is_whole(self, folder, finished, monkeypatch):
         def look(state, file):

@@ -22,6 +22,37 @@ def test_the_seed_fixes_every_pixel(canvases):
     assert not torch.equal(other.images, canvases.images)
 
 
+@pytest.mark.parametrize(
+    ("split", "labels", "colours", "boxes", "ink"),
+    [
+        (
+            "train", [3, 2, 5, 4, 0, 1],
+            [[62.4, 86.3, 114.1], [98.9, 71.5, 86.1], [61.3, 109.9, 116.9]],
+            [[32, 18, 53, 45], [11, 4, 27, 27], [21, 10, 39, 40]],
+            [274, 154, 288],
+        ),
+        (
+            "test", [1, 4, 3, 0, 2, 5],
+            [[98.7, 95.6, 70.2], [90.1, 111.6, 57.3], [92.2, 53.6, 107.5]],
+            [[19, 4, 31, 33], [27, 22, 48, 51], [11, 27, 26, 54]],
+            [260, 275, 238],
+        ),
+    ],
+)  # fmt: skip
+def test_the_images_are_those_that_the_published_numbers_are_of(split, labels, colours, boxes, ink):
+    """The first three of six: mean colours to the rounding of another machine, and the digit's box and pixels."""
+    canvases = embedded.compose(split, 6, 64, seed=0)
+    assert canvases.labels.tolist() == labels
+    means = canvases.images[:3].float().mean((2, 3))
+    torch.testing.assert_close(means, torch.tensor(colours), rtol=0, atol=0.2)
+    torch.testing.assert_close(canvases.boxes[:3], torch.tensor(boxes).float(), rtol=0, atol=1)
+    torch.testing.assert_close(canvases.masks[:3].sum((1, 2)), torch.tensor(ink), rtol=0, atol=3)
+
+
+def test_one_handwritten_digit_in_five_is_kept_for_the_test():
+    assert [len(embedded.handwriting(split)[0]) for split in ("train", "test")] == [1437, 360]
+
+
 def test_images_are_uint8_of_the_demanded_size_and_classes_are_equally_frequent(canvases):
     assert canvases.images.shape == (40, 3, 64, 64)
     assert canvases.images.dtype == torch.uint8

@@ -13,7 +13,7 @@ from PIL import Image
 from lewel.config import Augmentation, Data
 from lewel.data import TrainLoader, build, eval_batches
 from lewel.data.loader import BatchKey
-from lewel.data.reference import View, fit
+from lewel.data.reference import View, fit, to_tensor
 from lewel.errors import LewelError
 
 
@@ -62,16 +62,88 @@ class TestLayout:
             assert torch.equal(ours[1], theirs[1])
 
     @pytest.mark.parametrize(
-        ("given", "shown"), [((32, 32), 32), ((64, 32), 32), ((20, 16), 16), ((74, 37), 32), ((300, 200), 173)]
-    )
-    def test_fit_keeps_the_centre(self, given, shown):
-        """A ramp from left to right tells how many columns of the file its 32 evaluated columns show."""
-        ramp = np.broadcast_to(np.linspace(0, 255, given[0]), (given[1], given[0])).astype(np.uint8)
-        fitted = np.asarray(fit(Image.fromarray(ramp), 32)).astype(float)
-        assert fitted.shape == (32, 32)
-        columns_a_pixel = (fitted[16, 28] - fitted[16, 3]) / 25 / 255 * (given[0] - 1)
-        assert 32 * columns_a_pixel == pytest.approx(shown, rel=0.08)
-        assert fitted[16, 15:17].mean() == pytest.approx(127.5, abs=4)
+        ("given", "resized"),
+        [
+            ((32, 32), (32, 32)), ((64, 32), (64, 32)), ((20, 16), (40, 32)), ((74, 37), (74, 37)),
+            ((31, 300), (32, 310)), ((300, 200), (56, 37)), ((200, 300), (37, 56)),
+        ],
+    )  # fmt: skip
+    def test_fit_keeps_the_centre(self, given, resized):
+        """Red tells the column of the file that an evaluated pixel shows, green the row; of an odd rest, left and top
+        lose less."""
+        ramps = [np.linspace(0, 255, side) for side in given]
+        image = np.stack(np.broadcast_arrays(ramps[0], ramps[1][:, None], 0), axis=2).round().astype(np.uint8)
+        fitted = np.asarray(fit(Image.fromarray(image), 32)).astype(float)
+        assert fitted.shape == (32, 32, 3)
+        for seen, side, whole in zip((fitted[16, :, 0], fitted[:, 16, 1]), given, resized, strict=True):
+            place = (np.arange(32) + (whole - 32) // 2 + 0.5) * side / whole - 0.5
+            inner = slice(3, 29)  # at the border of the file the filter is cut off
+            assert np.abs(seen - place * 255 / (side - 1))[inner].max() < 1.5
+
+    def test_fit_shrinks_by_a_triangle_twice_as_wide_as_a_pixel(self):
+        """PIL's bilinear filter with its support scaled: whiskers of one white line, in a file twice as large."""
+        for line in (30, 31, 32):
+            image = np.zeros((64, 64), dtype=np.uint8)
+            image[:, line] = 240
+            fitted = np.asarray(fit(Image.fromarray(image), 28))[14].astype(float)  # 64 -> 32 -> the centre
+            distance = np.abs((line + 0.5) / 2 - (np.arange(2, 30) + 0.5))  # in pixels of the result
+            assert np.abs(fitted - 240 * np.clip(1 - distance, 0, 1) / 2).max() <= 1
+
+    def test_images_in_memory_and_in_files_are_shrunk_alike(self, tmp_path):
+        for split in ("train", "test"):
+            path = tmp_path / split / "noise" / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(path)
+        expected = fit(Image.open(path), 32)
+        for held in (False, True):
+            [(images, _)] = eval_batches(build(config(tmp_path, held), seed=0).test, 1)
+            assert torch.allclose(images[0], to_tensor(expected), atol=1e-6)
+
+    def test_links_to_folders_and_files_are_followed(self, root, tmp_path_factory):
+        """A class that lies elsewhere, a folder of more images inside a class, and a single image."""
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        for name in ("class/0.png", "more/1.png", "more/deeper/2.png", "3.png"):
+            write_image(elsewhere / name, 200)
+        for split in ("train", "test"):
+            (root / split / "cat").symlink_to(elsewhere / "class")
+        (root / "train" / "ant" / "linked").symlink_to(elsewhere / "more")
+        (root / "train" / "bee" / "linked.png").symlink_to(elsewhere / "3.png")
+        sets = build(config(root), seed=0)
+        (images, labels), *_ = eval_batches(sets.bank, batch_size=20)
+        assert labels.tolist() == [0] * 7 + [1] * 6 + [2]
+        red = ((images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 255).round().tolist()
+        assert [red[i] for i in (5, 6, 12, 13)] == [200] * 4
+        assert len(sets.test) == 5
+
+    def test_test_comes_before_val(self, root):
+        write_image(root / "val" / "ant" / "0.png", 0)
+        assert build(config(root), seed=0).test.split.split == root / "test"
+
+    def test_files_of_every_known_ending_are_images(self, root):
+        for number, ending in enumerate(("jpg", "jpeg", "JPEG", "png", "bmp", "gif", "ppm", "tif", "tiff", "webp")):
+            write_image(root / "test" / "ant" / f"more-{number}.{ending}", 100)
+        for ending in ("txt", "npy", "json"):
+            (root / "test" / "ant" / f"none.{ending}").write_text("no image")
+        assert len(build(config(root), seed=0).test) == 4 + 10
+
+    def test_hidden_files_and_folders_are_no_images_and_no_classes(self, root):
+        """Such as those that desktops and notebooks leave behind."""
+        for split in ("train", "test"):
+            write_image(root / split / "ant" / "._0.png", 0)
+            write_image(root / split / ".ipynb_checkpoints" / "0.png", 0)
+        sets = build(config(root), seed=0)
+        assert (len(sets.train), len(sets.test), sets.num_classes) == (10, 4, 2)
+
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+    def test_images_of_every_mode_have_three_colours(self, mode, in_memory, tmp_path):
+        for split in ("train", "test"):
+            path = tmp_path / split / "only" / ("0.tiff" if mode == "CMYK" else "0.png")
+            path.parent.mkdir(parents=True)
+            Image.new(mode, (40, 32), 0).save(path)
+        sets = build(config(tmp_path, in_memory), seed=0)
+        [(images, _)] = eval_batches(sets.bank, 1)
+        assert images.shape == sets.train[BatchKey(0, np.array([0]))].first.shape == (1, 3, 32, 32)
 
     def test_views_of_files_are_the_reference_for_each_view(self, root):
         augmentation = Augmentation(crop_scale=(0.5, 1.0))
@@ -148,6 +220,14 @@ class TestUnreadable:
         assert torch.equal(images[2], images[4])
         assert torch.equal(images[3], images[4])
         assert labels.tolist() == [0] * 5 + [1] * 5
+
+    def test_the_label_is_that_of_the_image_that_is_shown(self, root):
+        """Where the last of a class cannot be read, the first of the next takes its place."""
+        (root / "train" / "ant" / "4.png").write_text("not an image")
+        with pytest.warns(UserWarning, match="takes its place"):
+            [(images, labels)] = whole_bank(root, in_memory=False)
+        assert torch.equal(images[4], images[5])
+        assert labels.tolist() == [0] * 4 + [1] * 6
 
     def test_a_file_is_warned_of_once_and_counted_each_time(self, root, broken):
         bank = build(config(root), seed=0).bank

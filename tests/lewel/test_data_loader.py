@@ -1,11 +1,18 @@
 """Order of batches: fixed by seed and epoch alone, resumable within an epoch, shared by processes."""
 
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.synchronize import Semaphore
+
 import numpy as np
 import pytest
 import torch
 
 from lewel.config import Data
 from lewel.data import Datasets, TrainLoader, Views, build, eval_batches
+from lewel.data.loader import CPU, BatchKey
 from lewel.errors import LewelError
 
 SIZES = {"embedded_train": 100, "embedded_test": 20, "image_size": 32}
@@ -98,3 +105,49 @@ def test_evaluation_is_in_order_and_complete(sets):
     assert [len(labels) for _, labels in batches] == [64, 36]
     again = torch.cat([images for images, _ in eval_batches(sets.bank, batch_size=7, workers=2)])
     assert torch.equal(again, torch.cat([images for images, _ in batches]))
+
+
+def test_workers_live_as_long_as_the_run(sets):
+    """An epoch of a large set would else begin with the start of all of them."""
+    before, loader = set(multiprocessing.active_children()), TrainLoader(sets.train, 20, workers=1)
+    workers = []
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+        workers.append(set(multiprocessing.active_children()) - before)
+    assert len(workers[0]) == 1
+    assert workers[0] == workers[1]
+
+
+@dataclass
+class HeldBack:
+    """A set of 16 images whose batches wait, all but the first, until they may go on."""
+
+    go_on: Semaphore
+    seed: int = 0
+    device: torch.device = CPU
+    made: int = 0
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, key: BatchKey | np.ndarray) -> Views:
+        whole = key.indices if isinstance(key, BatchKey) else key
+        if self.made:
+            assert self.go_on.acquire(timeout=60)
+        self.made += 1
+        return Views(torch.zeros(1), torch.zeros(1), torch.from_numpy(whole))
+
+
+@pytest.mark.parametrize("of", ["training", "evaluation"])
+def test_workers_that_owe_batches_at_sigterm_deliver_them(of):
+    """A scheduler sends the signal to all processes of a job, and the training goes on until it has saved."""
+    go_on, before = multiprocessing.get_context("fork").Semaphore(0), set(multiprocessing.active_children())
+    held_back = HeldBack(go_on)
+    batches = TrainLoader(held_back, 2, 1).epoch(0) if of == "training" else eval_batches(held_back, 2, 1)
+    seen = [next(batches)]
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(7):
+        go_on.release()
+    seen += batches
+    assert sorted(i for views in seen for i in views.indices.tolist()) == list(range(16))

@@ -16,6 +16,7 @@ from lewel.data import augment
 from lewel.data.reference import View
 
 SIZE = 32
+CHANGES = ("crop_scale", "flip", "jitter", "gray", "blur", "solarize")  # in this order
 NOTHING = Augmentation((1.0, 1.0), flip=0, jitter=(0, 0, 0, 0), jitter_p=0.8, gray=0, blur=(0, 0), solarize=(0, 0))
 
 
@@ -121,11 +122,51 @@ def test_one_change_alone(changes: dict, image: Tensor, view: int, statistic: Ca
 
 
 @pytest.mark.parametrize("view", [0, 1], ids=["first", "second"])
-def test_all_changes_in_their_order(view):
-    config = replace(Augmentation(), blur=(0.5, 0.1))
+def test_all_changes_together(view):
+    config = replace(Augmentation(), blur=(0.5, 0.5), solarize=(0.5, 0.5))
     theirs, ours = (path(config, coarse(), view, 700) for path in (of_reference, of_batches))
     for statistic in (lambda x: x.mean((1, 2, 3)), lambda x: x.std((1, 2, 3)), chroma):
         assert distance(statistic(theirs), statistic(ours)) < 0.1
+
+
+def level(views: Tensor) -> Tensor:
+    return views.mean((1, 2, 3)).round()
+
+
+def gray_level(views: Tensor) -> Tensor:
+    """Whether no value is black or white."""
+    return ((views > 5) & (views < 250)).flatten(1).all(1).float()
+
+
+def sharp(views: Tensor) -> Tensor:
+    return (views.std((1, 2, 3)) > 47).float()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "image", "statistic"),
+    [
+        pytest.param(
+            {"crop_scale": (0.1, 0.1)}, {"jitter": (0, 30, 0, 0)}, halves(60, 180), gray_level, id="crop-jitter"
+        ),
+        pytest.param({"crop_scale": (0.02, 0.02)}, {"blur": (1, 1)}, chequered(), sharp, id="crop-blur"),
+        pytest.param({"jitter": (0, 0, 30, 0)}, {"gray": 1.0}, constant(200, 90, 60), level, id="jitter-gray"),
+        pytest.param({"jitter": (30, 0, 0, 0)}, {"blur": (1, 1)}, chequered(), level, id="jitter-blur"),
+        pytest.param({"jitter": (9, 0, 0, 0)}, {"solarize": (1, 1)}, constant(60, 60, 60), level, id="jitter-solarize"),
+        pytest.param({"gray": 1.0}, {"solarize": (1, 1)}, constant(220, 99, 60), level, id="gray-solarize"),
+        pytest.param({"blur": (1, 1)}, {"solarize": (1, 1)}, chequered(), level, id="blur-solarize"),
+    ],
+)
+def test_one_change_comes_before_another(first, second, image, statistic):
+    """In both paths: what they show is alike, and not what the reference shows with the two changed about."""
+    both = replace(NOTHING, jitter_p=1.0, **first, **second)
+    swapped, at = View(both, image.shape[-1], 0), [CHANGES.index(key) for change in (first, second) for key in change]
+    steps, picture = swapped.transform.transforms, Image.fromarray(image.permute(1, 2, 0).numpy())
+    steps[at[0]], steps[at[1]] = steps[at[1]], steps[at[0]]
+    views = [path(both, image, 0, 40) for path in (of_reference, of_batches)]
+    views.append(pixels(torch.stack([swapped(picture, seed=5, epoch=2, index=i) for i in range(40)])))
+    theirs, ours, wrong = map(statistic, views)
+    assert distance(theirs, ours) < 0.25
+    assert distance(theirs, wrong) > 0.3
 
 
 def test_views_of_the_reference_follow_seed_epoch_index_and_view():

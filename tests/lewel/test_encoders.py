@@ -50,6 +50,18 @@ def test_gap_of_the_map_is_what_torchvision_classifies():
     torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
 
 
+@pytest.mark.parametrize("stem", ["imagenet", "small", "small2"])
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_stems_are_convolutions_without_bias_and_only_the_large_one_pools(name, stem):
+    encoder = encoders.build(Encoder(name, stem))
+    stride, side = {"imagenet": (2, 7), "small": (1, 3), "small2": (2, 3)}[stem]
+    assert encoder.conv1.kernel_size == (side, side)
+    assert encoder.conv1.stride == (stride, stride)
+    assert encoder.conv1.padding == (side // 2, side // 2)
+    assert hasattr(encoder, "maxpool") == (stem == "imagenet")
+    assert not [key for key, _ in encoder.named_parameters() if key.endswith("bias") and "conv" in key]
+
+
 @pytest.mark.parametrize("name", ["tiny", "resnet18"])
 def test_convolutions_start_kaiming_normal_by_their_fan_out(name):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from lewel.config import Heads
 from lewel.heads import MLP, AlignedHead, CoupledHead, MoCoHead, aligned_head
 
 N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
+ABLATED = [{}, {"coupling": "separate"}, {"maps": "random"}, {"maps": "uniform"}]
 
 
 def coupled_head() -> tuple[CoupledHead, Tensor]:
@@ -16,6 +18,12 @@ def coupled_head() -> tuple[CoupledHead, Tensor]:
     head = CoupledHead(C, Heads(hidden=D, num_maps=K, num_groups=G, tau=0.3), "reference").double()
     torch.nn.init.normal_(head.mlp.hidden[1].weight)
     torch.nn.init.normal_(head.mlp.hidden[1].bias)
+    return head, torch.rand(N, C, H, W, dtype=torch.float64)
+
+
+def ablated(**settings: str) -> tuple[AlignedHead, Tensor]:
+    torch.manual_seed(0)
+    head = aligned_head(C, Heads(hidden=D, num_maps=K, num_groups=G, tau=0.3, **settings), "reference").double()
     return head, torch.rand(N, C, H, W, dtype=torch.float64)
 
 
@@ -94,13 +102,28 @@ def test_channels_last_features_give_the_same():
         torch.testing.assert_close(strided, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_aligned_representations_stay_float32_under_bf16_autocast():
-    torch.manual_seed(0)
-    head = CoupledHead(C, Heads(hidden=D, num_maps=K, num_groups=G), "reference")
+@pytest.mark.parametrize("settings", ABLATED, ids=lambda settings: "-".join(settings.values()) or "coupled")
+def test_aligned_representations_are_float32_under_bf16_autocast(settings):
+    """And as exact: of features in bfloat16, the maps pool no rounded sums."""
+    head = ablated(**settings)[0].float()
+    features = torch.rand(N, C, H, W).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        z, pooled = head(torch.rand(N, C, H, W).bfloat16())
+        z, pooled = head(features)
+        maps, pooled_by_maps = head.maps(features)
     assert z.dtype == torch.bfloat16
-    assert pooled.dtype == torch.float32
+    assert pooled.dtype == pooled_by_maps.dtype == maps.dtype == torch.float32
+    by_hand = pooled_by_hand(features.double(), maps.double())
+    torch.testing.assert_close(pooled_by_maps.double(), by_hand, rtol=1e-6, atol=1e-6)
+    if head.settings.maps != "random":  # drawn anew by every call
+        torch.testing.assert_close(pooled, pooled_by_maps, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", ABLATED[:2], ids=["coupled", "separate"])
+def test_learned_maps_come_from_the_backend_that_is_asked_for(settings):
+    head = aligned_head(C, Heads(hidden=D, num_maps=K, num_groups=G, **settings), "nobodys")
+    for call in (head.forward, head.maps):
+        with pytest.raises(ValueError, match="nobodys"):
+            call(torch.rand(N, C, H, W))
 
 
 def test_mlp_has_no_bias_and_fan_out_initialisation():
@@ -121,12 +144,6 @@ def test_moco_head_is_linear_relu_linear_with_biases():
     first, _, second = head
     expected = (rows @ first.weight.T + first.bias).clamp_min(0) @ second.weight.T + second.bias
     torch.testing.assert_close(head(rows), expected, rtol=1e-12, atol=1e-12)
-
-
-def ablated(**settings: str) -> tuple[AlignedHead, Tensor]:
-    torch.manual_seed(0)
-    head = aligned_head(C, Heads(hidden=D, num_maps=K, num_groups=G, tau=0.3, **settings), "reference").double()
-    return head, torch.rand(N, C, H, W, dtype=torch.float64)
 
 
 def test_a_separate_head_makes_maps_with_an_mlp_of_its_own():

@@ -22,7 +22,8 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_run"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server of the processes starts with it
+        here = Path(__file__).parent
+        patch.setenv("PYTHONPATH", f"{here.parents[1]}{os.pathsep}{here}")  # the server of the processes starts with it
         yield context
 
 

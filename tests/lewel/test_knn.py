@@ -25,6 +25,13 @@ def test_the_right_ones_of_the_test_set_are_counted():
     assert knn.correct(bank, torch.arange(3), test, labels, 3) == 3
 
 
+def test_a_test_set_of_several_batches_is_counted_as_a_whole():
+    labels = torch.arange(3000) % 3
+    test = torch.eye(3)[labels]
+    assert knn.correct(torch.eye(3), torch.arange(3), test, labels, 3) == 3000
+    assert knn.correct(torch.eye(3), torch.arange(3), test, (labels + (torch.arange(3000) < 7)) % 3, 3) == 2993
+
+
 def test_two_hundred_neighbours_vote():
     """30 of class 0 are nearest, 170 of class 1 come next, and a thousand of class 2 are just too far."""
     counts, cosines = torch.tensor([30, 170, 1000]), torch.tensor([0.9, 0.89, 0.88])

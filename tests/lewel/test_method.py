@@ -179,6 +179,21 @@ def test_keys_are_the_second_view_through_the_followed_target_in_groups():
     torch.testing.assert_close(step.parts["global"], expected)
 
 
+def test_keys_are_shuffled_anew_in_every_view_pass_and_run():
+    """By the images in the order that the target network sees them; the first pixel of each is its number."""
+    method, seen = model("lewel_m-symmetric", key_bn="shuffle"), []
+    method.target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0, 0, 0].tolist()))
+    first, second = views()
+    for x in (first, second):
+        x[:, 0, 0, 0] = torch.arange(8.0)
+    for seed in (0, 1):
+        method.seed = seed
+        for draw in (0, 1, 2):
+            method(first, second, 1.0, draw)
+    assert all(sorted(order) == list(range(8)) for order in seen)
+    assert len({tuple(order) for order in seen}) == len(seen) == 2 * 3 * 2
+
+
 def test_a_symmetric_step_is_the_sum_of_both_directions_with_one_target():
     method = drifted("lewel_m-symmetric")
     first, second = views()

@@ -44,14 +44,16 @@ def test_lars_by_hand_with_the_learning_rate_inside_the_velocity():
     torch.testing.assert_close(vector.detach(), v, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.25])
 @pytest.mark.parametrize("zero", ["weight", "gradient"])
-def test_lars_takes_the_plain_rate_where_the_local_one_is_undefined(zero):
+def test_lars_takes_the_plain_rate_of_a_tensor_of_zeros_or_without_a_gradient(zero, decay):
+    """A tensor of zeros has no decay either; without a gradient the decay is all there is, and it is not scaled."""
     weight = nn.Parameter(torch.zeros(2, 2) if zero == "weight" else torch.ones(2, 2))
-    optimizer = optim.build(Optim(name="lars", weight_decay=0.0, decay_all=False), [weight])
+    optimizer = optim.build(Optim(name="lars", weight_decay=decay, decay_all=False), [weight])
     weight.grad = torch.ones(2, 2) if zero == "weight" else torch.zeros(2, 2)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.5
     optimizer.step()
-    assert weight.detach().unique().tolist() == [-0.5 if zero == "weight" else 1.0]
+    assert weight.detach().unique().tolist() == [-0.5 if zero == "weight" else 1.0 - 0.5 * decay]
 
 
 @pytest.mark.parametrize("decay_all", [True, False], ids=["decay-all", "decay-matrices"])

@@ -48,13 +48,142 @@ VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
 }
 
 
+# The numbers, each from its source.
+#   embedded: measured here; lewel/presets/embedded.py says what was tried
+#   cifar10, 4 epochs: measured with a prototype of BasicBlocks 1-1-1-1 (SGD .12 or .2, T .2, queue 4096, m .99)
+#   cifar10, 200 epochs: MoCo's demo (T .1, m .99, queue 4096, SplitBN 8, SGD .06 at batch 512), and lightly's BYOL
+#       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: rate a quarter, decay four times
+#   stl10: cifar10's of 200 epochs at 96 pixels and batch 256
+#   imagenette: lightly (SGD .06 per 256), whose loss is a half of ours for MoCo and a quarter for BYOL
+#   imagenet: LEWEL's official script (EMAN, SyncBN), the paper's 3.3 (1.8 at 512, LEWEL_M's .06 at 256), MoCo's script
+#   imagenet100: the paper's ablations, twice the rate for 240 epochs
+NETWORKS = {  # encoder, stem, last_stride, image_size, (hidden, maps, groups), tau, projector
+    f"embedded/{MOCO}": ("tiny", "small2", 1, 64, (512, 64, 8), 0.1, "mlp"),
+    f"embedded/{BYOL}": ("tiny", "small2", 1, 64, (512, 64, 64), 0.05, "mlp"),
+    f"cifar10/({MOCO}|{BYOL})": ("tiny", "small", 2, 32, (512, 64, 8), 1.0, "auto"),
+    f"cifar10/{MOCO}_200": ("resnet18", "small", 2, 32, M_HEADS, 1.0, "auto"),
+    f"cifar10/{BYOL}_200": ("resnet18", "small", 2, 32, (1024, 256, 4), 1.0, "auto"),
+    f"stl10/{MOCO}": ("resnet18", "small2", 2, 96, M_HEADS, 1.0, "auto"),
+    f"stl10/{BYOL}": ("resnet18", "small2", 2, 96, (1024, 256, 4), 1.0, "auto"),
+    f"imagenette/{MOCO}": ("resnet18", "imagenet", 2, 128, M_HEADS, 1.0, "auto"),
+    f"imagenette/{BYOL}": ("resnet18", "imagenet", 2, 128, B_HEADS, 1.0, "auto"),
+    f"imagenet(100)?/{MOCO}(_.*)?": ("resnet50", "imagenet", 2, 224, M_HEADS, 1.0, "auto"),
+    f"imagenet(100)?/{BYOL}(_.*)?": ("resnet50", "imagenet", 2, 224, B_HEADS, 1.0, "auto"),
+}
+CONTRASTS = {  # temperature, queue, split_bn
+    f"embedded/{MOCO}": (0.1, 1024, 2),
+    f"cifar10/{MOCO}": (0.2, 4096, 8),
+    f"cifar10/{MOCO}_200|stl10/{MOCO}|imagenette/{MOCO}": (0.1, 4096, 8),
+    f"imagenet(100)?/{MOCO}(_.*)?": (0.2, 65536, 8),
+}
+MOMENTA = {  # of the momentum network at the start
+    f"embedded/{MOCO}|(cifar10|stl10|imagenette)/({MOCO}|{BYOL})(_200)?": 0.99,
+    f"imagenet(100)?/{MOCO}(_.*)?": 0.999,
+    f"(embedded|imagenet100)/{BYOL}|imagenet/{BYOL}_(eman|paper)_.*": 0.98,
+    f"imagenet/{BYOL}_sync_400": 0.996,
+}
+RATES = {  # learning rate, at batch, weight decay, epochs of warm-up
+    "embedded/moco_v2": (0.125, 64, 5e-4, 0.5),
+    "embedded/lewel_m": (0.03, 64, 5e-4, 0.5),
+    f"embedded/{BYOL}": (2.5, 64, 1e-4, 0.5),
+    f"cifar10/{MOCO}": (0.12, 256, 5e-4, 0.5),
+    f"cifar10/{BYOL}": (0.2, 256, 5e-4, 0.5),
+    f"cifar10/{MOCO}_200": (0.06, 512, 5e-4, 0),
+    f"cifar10/{BYOL}_200": (0.06 / 4, 128, 4 * 5e-4, 0),
+    f"stl10/{MOCO}": (0.06 / 2, 256, 5e-4, 0),
+    f"stl10/{BYOL}": (2 * 0.06 / 4, 256, 4 * 5e-4, 0),
+    f"imagenette/{MOCO}": (0.06 / 2, 256, 2 * 5e-4, 0),
+    f"imagenette/{BYOL}": (0.06 / 4, 256, 4 * 5e-4, 0),
+    "imagenet/moco_v2_[12]00": (0.03, 256, 1e-4, 0),
+    "imagenet/lewel_m_[12]00": (0.06, 256, 1e-4, 0),
+    f"imagenet/{BYOL}_eman_[12]00": (3.6, 1024, 1.5e-6, 10),
+    f"imagenet/{BYOL}_sync_400": (7.2, 4096, 1e-6, 10),
+    "imagenet/lewel_b_paper_[124]00": (1.8, 512, 1e-6, 0),
+    "imagenet100/moco_v2": (0.06, 256, 1e-4, 0),
+    "imagenet100/lewel_m": (0.12, 256, 1e-4, 0),
+    f"imagenet100/{BYOL}": (3.6, 512, 1e-6, 10),
+}
+EPOCHS = {  # and training images of the set
+    "embedded/.*": (12, 4096),
+    f"cifar10/({MOCO}|{BYOL})": (4, 50_000),
+    "cifar10/.*_200": (200, 50_000),
+    "stl10/.*": (200, 105_000),
+    "imagenette/.*": (200, 9_469),
+    "imagenet100/.*": (240, 126_689),
+    **{f"imagenet/.*_{epochs}": (epochs, 1_281_167) for epochs in (100, 200, 400)},
+}
+PACE = {  # workers, knn_every, knn_bank, log_every
+    "embedded/.*": (0, 2, 0, 10),
+    f"cifar10/({MOCO}|{BYOL})": (0, 1, 0, 10),
+    "(cifar10/.*_200|stl10/.*)": (0, 10, 0, 10),
+    "imagenette/.*": (8, 10, 0, 10),
+    "imagenet/.*": (8, 10, 100_000, 100),
+    "imagenet100/.*": (8, 10, 0, 100),
+}
+COVERED = (
+    "preset", "epochs", "precision", "knn_every", "knn_bank", "log_every", "encoder.name", "encoder.stem",
+    "encoder.last_stride", "heads.hidden", "heads.num_maps", "heads.num_groups", "heads.tau", "heads.projector",
+    *(f"data.augmentation.{field}" for field in Augmentation.__annotations__),
+    *(f"data.{field}" for field in ("name", "image_size", "workers", "batch_size", "embedded_train")),
+    *(f"method.{field}" for field in ("loss", "w_aligned", "target", "batch_norm", "symmetric")),
+    *(f"method.{field}" for field in ("momentum", "momentum_schedule", "temperature", "queue", "split_bn")),
+    *(f"optim.{field}" for field in ("name", "lr", "weight_decay", "decay_all", "warmup_epochs")),
+)  # fmt: skip
+KNOWN = {  # accuracy, and what an epoch costs
+    "embedded/moco_v2": ("kNN-200 25", ""),
+    "embedded/lewel_m": ("kNN-200 40", ""),
+    "embedded/byol": ("kNN-200 19", ""),
+    "embedded/lewel_b": ("kNN-200 23", ""),
+    "cifar10/moco_v2": ("kNN-200 49.1", "43 s, 4 cores"),
+    "cifar10/lewel_m": ("kNN-200 49.7", "46 s, 4 cores"),
+    "cifar10/byol": ("kNN-200 41.2", "78 s, 4 cores"),
+    "cifar10/lewel_b": ("kNN-200 40.5", "112 s, 4 cores"),
+    "cifar10/moco_v2_200": ("kNN-200 82.6", ""),
+    "cifar10/byol_200": ("kNN-200 86.9", ""),
+    "imagenette/moco_v2": ("kNN-200 78.6", ""),
+    "imagenette/byol": ("kNN-200 70.5", ""),
+    "imagenet100/moco_v2": ("linear 79.5", ""),
+    "imagenet100/lewel_m": ("linear 82.1", ""),
+    "imagenet100/byol": ("linear 81.4", ""),
+    "imagenet100/lewel_b": ("linear 83.3", ""),
+    "imagenet/moco_v2_100": ("linear 64.5", "1213 s, 8 V100"),
+    "imagenet/moco_v2_200": ("linear 67.5", "1213 s, 8 V100"),
+    "imagenet/lewel_m_100": ("linear 66.1", "1222 s, 8 V100"),
+    "imagenet/lewel_m_200": ("linear 68.4", "1222 s, 8 V100"),
+    "imagenet/byol_eman_100": ("linear 70.6", "1141 s, 8 V100"),
+    "imagenet/byol_eman_200": ("linear 71.9", "1141 s, 8 V100"),
+    "imagenet/byol_sync_400": ("linear 73.2", ""),
+    "imagenet/lewel_b_eman_100": ("linear 71.9", "1191 s, 8 V100"),
+    "imagenet/lewel_b_eman_200": ("linear 72.8", "1191 s, 8 V100"),
+    "imagenet/lewel_b_sync_400": ("linear 73.8", ""),
+    "imagenet/lewel_b_paper_100": ("linear 71.9", "1191 s, 8 V100"),
+    "imagenet/lewel_b_paper_200": ("linear 72.8", "1191 s, 8 V100"),
+    "imagenet/lewel_b_paper_400": ("linear 73.8", ""),
+}
+SOURCES = {
+    "embedded/.*": "measured: untrained 12",
+    f"cifar10/({MOCO}|{BYOL})": "prototype, one seed",
+    "cifar10/moco_v2_200": "MoCo's CIFAR-10 demo",
+    "cifar10/byol_200|imagenette/(byol|moco_v2)": "lightly benchmark",
+    "(cifar10|stl10|imagenette)/(lewel_m|lewel_b)(_200)?(?<!cifar10/lewel_.)|stl10/(moco_v2|byol)": "untuned",
+    f"imagenet100/{MOCO}": "paper, Table 5",
+    f"imagenet100/{BYOL}": "Table 7, official LARS",
+    "imagenet/moco_v2_.*": "MoCo's script; Table 1",
+    "imagenet/lewel_m_.*": "paper, Table 1",
+    f"imagenet/{BYOL}_eman_.*|imagenet/lewel_b_sync_400": "official script; Table 1",
+    "imagenet/byol_sync_400": "SimSiam's reproduction",
+    "imagenet/lewel_b_paper_.*": "paper, 3.3 and Table 1",
+}
+ALL = pytest.mark.parametrize("name", presets.PRESETS)
+
+
 def of_its_family(table, name):
     """The only row of table whose family name belongs to."""
     (row,) = (row for family, row in table.items() if re.fullmatch(family, name))
     return row
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+@ALL
 def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
     preset = presets.PRESETS[name]
     config.check(preset.run)
@@ -65,34 +194,81 @@ def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
     assert recipe.load(tmp_path / "recipe.yaml") == preset.run
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer", "lr", "batch", "decay", "momentum", "warmup", "epochs", "heads"),
-    [
-        ("imagenet/moco_v2_100", "sgd", 0.03, 256, 1e-4, 0.999, 0, 100, M_HEADS),
-        ("imagenet/lewel_m_200", "sgd", 0.06, 256, 1e-4, 0.999, 0, 200, M_HEADS),
-        ("imagenet/byol_eman_100", "lars", 3.6, 1024, 1.5e-6, 0.98, 10, 100, B_HEADS),
-        ("imagenet/lewel_b_eman_200", "lars", 3.6, 1024, 1.5e-6, 0.98, 10, 200, B_HEADS),
-        ("imagenet/lewel_b_sync_400", "lars", 7.2, 4096, 1e-6, 0.996, 10, 400, B_HEADS),
-        ("imagenet/lewel_b_paper_100", "sgd", 1.8, 512, 1e-6, 0.98, 0, 100, B_HEADS),
-        ("imagenet/lewel_b_paper_400", "sgd", 1.8, 512, 1e-6, 0.98, 0, 400, B_HEADS),
-        ("imagenet100/lewel_m", "sgd", 0.12, 256, 1e-4, 0.999, 0, 240, M_HEADS),
-        ("imagenet100/lewel_b", "lars", 3.6, 512, 1e-6, 0.98, 10, 240, B_HEADS),
-        ("cifar10/moco_v2_200", "sgd", 0.06, 512, 5e-4, 0.99, 0, 200, M_HEADS),
-        ("cifar10/byol_200", "sgd", 0.06 / 4, 128, 4 * 5e-4, 0.99, 0, 200, (1024, 256, 4)),
-        ("imagenette/moco_v2", "sgd", 0.06 / 2, 256, 2 * 5e-4, 0.99, 0, 200, M_HEADS),
-    ],
-)
-def test_the_published_numbers_come_out(name, optimizer, lr, batch, decay, momentum, warmup, epochs, heads):
+@ALL
+def test_the_network_of_a_preset_is_that_of_its_source(name):
     run = presets.get(name)
-    steps = presets.PRESETS[name].images // batch
-    assert (run.optim.name, run.data.batch_size, run.epochs) == (optimizer, batch, epochs)
-    assert rates(run, warmup * steps, steps)[0] == pytest.approx(lr)  # where warm-up has ended
-    assert rates(run, 0, steps)[1] == momentum
-    assert (run.optim.weight_decay, run.optim.warmup_epochs) == (decay, warmup)
-    assert (run.heads.hidden, run.heads.num_maps, run.heads.num_groups) == heads
+    encoder, heads = run.encoder, run.heads
+    assert (
+        encoder.name, encoder.stem, encoder.last_stride, run.data.image_size,
+        (heads.hidden, heads.num_maps, heads.num_groups), heads.tau, heads.projector,
+    ) == of_its_family(NETWORKS, name)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("name", [name for name in presets.PRESETS if re.search(MOCO, name)])
+def test_the_contrast_of_a_preset_is_that_of_its_source(name):
+    method = presets.get(name).method
+    assert (method.temperature, method.queue, method.split_bn) == of_its_family(CONTRASTS, name)
+
+
+@ALL
+def test_the_rates_of_a_preset_are_those_of_its_source(name):
+    run, (lr, batch, decay, warmup) = presets.get(name), of_its_family(RATES, name)
+    epochs, images = of_its_family(EPOCHS, name)
+    steps = images // batch
+    assert (run.data.batch_size, run.epochs, presets.PRESETS[name].images) == (batch, epochs, images)
+    assert rates(run, round(warmup * steps), steps)[0] == pytest.approx(lr)  # where warm-up has ended
+    assert rates(run, 0, steps)[0] == pytest.approx(lr / (round(warmup * steps) or 1))
+    assert rates(run, 0, steps)[1] == of_its_family(MOMENTA, name)
+    assert (run.optim.momentum, run.optim.weight_decay) == (0.9, decay)
+
+
+@ALL
+def test_the_pace_of_a_preset(name):
+    """What it reads at a time, and how often it evaluates and logs."""
+    run = presets.get(name)
+    assert (run.data.workers, run.knn_every, run.knn_bank, run.log_every) == of_its_family(PACE, name)
+
+
+@ALL
+def test_a_preset_departs_from_the_default_recipe_in_nothing_else(name):
+    """Than what the tables of this file say; and of the embedded set it has the images that are named."""
+    run = presets.get(name)
+    assert recipe.differences(config.Train(), run, ignore=COVERED) == []
+    assert run.data.name == (name.split("/")[0] if "imagenet/" not in name and "imagenet100/" not in name else "folder")
+    assert run.method.w_aligned == (0.5 if "/lewel" in name else 0)
+    if run.data.name == "embedded":
+        assert run.data.embedded_train == of_its_family(EPOCHS, name)[1]
+
+
+def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set():
+    """What a recipe that names nothing gets, and what presets leave as it is."""
+    assert recipe.to_plain(config.Train()) == {
+        **{"preset": "custom", "epochs": 20, "seed": 0, "accumulate": 1, "precision": "fp32", "channels_last": True},
+        **{"compile": False, "backend": None, "knn_every": 1, "knn_bank": 0, "log_every": 10, "save_every": 0},
+        **{"keep": 2, "wandb": "", "out": ""},
+        "data": {
+            **{"name": "embedded", "root": "", "download": False, "classes": "", "train_list": "", "image_size": 64},
+            **{"storage": "auto", "embedded_train": 6000, "embedded_test": 1000, "batch_size": 256, "workers": 0},
+            "augmentation": recipe.to_plain(config.Train())["data"]["augmentation"],  # see VIEWS
+        },
+        "encoder": {"name": "tiny", "stem": "small", "last_stride": 2},
+        "heads": {
+            **{"hidden": 512, "num_maps": 64, "num_groups": 8, "tau": 1.0, "projector": "auto", "coupling": "coupled"},
+            **{"maps": "learned", "semantic_projector": "separate", "aligned_width": 0},
+        },
+        "method": {
+            **{"loss": "infonce", "target": "parameters", "w_aligned": 0.5, "momentum": 0.99},
+            **{"momentum_schedule": "constant", "temperature": 0.2, "queue": 4096, "symmetric": False},
+            **{"batch_norm": "local", "key_bn": "auto", "split_bn": 8, "gather_negatives": False},
+        },
+        "optim": {
+            **{"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": True},
+            "warmup_epochs": 0.5,
+        },
+    }
+
+
+@ALL
 def test_the_switches_of_a_preset_are_those_of_its_source(name):
     run = presets.get(name)
     method, optim = run.method, run.optim
@@ -132,14 +308,6 @@ def test_the_published_log_has_the_preset_s_steps():
     assert presets.PRESETS["imagenet/lewel_b_eman_100"].images // 1024 == STEPS
 
 
-@pytest.mark.parametrize("set_", ["imagenet", "imagenet100"])
-def test_the_moco_type_s_queue_and_temperature_are_the_paper_s(set_):
-    methods = [p.run.method for name, p in presets.PRESETS.items() if name.startswith(set_ + "/")]
-    contrasts = [method for method in methods if method.loss == "infonce"]
-    assert {(m.queue, m.temperature, m.momentum_schedule) for m in contrasts} == {(65536, 0.2, "constant")}
-    assert len(contrasts) >= 2
-
-
 @pytest.mark.parametrize(
     ("baseline", "name"),
     [(name.replace("lewel_b", "byol"), name) for name in presets.PRESETS if "/lewel_b" in name and "paper" not in name]
@@ -155,16 +323,12 @@ def test_a_baseline_differs_from_its_lewel_in_the_branch_alone(baseline, name):
     assert [change.split(":")[0] for change in differences] == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "linear"),
-    [
-        ("moco_v2_100", 64.5), ("moco_v2_200", 67.5), ("lewel_m_100", 66.1), ("lewel_m_200", 68.4),
-        ("byol_eman_100", 70.6), ("byol_eman_200", 71.9), ("byol_sync_400", 73.2),
-        ("lewel_b_eman_100", 71.9), ("lewel_b_eman_200", 72.8), ("lewel_b_sync_400", 73.8),
-    ],
-)  # fmt: skip
-def test_expected_is_what_the_paper_s_first_table_says(name, linear):
-    assert presets.PRESETS[f"imagenet/{name}"].expected == f"linear {linear}"
+@ALL
+def test_what_a_preset_is_known_to_reach_is_what_its_source_says(name):
+    """Linear accuracies of the paper's Tables 1 and 5, of SimSiam for BYOL of 400 epochs; kNN of demos and of runs."""
+    preset = presets.PRESETS[name]
+    assert (preset.expected, preset.cost) == KNOWN.get(name, ("", ""))
+    assert preset.source == of_its_family(SOURCES, name)
 
 
 def test_the_table_has_a_line_for_each_and_fits_160_columns():

@@ -30,6 +30,14 @@ def augmented(**changes: Any) -> Train:
         pytest.param("epochs: 2.5", "epochs must be a whole number, got 2.5", id="fraction"),
         pytest.param("method: {loss: triplet}", "method.loss must be one of infonce, byol, got 'triplet'", id="choice"),
         pytest.param("data: {augmentation: {blur: [1]}}", "data.augmentation.blur must be 2 numbers", id="length"),
+        pytest.param("data: {augmentation: {blur: [1, 0, 0]}}", "blur must be 2 numbers, got [1, 0, 0]", id="too-many"),
+        pytest.param("data: {augmentation: {blur: 1}}", "blur must be 2 numbers, got 1", id="number-for-a-pair"),
+        pytest.param("data: {augmentation: {blur: [1, much]}}", "blur must be a number, got 'much'", id="in-a-pair"),
+        pytest.param("epochs: true", "epochs must be a whole number, got True", id="truth-for-a-whole-number"),
+        pytest.param("optim: {lr: true}", "optim.lr must be a number, got True", id="truth-for-a-number"),
+        pytest.param("compile: 1", "compile must be true or false, got 1", id="number-for-truth"),
+        pytest.param("out: 3", "out must be a string, got 3", id="number-for-a-string"),
+        pytest.param("out: null", "out must be a string, got None", id="nothing-for-a-string"),
         pytest.param("optim: 3", "optim must be a table of keys, got 3", id="table"),
         pytest.param("encoder: {last_stride: 2.0}", "last_stride must be one of 1, 2, got 2.0", id="choice-fraction"),
         pytest.param("encoder: {last_stride: true}", "last_stride must be one of 1, 2, got True", id="choice-truth"),
@@ -125,6 +133,51 @@ def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
         config.check(run)
 
 
+def changed(run: Train, key: str, value: Any) -> Train:
+    """run with the setting that a key like "data.augmentation.flip" names."""
+    plain = table = recipe.to_plain(run)
+    *parts, last = key.split(".")
+    for part in parts:
+        table = table[part]
+    assert last in table
+    table[last] = value
+    return recipe.from_plain(plain, source="test")
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "key",
+    ["epochs", "accumulate", "knn_every", "log_every", "keep", "optim.lr"]
+    + [f"heads.{name}" for name in ("hidden", "num_maps", "num_groups", "tau")]
+    + [f"method.{name}" for name in ("temperature", "queue", "split_bn")]
+    + [f"data.{name}" for name in ("image_size", "embedded_train", "batch_size")],
+)
+def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
+    with pytest.raises(LewelError, match=f"^{key} must be positive, got {value}"):
+        config.check(changed(Train(), key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "lowest", "highest", "unit"),
+    [
+        ("method.w_aligned", 0, 1, 1e-6),
+        ("method.momentum", 0, 1, 1e-6),
+        ("optim.weight_decay", 0, 1, 1e-6),
+        ("optim.warmup_epochs", 0, 20, 0.01),
+        ("data.workers", 0, 1024, 1),
+        ("heads.aligned_width", 0, 10**9, 1),
+        ("save_every", 0, 10**9, 1),
+        ("knn_bank", 0, 10**9, 1),
+    ],
+)
+def test_what_has_a_range_is_accepted_at_its_ends_and_refused_beyond(key, lowest, highest, unit):
+    for value in (lowest, highest):
+        config.check(changed(Train(), key, value))
+    for value in (lowest - unit, *([highest + unit] if highest < 10**9 else [])):
+        with pytest.raises(LewelError, match=f"^{key} must lie between {lowest} and "):
+            config.check(changed(Train(), key, value))
+
+
 @pytest.mark.parametrize(
     ("run", "images", "sentence"),
     [
@@ -154,10 +207,69 @@ def test_both_views_of_a_symmetric_step_fill_the_queue():
         pytest.param(Train(method=Method(split_bn=256)), id="rows-are-aligned-vectors"),
         pytest.param(Train(method=Method(split_bn=256, target="eman"), heads=Heads(num_groups=64)), id="eman"),
         pytest.param(Train(heads=Heads(tau=1e-3), optim=Optim(momentum=0)), id="limits"),
+        pytest.param(Train(method=Method(temperature=1e-3), data=Data(embedded_test=2)), id="more-limits"),
+        pytest.param(Train(data=Data(image_size=2), method=Method(w_aligned=0)), id="two-pixels"),
+        pytest.param(Train(method=Method(split_bn=128), heads=Heads(num_groups=64)), id="two-rows"),
+        pytest.param(Train(method=Method(split_bn=3, key_bn="plain")), id="no-groups"),
+        pytest.param(Train(method=Method(split_bn=3, batch_norm="sync")), id="no-groups-with-sync"),
+        pytest.param(Train(method=Method(loss="byol", split_bn=3, queue=3)), id="no-keys"),
+        pytest.param(Train(data=Data(batch_size=2), method=Method(loss="byol")), id="two-images"),
     ],
 )
 def test_what_can_run_is_accepted(run):
     config.check(run)
+
+
+def test_groups_of_keys_are_asked_for_of_one_process_only():
+    """Several shuffle theirs, unless they are told to split."""
+    config.check(Train(method=Method(split_bn=3)), processes=2)
+    with pytest.raises(LewelError, match="got 128 in 3 groups"):
+        config.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
+    with pytest.raises(LewelError, match="shuffle needs several processes"):
+        config.check(Train(method=Method(key_bn="shuffle")))
+    config.check(Train(method=Method(key_bn="shuffle")), processes=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("coupling", "separate"), ("maps", "random"), ("semantic_projector", "shared"), ("aligned_width", 32)],
+)
+def test_settings_of_the_aligned_branch_are_refused_without_it(key, value):
+    run = changed(Train(), f"heads.{key}", value)
+    config.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
+    with pytest.raises(LewelError, match=f"^heads.{key} {value} says nothing without the aligned branch"):
+        config.check(replace(run, method=Method(w_aligned=0)))
+
+
+@pytest.mark.parametrize("method", [{"symmetric": True}, {"key_bn": "plain"}, {"key_bn": "split"}], ids=str)
+def test_settings_of_infonce_are_refused_with_byol(method):
+    config.check(Train(method=Method(**method)))
+    with pytest.raises(LewelError, match=r"^method.symmetric and method.key_bn are about infonce"):
+        config.check(Train(method=Method(loss="byol", **method)))
+
+
+SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    ("setting", "value", "fits"),
+    [
+        ("classes", "file", ("folder",)),
+        ("train_list", "file", ("folder",)),
+        ("download", True, ("cifar10", "cifar100", "stl10", "imagenette")),
+        ("storage", "files", ("folder", "imagenette")),
+        ("storage", "memory", SETS),
+        ("root", "x", SETS[1:]),
+    ],
+)
+def test_settings_of_data_are_accepted_where_something_reads_them(setting, value, fits, name):
+    run = Train(data=Data(name=name, **{setting: value}))
+    if name in fits:
+        config.check(run)
+    else:
+        with pytest.raises(LewelError):
+            config.check(run)
 
 
 def test_command_line_changes_a_preset():

@@ -39,6 +39,10 @@ class TestRunFolder:
         assert runs.choose(self.run, "") == (Path("runs/embedded-lewel_m-2"), None)
         self.hold_a_run("embedded-lewel_m-2")
         assert runs.choose(self.run, "") == (Path("runs/embedded-lewel_m-3"), None)
+        for name in ("embedded-lewel_m-10", "embedded-lewel_m-9", "embedded-lewel_m-notes", "embedded-lewel_mini-99"):
+            self.hold_a_run(name)
+            assert runs.choose(self.run, "auto") == (Path("runs/embedded-lewel_m-10"), None)
+        assert runs.choose(self.run, "") == (Path("runs/embedded-lewel_m-11"), None)
 
     def test_auto_takes_the_newest_checkpoint_of_the_newest_folder(self):
         self.hold_a_run("embedded-lewel_m", "step-00000027.pt")

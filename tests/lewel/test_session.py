@@ -9,6 +9,7 @@ import torch
 from tiny_runs import METHODS, TINY, losses_of, run_in
 from torch import nn
 
+from lewel import distributed, norm
 from lewel.norm import synchronise
 from lewel.session import prepare
 
@@ -46,3 +47,24 @@ def test_synchronised_bn_keeps_names_weights_and_what_is_trained():
     }
     assert [p.requires_grad for p in synced.parameters()] == [True] * 4 + [False] * 2
     assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in synced.modules())
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_synchronised_bn_is_bn_over_the_images_of_all_processes(kind, training, monkeypatch):
+    """Of three that see the same images, so that each sum over the processes is three times the own one."""
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(norm.differentiable, "all_reduce", lambda x: 3 * x)
+    plain = kind(4, eps=0.01, momentum=0.3).double().train(training)
+    for tensor in (*plain.parameters(), plain.running_mean, plain.running_var):
+        nn.init.uniform_(tensor, 0.5, 2)
+    synced = synchronise(nn.Sequential(kind(4, eps=0.01, momentum=0.3)), torch.device("cpu")).double().train(training)
+    synced[0].load_state_dict(plain.state_dict())
+    x = torch.randn(5, 4, *([3, 2] if kind is nn.BatchNorm2d else []), dtype=torch.float64, requires_grad=True)
+    weigh = torch.randn_like(x)
+    of_all = plain(torch.cat([x] * 3))
+    torch.testing.assert_close(synced(x), of_all[:5])
+    torch.testing.assert_close(synced[0].state_dict(), plain.state_dict())  # running statistics, and how many batches
+    expected = torch.autograd.grad((of_all * torch.cat([weigh] * 3)).sum() / 3, [x, *plain.parameters()])
+    found = torch.autograd.grad((synced(x) * weigh).sum(), [x, *synced.parameters()])
+    torch.testing.assert_close(found, expected)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_equal, losses_of, run_in
 
-from lewel import losses, session
+from lewel import distributed, losses, session
 from lewel.config import Optim, Train
 from lewel.method import Method
 from lewel.step import Stepper
@@ -26,6 +27,9 @@ def stepper(run: Train) -> Stepper:
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_the_passes_are_averaged_and_the_target_follows_once(name):
     ours = stepper(replace(TINY, method=METHODS[name]))
+    with torch.no_grad():
+        for parameter in ours.method.online.parameters():  # which the target then has to follow
+            parameter.mul_(1.1)
     by_hand = copy.deepcopy(ours.method)
     outcome = ours.take(PASSES, 2, step=0, lr=0.1, momentum=0.6)
     steps = [by_hand(*views, 0.6 if number == 0 else None, number) for number, views in enumerate(PASSES)]
@@ -41,6 +45,9 @@ def test_gradients_of_the_passes_are_averaged_and_the_target_follows_once(name):
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(mine[key], value, msg=lambda m, key=key: f"{key}: {m}")
     torch.testing.assert_close(outcome.loss, sum(step.loss for step in steps).detach() / 2)
+    for part, loss in outcome.parts.items():
+        torch.testing.assert_close(loss, sum(step.parts[part] for step in steps).detach() / 2)
+    torch.testing.assert_close(outcome.z, steps[-1].z)
 
 
 def test_the_keys_of_all_passes_enter_the_queue():
@@ -61,8 +68,8 @@ def test_the_keys_of_all_passes_enter_the_queue():
     assert ours.method.queue.pointer == 16
 
 
-def test_schedules_of_an_accumulating_run_count_optimizer_steps(tmp_path):
-    plain, twice = (run_in(tmp_path / str(n), replace(TINY, accumulate=n)) for n in (1, 2))
+def test_schedules_of_an_accumulating_run_count_optimizer_steps(tmp_path, finished):
+    plain, twice = finished, run_in(tmp_path, replace(TINY, accumulate=2))
     assert twice.steps_done == plain.steps_done == 9
     assert len(losses_of(twice)) == 9
     lrs = [[group["lr"] for group in s.optimizer.param_groups] for s in (plain, twice)]
@@ -95,6 +102,25 @@ def test_draws_depend_on_the_step_and_not_on_what_was_drawn_before():
     torch.randn(5)
     assert torch.equal(ours.take(PASSES[:1], 1, step=7, lr=0.1, momentum=0.9).loss, same.loss)
     assert_equal(ours.method.state_dict(), other.method.state_dict())
+
+
+def test_draws_differ_between_processes_seeds_steps_and_passes(monkeypatch):
+    """All else is equal, weights and images too: only the draws can make random maps pool them differently."""
+    run, pooled = replace(TINY, heads=replace(TINY.heads, maps="random"), method=METHODS["lewel_b-eman"]), []
+    start = stepper(run)
+    views = [PASSES[0]] * 2
+    for rank, seed, step in itertools.product((0, 1), (0, 1), range(3)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        ours = copy.deepcopy(start)
+        ours.method.seed = seed
+        ours.method.online.head.register_forward_hook(lambda *call: pooled.append(call[-1][1].detach()))
+        ours.take(views, 2, step=step, lr=0.0, momentum=1.0)
+    assert len(pooled) == 2 * 2 * 3 * 2 * 2  # of both views
+    assert len({tuple(R[0, 0].tolist()) for R in pooled}) == len(pooled)
+
+
+def test_a_method_draws_by_the_seed_of_its_run():
+    assert [stepper(replace(TINY, seed=seed)).method.seed for seed in (3, 4)] == [3, 4]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +18,12 @@ from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_i
 from lewel import checkpoint, evaluate, knn, log, recipe, watch
 from lewel.config import Optim, Train
 from lewel.data import augment
+from lewel.data.loader import BatchKey
 from lewel.evaluate import knn_accuracy
 from lewel.method import Method as Model
 from lewel.session import prepare
-from lewel.train import train
+from lewel.step import Outcome
+from lewel.train import _Loop, train
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -27,8 +32,23 @@ def test_workers_do_not_change_the_run(tmp_path, finished):
     assert_same(session, finished)
 
 
-def test_another_seed_is_another_run(tmp_path, finished):
-    assert losses_of(run_in(tmp_path / "seed", replace(TINY, seed=1, epochs=1)))[0] != losses_of(finished)[0]
+def test_another_seed_is_another_run(tmp_path):
+    """Other weights, another order, other views of the same images, other draws; whatever was drawn before."""
+    runs = []
+    for seed in (0, 1, 1):
+        torch.randn(3)
+        runs.append(prepare(replace(TINY, seed=seed), tmp_path))
+    batches = [next(session.loader.epoch(0)) for session in runs]
+    views = [session.sets.train[BatchKey(0, np.arange(8))].first for session in runs]
+    for name, value in weights(runs[0]).items():
+        if name.endswith("weight") and value.ndim > 1:
+            assert not torch.equal(value, weights(runs[1])[name]), name
+    assert_same(runs[1], runs[2])
+    assert not torch.equal(batches[0].indices, batches[1].indices)
+    assert torch.equal(batches[1].indices, batches[2].indices)
+    assert (views[0] != views[1]).any(dim=(1, 2, 3)).all()
+    assert torch.equal(views[1], views[2])
+    assert [session.method.seed for session in runs] == [0, 1, 1]
 
 
 def test_fused_and_reference_backend_train_alike(tmp_path):
@@ -210,6 +230,35 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
         data = replace(TINY.data, image_size=side, embedded_train=16)
         evaluate.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
     assert widths == [3 * 64 * 64, 3 * 32 * 32]
+
+
+def test_replaced_images_are_those_of_all_processes(tmp_path, monkeypatch):
+    """Each says how many it had to replace; what is read are means over the processes, here of three alike."""
+    session = prepare(TINY, tmp_path)
+    session.world = replace(session.world, size=3)
+    session.sets = replace(session.sets, folders=(SimpleNamespace(replaced=4), SimpleNamespace(replaced=1)))
+    outcome = Outcome(torch.tensor(1.0), {"global": torch.tensor(2.0)}, torch.randn(4, 8))
+    numbers = _Loop(session, None, None)._numbers(outcome)
+    assert numbers["replaced"] == 15
+    assert (numbers["loss"], numbers["loss_global"]) == (1, 2)
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):
+    """By a clock that ticks whenever somebody looks; every epoch looks as often."""
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
+    session = run_in(tmp_path, replace(TINY, log_every=100))
+    seconds = [record["seconds"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "epoch"]
+    assert seconds[2] - seconds[1] == seconds[1] - seconds[0] > 0
+    assert session.seconds == seconds[2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_logged_speed_counts_each_image_once(accumulate, tmp_path, monkeypatch):
+    """Of an epoch of three steps, whatever the passes of a step."""
+    seen, lap = [], log.Clock.lap
+    monkeypatch.setattr(log.Clock, "lap", lambda clock: seen.append(clock.batches * clock.batch_size) or lap(clock))
+    run_in(tmp_path, replace(TINY, epochs=1, accumulate=accumulate))
+    assert seen == [16, 16, 16]
 
 
 def test_the_scale_of_the_loss_is_logged_in_fp16(tmp_path):

@@ -18,11 +18,12 @@ from lewel import checkpoint, distributed, evaluate, knn
 from lewel.config import Method, Train
 from lewel.log import RunLog
 from lewel.momentum import shuffle_bn
-from lewel.session import Session, in_parallel, prepare
+from lewel.session import Session, build, in_parallel, prepare
 from lewel.step import Stepper
 from lewel.train import train
 
-ODD = replace(TINY, knn_bank=47)  # the first process describes one image of the bank more than the second
+# The first process describes one image of the bank more than the second.
+ODD = replace(TINY, knn_bank=47, epochs=2, knn_every=2)
 SYNCED = {
     "lewel_b": replace(ODD, method=Method(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
     "lewel_m": replace(ODD, method=replace(TINY.method, batch_norm="sync", gather_negatives=True)),
@@ -34,11 +35,19 @@ LOCAL = {  # each process has BN statistics of its own
     "eman": replace(ODD, method=Method(loss="byol", target="eman", momentum_schedule="cosine")),
 }
 RUNS = SYNCED | LOCAL
+PASSES = {
+    f"{key_bn}-{'gathered' if gathered else 'own'}": replace(
+        TINY, seed=3, method=replace(TINY.method, key_bn=key_bn, gather_negatives=gathered, symmetric=True, queue=64)
+    )
+    for key_bn in ("shuffle", "split", "plain")
+    for gathered in (False, True)
+}
+NOISE = torch.randn(2, 16, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def trained(run: Train, folder: Path, resume: Path | None = None, double: bool = False) -> Session:
-    session = prepare(run, folder)
-    train(in_double(session) if double else session, resume)
+def trained(run: Train, folder: Path, resume: Path | None = None) -> Session:
+    session = in_double(prepare(run, folder))
+    train(session, resume)
     return session
 
 
@@ -81,6 +90,17 @@ def shuffling() -> dict[str, Any]:
     return {"seen": seen[0], "z": z, "aligned": aligned, "seen_next": seen[1], "z_next": again[0]}
 
 
+def passes() -> dict[str, Any]:
+    """Of a first pass over other images in each process: its losses, and the keys of all."""
+    found = {}
+    for name, run in PASSES.items():
+        method = build(run, torch.device("cpu"))[0].double()
+        first, second = (x.chunk(2)[distributed.rank()] for x in NOISE)
+        step = method(first, second, 0.5, draw=7)
+        found[name] = {"parts": {part: loss.detach() for part, loss in step.parts.items()}, "keys": step.keys}
+    return found
+
+
 def preempted(folder: Path) -> dict[str, Any]:
     """A run of which only the last process gets SIGTERM, in its first step."""
     session, advance, steps = prepare(replace(TINY, epochs=50), folder), RunLog.advance, [0]
@@ -104,10 +124,11 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {
         "shuffling": shuffling(),
         "random_maps": random_maps(folder),
+        "passes": passes(),
         "preempted": preempted(folder / "preempted"),
     }
     for name, run in RUNS.items():
-        session = trained(run, folder / name, double=name in SYNCED)
+        session = trained(run, folder / name)
         found[name] = {"state": session.method.state_dict(), "knn": online_knn(session)}
     for name, run in LOCAL.items():
         middle = checkpoint.found(folder / name / "checkpoints")[0]
