@@ -1,4 +1,4 @@
-"""The kernels of both GPU backends, compiled before anything is measured: how many, how long, what is wrong with them.
+"""The kernels compiled before anything is measured: how many, how long, what is wrong with them.
 
 Triton keeps what it compiles on disk, under all that goes into it: the first launch finds it there.
 """
@@ -34,31 +34,33 @@ FILES = len(right.DTYPES)  # that nvcc compiles at once: csrc/cuda has one for e
 class Row:
     """What was compiled together; a problem is a sentence."""
 
-    case: dict[str, str]  # kernels: "cuda" or "triton"; architecture; of which calls
-    count: int | None  # of kernels; None for those that are emulated
+    case: dict[str, str]  # kernels: the backend's name; architecture; of which calls
+    count: int | None  # of kernels for a GPU; None where they are for the processor
     seconds: float
     problem: str | None
 
 
 def measure(device: str) -> Iterator[Row]:
     """A row as each is there. The two compilers work at the same time, Triton's for the most valuable calls first."""
+    backends = ("cuda",) if torch.device(device).type == "cuda" else ("cpu", "cuda")
     works = batches(device)
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        pending = [first.submit(library), *(second.submit(work) for work in works)]
+        pending = [*(first.submit(library, name) for name in backends), *(second.submit(work) for work in works)]
         for done in as_completed(pending):
             yield done.result()
 
 
-def library() -> Row:
-    """The library of the cuda backend: for the GPU that TORCH_CUDA_ARCH_LIST names, or emulated."""
-    name, start = cuda.target(), time.monotonic()
-    case = {"kernels": "cuda", "architecture": "", "calls": "all"}
+def library(backend: str) -> Row:
+    """The library of a backend; that of cuda for the GPU that TORCH_CUDA_ARCH_LIST names, or emulated."""
+    start = time.monotonic()
+    case = {"kernels": backend, "architecture": "", "calls": "all"}
+    name = cuda.target() if backend == "cuda" else backend
     try:
         build = builder.build(TARGETS[name])
         info = native.build_info(name)
     except (RuntimeError, ValueError) as error:
-        return Row(case, None, time.monotonic() - start, f"the cuda backend cannot be built: {error}")
-    case |= {"architecture": str(info["archs"])}
+        return Row(case, None, time.monotonic() - start, f"the {backend} backend cannot be built: {error}")
+    case["architecture"] = str(info.get("archs") or info["isa"])
     # Each has a section of its own in the code for a GPU, whatever its architecture.
     found = set(re.findall(rb"\.text\.(_ZN5lewel4cuda\w+)", build.library.read_bytes()))
     return Row(case, len(found) or None, build.seconds or 0.0, None)
@@ -92,6 +94,6 @@ def kernels(calls: str, requests: Sequence[Request], capability: int) -> Row:
 
 
 def print_row(row: Row) -> None:
-    what = f"{row.case['kernels']}, {row.case['calls']}, for {row.case['architecture'] or 'no GPU'}"
+    what = f"{row.case['kernels']}, {row.case['calls']}, for {row.case['architecture'] or 'nothing'}"
     count = "" if row.count is None else f"{row.count} kernels in "
     print(f"{what}: {count}{row.seconds:.1f} s{f'; {row.problem}' if row.problem else ''}", flush=True)

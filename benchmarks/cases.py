@@ -116,6 +116,8 @@ SUITES: dict[str, tuple[Case, ...]] = {
         for dtype, layout in (("bf16", "channels_last"), ("fp16", "channels_last"), ("bf16", "nchw"))
         for s in FIRST
     ),
+    # Small enough for a processor that runs the scripts of a GPU; a suite that no document quotes.
+    "rehearsal": (Case(QUICK[1], "channels_last", "bf16"), Case(QUICK[1], "nchw", "fp32")),
     "sweep": tuple(Case(s, "channels_last", "bf16", axis=axis) for axis, shapes in SWEEP.items() for s in shapes),
 }
 

@@ -56,28 +56,30 @@ def first(device: str) -> list[Part]:
         Part("build", 1.4, ("-m", "benchmarks", "build", "--device", device)),
         Part("right, triton", 1.1, _right("triton", 0.9, device), left_out=triton or ""),
         Part("right, cuda", 0.7, _right("cuda", 0.5, device)),
-        Part("fast", 3.8, ("-m", "benchmarks", "run", "--suite", "first", "--provider", "eager", "compile", *KERNELS,
-                           "--seconds", "0.5", "--minutes", "3.4", "--device", device)),
+        Part("fast", 3.8, _fast("first", 0.5, 3.4, device)),
         Part("step", 2.0, _step(dtypes, 20, device)),
-    ]  # fmt: skip
+    ]
 
 
 def _rehearsed_first(device: str) -> list[Part]:
-    """The same parts on the CPU: kernels that are emulated and interpreted, tiny, and one case of the suite."""
+    """The same parts on the CPU: kernels that are emulated and interpreted, on tiny calls, and a suite of its own."""
     cpu = (("TRITON_INTERPRET", "1"), ("LEWEL_CUDA_EMULATE", "sm_80"))
     return [
         Part("build", 3.0, ("-m", "benchmarks", "build", "--device", device), environment=cpu),
         Part("right, triton", 0.8, _right("triton", 0.5, device), environment=cpu),
         Part("right, cuda", 0.8, _right("cuda", 0.5, device), environment=cpu),
-        Part("fast", 2.5, ("-m", "benchmarks", "run", "--suite", "first", "--provider", "eager", "compile", *KERNELS,
-                           "--shape", "M64", "--layout", "channels_last", "--dtype", "bf16",
-                           "--seconds", "0.1", "--minutes", "2.0", "--device", device)),
+        Part("fast", 2.0, _fast("rehearsal", 0.1, 1.5, device)),
         Part("step", 1.0, _step(("fp32",), 3, device)),
-    ]  # fmt: skip
+    ]
 
 
 def _right(backend: str, minutes: float, device: str) -> tuple[str, ...]:
     return ("-m", "benchmarks", "right", "--backend", backend, "--minutes", str(minutes), "--device", device)
+
+
+def _fast(suite: str, seconds: float, minutes: float, device: str) -> tuple[str, ...]:
+    return ("-m", "benchmarks", "run", "--suite", suite, "--provider", "eager", "compile", *KERNELS,
+            "--seconds", str(seconds), "--minutes", str(minutes), "--device", device)  # fmt: skip
 
 
 def _step(dtypes: tuple[str, ...], seconds: float, device: str) -> tuple[str, ...]:
