@@ -69,7 +69,7 @@ def _rehearsed_first(device: str) -> list[Part]:
         Part("right, triton", 0.8, _right("triton", 0.5, device), environment=cpu),
         Part("right, cuda", 0.8, _right("cuda", 0.5, device), environment=cpu),
         Part("fast", 2.0, _fast("rehearsal", 0.1, 1.5, device)),
-        Part("step", 1.0, _step(("fp32",), 3, device)),
+        Part("step", 1.0, (*_step(("fp32",), 3, device), "--image-size", "16", "--batch", "16")),
     ]
 
 
@@ -197,8 +197,9 @@ def run(parts: list[Part], device: str, minutes: float = MINUTES) -> int:
 
 def _run(part: Part, seconds: float) -> str:
     command = part.command if Path(part.command[0]).is_absolute() else (sys.executable, *part.command)
-    # A group of its own, so that a limit ends the compilers that it started too.
-    environment = {**os.environ, **dict(part.environment)}
+    # A group of its own, so that a limit ends the compilers that it started too; unbuffered, so that what it printed
+    # until then is seen.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(part.environment)}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
     try:
         status = process.wait(seconds)
