@@ -351,6 +351,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespac
     library = tmp_path / "library.so"
     library.write_bytes(
         b"\0.text._ZN5lewel4cuda3one\0.text._ZN5lewel4cuda3two\0.nv.info._ZN5lewel4cuda3two\0.text._Zmore\0"
+        b"_ZN5lewel4cuda4host\0"
     )
     pretended = SimpleNamespace(asked=[], reports=[report()], error=None)
 
