@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-blas lint bench gpu-check gpu-tune gpu-report docs clean
-# The machine's own Python with what it has, for gpu-check, gpu-tune and gpu-report: make gpu-check SYSTEM=1
+.PHONY: help train test test-all test-blas lint bench gpu-first gpu-check gpu-tune gpu-report docs clean
+# The machine's own Python with what it has, for the four gpu- targets: make gpu-check SYSTEM=1
 SYSTEM ?=
 GPU_PYTHON := $(if $(SYSTEM),$(PYTHON),$(BIN)/python)
 DEVICE ?= cuda
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff, mypy, generated documents up to date"
 	@echo "make bench   the op against eager PyTorch and torch.compile on this machine"
 	@echo "make docs    write the generated documents and pictures"
+	@echo "make gpu-first   on a GPU at hand for minutes: the most valuable of the three below (nine minutes)"
 	@echo "make gpu-check   on a GPU: the op's tests, and its speed (ten minutes; DEVICE=cpu rehearses, SYSTEM=1 installs nothing)"
 	@echo "make gpu-tune    on a GPU: the triton kernels tuned, and their speed again (ten minutes)"
 	@echo "make gpu-report  on a GPU: call overhead, the prologue, growth, whole training steps (ten minutes)"
@@ -54,6 +55,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks run --suite quick
+
+gpu-first: $(if $(SYSTEM),,$(VENV)/.installed)
+	$(GPU_PYTHON) -m benchmarks first --device $(DEVICE)
 
 gpu-check: $(if $(SYSTEM),,$(VENV)/.installed)
 	$(GPU_PYTHON) -m benchmarks check --device $(DEVICE)

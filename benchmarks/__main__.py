@@ -11,6 +11,7 @@ from . import commands, session
 from .cases import DTYPES, LAYOUTS, SUITES
 from .options import command, device, duration, limit
 from .providers import PROVIDERS
+from .tables import KERNELS
 from .tune_space import SHAPES
 
 
@@ -41,12 +42,19 @@ def main(arguments: list[str] | None = None) -> None:
     tune.add_argument("--minutes", type=limit, default=float("inf"), help="then stop, keeping what was found")
     tune.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES), help="whose kernels are tuned")
     tune.add_argument("--dtype", choices=("bf16", "fp16"), nargs="+", default=["bf16", "fp16"])
+    command(
+        chosen, "build", commands.run_build, "compile the kernels of both GPU backends, and say what became of them"
+    )
+    right = command(chosen, "right", commands.run_right, "a backend's shipped configurations against float64, repeated")
+    right.add_argument("--backend", choices=KERNELS, required=True)
+    right.add_argument("--minutes", type=limit, default=float("inf"), help="begin no check that would end later")
     for name, about in (
+        ("first", "the most valuable of the three below"),
         ("check", "the op's tests and speed on a device"),
         ("tune-session", "the triton kernels tuned, and their speed"),
         ("report", "overhead, the prologue, growth, whole steps"),
     ):
-        scripted = chosen.add_parser(name, help=f"{about}, in at most {session.MINUTES} minutes")
+        scripted = chosen.add_parser(name, help=f"{about}, in at most {session.minutes_of(name)} minutes")
         scripted.add_argument("--device", default="cuda", type=device, help="cuda, cuda:1, or cpu to rehearse")
         scripted.set_defaults(call=commands.run_session)
     plots = chosen.add_parser("plot", help="draw docs/benchmarks/*.png and write the tables of the documents")

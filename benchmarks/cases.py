@@ -94,6 +94,9 @@ QUICK = (
 # LEWEL_M's and LEWEL_B's head on a ResNet-50 at 224 (paper Sec. 4), and dense maps. In order of importance: a run on
 # lent time may end before the list does.
 PAPER = (_m(128), _b(128), _m(256), _b(256), _m(64), _b(64), _m(32), D14, D56)
+# What a GPU that is at hand for minutes is timed on: the least and the largest that matter.
+FIRST = (_m(64), _b(64), _b(256))
+TINY = Shape("tiny", N=4, C=64, D=64, K=32, H=4, W=4)
 _GROWN = Shape("dense", N=8, C=256, D=256, K=128, H=28, W=28)
 SWEEP = {
     "N": [_m(n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)],
@@ -109,6 +112,13 @@ SUITES: dict[str, tuple[Case, ...]] = {
         for dtype, layout in (("bf16", "channels_last"), ("bf16", "nchw"), ("fp16", "channels_last"), ("fp16", "nchw"))
         for s in PAPER
     ),
+    "first": tuple(
+        Case(s, layout, dtype)
+        for dtype, layout in (("bf16", "channels_last"), ("fp16", "channels_last"), ("bf16", "nchw"))
+        for s in FIRST
+    ),
+    # Small enough for a processor that runs the scripts of a GPU; a suite that no document quotes.
+    "rehearsal": (Case(TINY, "channels_last", "bf16"), Case(TINY, "nchw", "fp32")),
     "sweep": tuple(Case(s, "channels_last", "bf16", axis=axis) for axis, shapes in SWEEP.items() for s in shapes),
 }
 

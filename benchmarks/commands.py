@@ -185,11 +185,61 @@ def _plot(documents: ModuleType, plot: ModuleType, *, check: bool) -> int:
     return 0
 
 
+def run_build(options: argparse.Namespace) -> int:
+    from . import build  # only here and below is triton needed
+
+    recorder = results.Recorder("build", options.device, quiet_machine(options.device))
+    failed = False
+    for row in build.measure(options.device):
+        build.print_row(row)
+        if not options.no_record:
+            recorder.append([row])
+        failed |= row.problem is not None
+    return int(failed)
+
+
+def run_right(options: argparse.Namespace) -> int:
+    start = time.monotonic()
+    from . import right
+
+    device, backend = options.device, options.backend
+    recorder = results.Recorder(f"right-{backend}", device, quiet_machine(device))
+    every, rows, refusals = right.requests(device, backend), [], set()
+    longest = 0.0
+    for done, request in enumerate(every):
+        began = time.monotonic()
+        if began - start + longest > 60 * options.minutes:
+            left = "; ".join(map(str, every[done:]))
+            print(f"\n{options.minutes:g} minutes are not enough for these {len(every) - done} calls: {left}")
+            break
+        if told := right.refusal(request, device, backend):
+            refusals.add(told)
+            continue
+        row = right.check(request, device, backend)
+        right.print_row(row)
+        if not options.no_record:
+            recorder.append([row])
+        rows.append(row)
+        if row.problem and (told := right.lost(device)):
+            print(
+                f"\nThe device takes no more work from this process, so {len(every) - done - 1} calls are left: {told}"
+            )
+            break
+        longest = max(longest, time.monotonic() - began)
+    for told in sorted(refusals):
+        print(f"\nLeft out: {told}")
+    if not rows:
+        sys.exit("Nothing was checked.")
+    wrong = [row for row in rows if row.problem]
+    print(f"\n{len(rows)} of {len(every)} calls of {backend} were checked, {len(wrong)} of them have a problem.")
+    if backend == "triton" and torch.device(device).type == "cuda":
+        print(right.proven(rows, device))
+    return int(bool(wrong))
+
+
 def run_session(options: argparse.Namespace) -> int:
-    parts = {"check": session.check, "tune-session": session.tune, "report": session.report}[options.command](
-        options.device
-    )
-    return session.run(parts, options.device)
+    parts = session.SESSIONS[options.command](options.device)
+    return session.run(parts, options.device, session.minutes_of(options.command))
 
 
 def run_steps(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,13 @@ class Errors:
     def ok(self) -> bool:
         # Written so that a NaN fails.
         return self.max <= self.max_allowed and self.rms <= self.rms_allowed
+
+    @property
+    def share(self) -> float:
+        """The larger of the two in parts of what is allowed; infinite where none is, or for a NaN."""
+        pairs = ((self.max, self.max_allowed), (self.rms, self.rms_allowed))
+        parts = [error / allowed if allowed else math.inf for error, allowed in pairs if error]
+        return math.inf if any(map(math.isnan, parts)) else max(parts, default=0.0)
 
     def __str__(self) -> str:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -62,7 +63,7 @@ def _measured(case: Case, gpu: roofline.GPU) -> str:
             if (name, MODES[0]) in found and (name, MODES[1]) in found
         )
 
-    return _found(gpu, ("paper", "sweep"), tell) or NOT_RUN
+    return _found(gpu, ("paper", "first", "sweep"), tell) or NOT_RUN
 
 
 def predictions() -> str:
@@ -305,7 +306,11 @@ def _way(case: Case, way: str, records: list[Record]) -> str:
 
 # What is told of a GPU: the suite, a heading, and the table.
 PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
-    *(("paper", f"Suite paper, {mode}", partial(tables.speed, suite="paper", mode=mode)) for mode in MODES),
+    *((f"right-{name}", f"Right, {name}", partial(tables.right, backend=name)) for name in ("triton", "cuda")),
+    *(
+        (suite, f"Suite {suite}, {mode}", partial(tables.speed, suite=suite, mode=mode))
+        for suite, mode in product(("paper", "first"), MODES)
+    ),
     ("paper", "Suite paper, memory", partial(tables.memory, suite="paper")),
     *(
         (suite, f"Suite {suite}, {MODES[1]}", partial(tables.speed, suite=suite, mode=MODES[1]))

@@ -33,6 +33,11 @@ def eager_pool(features: Tensor, maps: Tensor, *, num_groups: int = NUM_GROUPS) 
     return (grouped @ maps.to(features.dtype)).permute(0, 3, 1, 2).flatten(2)
 
 
+def eager_activated(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """E0 as batch normalisation has it: (N, D, H, W), (D,) twice; computed in the dtype of scale, stored as pixels."""
+    return (scale[:, None, None] * pixels + shift[:, None, None]).to(pixels.dtype).relu()
+
+
 def eager_align_aggregate(features: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """The ten lines that the op replaces: (N, C, H, W), (N, D, H, W), (K, D) -> (N, K // NUM_GROUPS, C).
 

@@ -1,4 +1,5 @@
-"""A session on a GPU, scripted: ``check`` (right, then fast), ``tune`` and ``report`` (what else), ten minutes each.
+"""A session on a GPU, scripted: ``check`` (right, then fast), ``tune`` and ``report`` (what else), ten minutes each,
+and ``first``, the most valuable of each in nine.
 
 Every part is a command of its own with a limit, so that one that fails or hangs costs the others nothing. On the CPU
 the same parts run with the CPU's providers, smaller, so that no minute of a GPU is spent on finding a typing error.
@@ -12,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from lewel import timing
+from lewel_kernels import dispatch
 from lewel_kernels.native import nvcc
 
 from . import machine, results
@@ -25,6 +28,7 @@ from .tables import KERNELS
 
 ROOT = Path(__file__).parents[1]
 MINUTES = 10
+FIRST_MINUTES = 9
 LEAST_SECONDS = 10  # in which a part can measure anything
 
 
@@ -37,6 +41,52 @@ class Part:
     command: tuple[str, ...] = ()
     left_out: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+
+
+def first(device: str) -> list[Part]:
+    """The most valuable of the others, in the order of value: built, right, fast, a whole step.
+
+    Kernels of two kinds are checked in two processes, for one that breaks the device ends its own.
+    """
+    if torch.device(device).type != "cuda":
+        return _rehearsed_first(device)
+    triton = dispatch.refusal("triton", dispatch.Request(torch.device(device), torch.float32))
+    dtypes = ("bf16", "fp16") if machine.native_bf16(device) else ("fp16",)
+    return [
+        Part("build", 1.4, ("-m", "benchmarks", "build", "--device", device)),
+        Part("right, triton", 1.1, _right("triton", 0.9, device), left_out=triton or ""),
+        Part("right, cuda", 0.7, _right("cuda", 0.5, device)),
+        Part("fast", 3.8, _fast("first", 0.5, 3.4, device)),
+        Part("step", 2.0, _step(dtypes, 20, device)),
+    ]
+
+
+def _rehearsed_first(device: str) -> list[Part]:
+    """The same parts on the CPU: kernels that are emulated and interpreted, on tiny calls, and a suite of its own."""
+    threads = ("OMP_NUM_THREADS", "1")  # for tensors too small to be shared out, on a machine that may be busy
+    emulated = (threads, ("TRITON_INTERPRET", "1"), ("LEWEL_CUDA_EMULATE", "sm_80"))
+    step = (*_step(("fp32",), 3, device), "--image-size", "16", "--batch", "16")
+    return [
+        Part("build", 3.0, ("-m", "benchmarks", "build", "--device", device), environment=emulated),
+        Part("right, triton", 0.8, _right("triton", 0.5, device), environment=emulated),
+        Part("right, cuda", 0.8, _right("cuda", 0.5, device), environment=emulated),
+        Part("fast", 2.0, _fast("rehearsal", 0.1, 1.5, device), environment=(threads,)),
+        Part("step", 1.0, step, environment=(threads,)),
+    ]
+
+
+def _right(backend: str, minutes: float, device: str) -> tuple[str, ...]:
+    return ("-m", "benchmarks", "right", "--backend", backend, "--minutes", str(minutes), "--device", device)
+
+
+def _fast(suite: str, seconds: float, minutes: float, device: str) -> tuple[str, ...]:
+    return ("-m", "benchmarks", "run", "--suite", suite, "--provider", "eager", "compile", *KERNELS,
+            "--seconds", str(seconds), "--minutes", str(minutes), "--device", device)  # fmt: skip
+
+
+def _step(dtypes: tuple[str, ...], seconds: float, device: str) -> tuple[str, ...]:
+    return ("-m", "benchmarks", "step", "--method", "byol", "lewel_b", "--precision", *dtypes,
+            "--seconds", str(seconds), "--device", device)  # fmt: skip
 
 
 def check(device: str) -> list[Part]:
@@ -96,6 +146,16 @@ def report(device: str) -> list[Part]:
     ]  # fmt: skip
 
 
+# What each command of ``python -m benchmarks`` runs.
+SESSIONS: dict[str, Callable[[str], list[Part]]] = {
+    "first": first, "check": check, "tune-session": tune, "report": report,
+}  # fmt: skip
+
+
+def minutes_of(command: str) -> int:
+    return FIRST_MINUTES if command == "first" else MINUTES
+
+
 def _sanitized(tool: str, device: str, gpu: bool) -> Part:
     """compute-sanitizer over the triton and the cuda kernels on one small shape of the op's contract."""
     name = f"compute-sanitizer {tool}"
@@ -109,8 +169,8 @@ def _sanitized(tool: str, device: str, gpu: bool) -> Part:
     return Part(name, 0.8, command, environment=(("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),))
 
 
-def run(parts: list[Part], device: str) -> int:
-    """Runs the parts in order, says how each went, and where the data are; 1 if any failed."""
+def run(parts: list[Part], device: str, minutes: float = MINUTES) -> int:
+    """Runs the parts in order, says how each went, and where the data are; 1 if any failed or was not ended."""
     start, verdicts = time.monotonic(), []
     if torch.device(device).type == "cuda" and nvcc.ARCHS not in os.environ:
         # No minute of a GPU is spent on compiling what another one would run.
@@ -121,9 +181,9 @@ def run(parts: list[Part], device: str) -> int:
             verdicts.append((part.name, f"left out: {part.left_out}", 0.0))
             continue
         began = time.monotonic()
-        left = 60 * MINUTES - (began - start)
+        left = 60 * minutes - (began - start)
         if left < LEAST_SECONDS:
-            verdicts.append((part.name, f"not begun: the parts before it took the {MINUTES} minutes", 0.0))
+            verdicts.append((part.name, f"not begun: the parts before it took the {minutes:g} minutes", 0.0))
             continue
         seconds = min(60 * part.minutes, left)
         print(f"\n=== {part.name} (at most {seconds / 60:.1f} min)", flush=True)
@@ -139,8 +199,9 @@ def run(parts: list[Part], device: str) -> int:
 
 def _run(part: Part, seconds: float) -> str:
     command = part.command if Path(part.command[0]).is_absolute() else (sys.executable, *part.command)
-    # A group of its own, so that a limit ends the compilers that it started too.
-    environment = {**os.environ, **dict(part.environment)}
+    # A group of its own, so that a limit ends the compilers that it started too; unbuffered, so that what it printed
+    # until then is seen.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(part.environment)}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
     try:
         status = process.wait(seconds)

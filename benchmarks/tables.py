@@ -196,6 +196,22 @@ def step(device: str) -> str:
     return table + (f"\n{OUTSIDE}\n" if any(r.get("problem") for r in records) else "")
 
 
+def right(device: str, backend: str) -> str:
+    """How many calls of a backend were checked in each dtype, how far they were from the truth, and every problem."""
+    records = results.latest(device, f"right-{backend}")
+    if not records:
+        raise ValueError(f"there are no results of right-{backend} on {device}")
+    lines = []
+    for dtype in dict.fromkeys(r["case"]["dtype"] for r in records):
+        mine = [r for r in records if r["case"]["dtype"] == dtype]
+        wrong, repeats = sum(bool(r["problem"]) for r in mine), min(r["repeats"] for r in mine)
+        worst = max(r["worst"] for r in mine)
+        lines.append([dtype, str(len(mine)), str(wrong), f"{100 * worst:.0f} %", str(repeats)])
+    header = ["dtype", "calls", "with a problem", "largest error, of what is allowed", "repeats of each bit by bit"]
+    told = "".join(f"\n- {r['call']}: {r['problem']}" for r in records if r["problem"])
+    return f"{circumstances(records)}.\n\n" + markdown(header, lines) + (f"{told}\n" if told else "")
+
+
 def parts(device: str) -> str:
     """Where the time of training runs goes, in percent of a step."""
     records = results.latest(device, "parts")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parity import Errors, compare
-from benchmarks.providers import eager_maps, eager_pool
+from benchmarks.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 
@@ -156,8 +156,7 @@ def run_eager(
     features = image(inputs.features)
     pixels = features if inputs.pixels is None else image(inputs.pixels)
     if inputs.scale is not None and inputs.shift is not None:
-        # As a batch normalisation of 16-bit pixels: computed in float32 and stored in 16 bits, then the ReLU.
-        pixels = (inputs.scale[:, None, None] * pixels + inputs.shift[:, None, None]).to(pixels.dtype).relu()
+        pixels = eager_activated(pixels, inputs.scale, inputs.shift)
     maps = eager_maps(pixels, inputs.weight, inputs.bias, temperature=temperature, eps=eps)
     outputs = {"pooled": eager_pool(features, maps, num_groups=inputs.case.G)}
     if return_maps:

@@ -317,7 +317,9 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
     put(stored / "unheard-of-9000", "overhead", [size], device=name)
     assert re.findall("^#.*", performance.gpus(), re.M) == [f"### {name}", "#### Overhead of a call"]
     rows = both(case, "eager", 1.5, 4.0, saved_bytes=1 << 20, peak_bytes=3 << 20)
-    for suite in ("paper", "sweep", "quick"):
+    checked = {"case": {"dtype": "bf16"}, "call": "M bf16", "worst": 0.25, "repeats": 100, "problem": None}
+    put(stored / "unheard-of-9000", "right-triton", [checked], device=name)
+    for suite in ("paper", "first", "sweep", "quick"):
         put(stored / "unheard-of-9000", suite, rows, device=name)
     put(stored / "unheard-of-9000", "step", [step_row("lewel_m", "eager", 3.14)], device=name)
     put(stored / "unheard-of-9000", "loss", [loss_row(64, 9.0, None)], device=name)
@@ -327,8 +329,11 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
     expected = [
         ("The aligned InfoNCE", "| 32 | 0.3 | plain | 0.5 |"),
         (name, ""),
+        ("Right, triton", "| bf16 | 1 | 0 | 25 % | 100 |"),
         ("Suite paper, forward", "| 1.50 | 0.00 |"),
         ("Suite paper, forward+backward", "| 4.00 | 0.00 |"),
+        ("Suite first, forward", "| 1.50 | 0.00 |"),
+        ("Suite first, forward+backward", "| 4.00 | 0.00 |"),
         ("Suite paper, memory", "| 1.0 | 3.0 |"),
         ("Suite sweep, forward+backward", "| 4.00 | 0.00 |"),
         ("Suite quick, forward+backward", "| 4.00 | 0.00 |"),

@@ -412,6 +412,10 @@ def test_suites_hold_what_they_promise() -> None:
     paper = {(case.shape.name, case.layout, case.dtype) for case in SUITES["paper"]}
     shapes = ("M32", "M64", "M128", "M256", "B64", "B128", "B256", "14x14", "56x56")
     assert paper == {(s, lay, d) for s in shapes for lay in cases.LAYOUTS for d in ("bf16", "fp16")}
+    kinds = [("channels_last", "bf16"), ("channels_last", "fp16"), ("nchw", "bf16")]  # a clock may end it anywhere
+    first = [(case.shape.name, case.layout, case.dtype) for case in SUITES["first"]]
+    assert first == [(s, *kind) for kind in kinds for s in ("M64", "B64", "B256")]
+    assert set(first) < paper
     assert {case.axis for case in SUITES["sweep"]} == {"N", "P", "K", "D"}
     for suite in SUITES.values():
         assert len(set(suite)) == len(suite)
