@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{tiers.MARKER}: left to make test-all; see tests/tiers.py")
+    config.addinivalue_line("markers", "xdist_group: pytest-xdist's, which need not be installed")
     config.pluginmanager.register(tiers.Report(config), "tiers")
     # cuBLAS reads this when it starts, and without it PyTorch refuses matrix products where `poisoned` is in force.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -83,6 +84,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
     config.pluginmanager.get_plugin("tiers").counts = tiers.mark(items)
+    for item in items:
+        if item.path.stem in ONE_WORKER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+# Files whose tests share something that takes long to make: a worker makes it once.
+ONE_WORKER = ("test_distributed", "test_export", "test_killed", "test_op_peak_memory")
 
 
 @pytest.fixture(params=dispatch.BACKENDS)
