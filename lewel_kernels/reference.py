@@ -11,6 +11,7 @@ both (D,) in the accumulator type, with pixels given, or both None for "pixels a
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,7 @@ def forward(
         and for the backward: heat (N, K, P) in the dtype of features and norm (N, P) in the accumulator type.
     """
     acc = accumulator(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features):
         heat = project(projection_input(features, pixels, scale, shift), weight, bias)  # E0, E1
         norm = torch.linalg.vector_norm(heat.to(acc), dim=1)  # [N, P]
         unit = heat.to(acc) / norm.clamp_min(eps).unsqueeze(1)  # E2
@@ -151,7 +152,7 @@ def backward(
     d_bias: Tensor | None = None
     d_scale: Tensor | None = None
     d_shift: Tensor | None = None
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features):
         clamped = norm.clamp_min(eps).unsqueeze(1)  # [N, 1, P]
         unit = heat.to(acc) / clamped  # E2
         maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
@@ -215,6 +216,10 @@ def vjp(
         grad_pooled, grad_maps, features, pixels, weight, bias, scale, shift, heat, norm,
         num_groups=num_groups, temperature=temperature, eps=eps, needs=needs,
     )  # fmt: skip
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # meta has none
 
 
 def _groups(x: Tensor, num_groups: int) -> Tensor:

@@ -101,6 +101,25 @@ def test_out_dtype_rounds_once(out_dtype: torch.dtype, case: OpCase, backend: st
     assert not torch.equal(wide["pooled"], wide["pooled"].bfloat16().double())
 
 
+@pytest.mark.parametrize("dtype", ["fp64", *DTYPES])
+def test_what_is_kept_for_the_backward(dtype: str, backend: str, device: torch.device) -> None:
+    """M, rounded once to its dtype, and the norms of what was stored, which the backward divides by: not rounded."""
+    inputs = make(BY_NAME["one_image"], dtype=DTYPES.get(dtype, torch.float64), device=device)
+    assert inputs.pixels is not None
+    assert inputs.bias is not None
+    tensors = [x.detach() for x in (inputs.features.flatten(2), inputs.pixels.flatten(2), inputs.weight, inputs.bias)]
+    outputs = torch.ops.lewel_kernels.align_aggregate_fwd(
+        *tensors, None, None, inputs.case.G, 0.3, 1e-12, torch.float32, True, backend
+    )
+    _, maps, heat, norm = outputs
+    _, pixels, weight, bias = (x.double() for x in tensors)
+    half_a_step = torch.finfo(heat.dtype).eps / 2
+    sums = {"rtol": half_a_step, "atol": 1e-13 if dtype == "fp64" else 5e-6}
+    torch.testing.assert_close(heat.double(), weight @ pixels + bias[:, None], **sums)
+    torch.testing.assert_close(norm.double(), heat.double().norm(dim=1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]), rtol=1e-5, atol=0)
+
+
 def test_memory_that_nobody_wrote_is_poison(device: torch.device) -> None:
     """What the op's tests rely on to see a kernel that reads or returns it."""
     assert torch.empty(3, 4, device=device).isnan().all()

@@ -103,6 +103,12 @@ def test_the_cpu_backend_runs_where_there_is_a_compiler() -> None:
     assert explain(torch.zeros(2, 8, 9), torch.zeros(4, 8)).backend == "cpu"
 
 
+def test_the_reference_refuses_what_pytorch_cannot_compute_with() -> None:
+    request = dispatch.Request(torch.device("cpu"), torch.float8_e4m3fn)
+    assert "no arithmetic for torch.float8_e4m3fn" in (dispatch.refusal("reference", request) or "")
+    assert dispatch.refusal("reference", dispatch.Request(torch.device("meta"), torch.bfloat16)) is None
+
+
 def test_automatic_takes_the_first_that_does_not_refuse(install: Install) -> None:
     second = install("second")
     first = install("first", refusal="it is having a rest")

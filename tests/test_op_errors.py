@@ -155,12 +155,13 @@ def test_dtypes_that_disagree_are_no_error_under_autocast() -> None:
         (torch.zeros(2, 4), 2, ValueError, ("maps", "(N, K, P)", "(2, 4)")),
         (torch.zeros(3, 4, 3, 4), 2, ValueError, ("maps", "(2, 8, 3, 4)", "(3, 4, 3, 4)")),
         (torch.zeros(2, 4, 3, 5), 2, ValueError, ("maps", "(2, 8, 3, 4)", "(2, 4, 3, 5)")),
-        (torch.zeros(2, 4, 3, 4), 3, ValueError, ("num_groups", "num_groups 3 and 4")),
+        (torch.zeros(2, 4, 3, 4), 3, ValueError, ("num_groups", "maps K", "num_groups 3 and 4")),
+        (torch.zeros(2, 6, 3, 4), 3, ValueError, ("num_groups", "channels C of features", "num_groups 3 and 8")),
         (torch.zeros(2, 4, 3, 4).double(), 2, TypeError, ("maps", "float32", "float64")),
         (torch.zeros(2, 4, 3, 4).long(), 2, TypeError, ("maps", "float", "int64")),
         (torch.zeros(2, 4, 3, 4, device="meta"), 2, ValueError, ("maps must be on cpu", "got meta")),
     ],
-    ids=["rank", "images", "positions", "groups", "dtype", "integer", "device"],
+    ids=["rank", "images", "positions", "groups_and_maps", "groups_and_channels", "dtype", "integer", "device"],
 )
 def test_bad_arguments_of_the_pooling(
     maps: torch.Tensor, num_groups: int, exception: type[Exception], words: tuple[str, ...]
