@@ -30,6 +30,11 @@ def test_compiled_encoders_train_the_same_from_one_graph_a_network(tmp_path, mon
     assert set(compiled.method.state_dict()) == set(plain.method.state_dict())
 
 
+@pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_gradients_are_scaled_in_fp16_alone(precision, scaled, tmp_path):
+    assert prepare(replace(TINY, precision=precision), tmp_path).scaler.is_enabled() == scaled
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_images_and_convolutions_have_the_layout_of_the_recipe(channels_last, tmp_path):
     session = prepare(replace(TINY, channels_last=channels_last), tmp_path)
