@@ -48,9 +48,8 @@ def build(settings: config.Encoder) -> Encoder:
     return Encoder(layers, channels)
 
 
-def _tiny() -> tuple[OrderedDict[str, Any], int]:
+def _tiny(width: int = 32) -> tuple[OrderedDict[str, Any], int]:
     """A ResNet of one BasicBlock a stage and half of ResNet-18's width."""
-    width = 32
     layers = OrderedDict[str, Any](
         conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
         bn1=nn.BatchNorm2d(width),

@@ -72,6 +72,14 @@ def test_later_checkpoints_give_way_to_the_run_that_continues_from_an_earlier_on
     assert "step-00000003.pt; removed step-00000006.pt, step-00000009.pt, which come later" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("before", [1, 4])
+def test_a_run_that_goes_on_in_another_number_of_processes_says_so(before, tmp_path, finished):
+    path = tmp_path / "step-00000009.pt"
+    torch.save(torch.load(finished.folder / "checkpoints" / path.name) | {"processes": before}, path)
+    said = checkpoint.restore(path, prepare(TINY, tmp_path))
+    assert said == ("; in 1 processes, 4 before: batch norm and the aligned loss see other batches" * (before == 4))
+
+
 def test_a_run_that_starts_in_the_folder_of_another_starts_its_log(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "baselines", "step": 0, "knn_pixels": 0}) + "\n")
     run_in(tmp_path, TINY, epochs=1)

@@ -10,8 +10,9 @@ from tiny_runs import METHODS, TINY, losses_of, run_in
 from torch import nn
 
 from lewel import distributed, norm
+from lewel.errors import LewelError
 from lewel.norm import synchronise
-from lewel.session import prepare
+from lewel.session import _check_shares, prepare
 
 
 def test_compiled_encoders_train_the_same_from_one_graph_a_network(tmp_path, monkeypatch):
@@ -27,6 +28,11 @@ def test_compiled_encoders_train_the_same_from_one_graph_a_network(tmp_path, mon
     assert counters["stats"]["unique_graphs"] == 2  # online and target; the evaluation compiles nothing
     assert not counters["graph_break"]
     assert set(compiled.method.state_dict()) == set(plain.method.state_dict())
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_gradients_are_scaled_in_fp16_alone(precision, scaled, tmp_path):
+    assert prepare(replace(TINY, precision=precision), tmp_path).scaler.is_enabled() == scaled
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -68,3 +74,23 @@ def test_synchronised_bn_is_bn_over_the_images_of_all_processes(kind, training, 
     expected = torch.autograd.grad((of_all * torch.cat([weigh] * 3)).sum() / 3, [x, *plain.parameters()])
     found = torch.autograd.grad((synced(x) * weigh).sum(), [x, *synced.parameters()])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("knn_bank", "processes", "few"),
+    [
+        (1, 2, "1 images in the kNN bank for 2"),
+        (15, 16, "15 images in the kNN bank for 16"),
+        (0, 49, "48 images in the kNN bank for 49"),
+        (100, 17, "16 test images for 17"),
+        (0, 16, None),
+        (16, 16, None),
+    ],
+)
+def test_every_process_needs_an_image_of_the_bank_and_of_the_tests(knn_bank, processes, few, finished):
+    run = replace(TINY, knn_bank=knn_bank)
+    if few is None:
+        _check_shares(run, finished.sets, processes)
+    else:
+        with pytest.raises(LewelError, match=f"there are only {few} processes"):
+            _check_shares(run, finished.sets, processes)

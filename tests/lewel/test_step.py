@@ -124,6 +124,7 @@ def test_a_method_draws_by_the_seed_of_its_run():
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.usefixtures("narrow")  # a CPU multiplies in fp16 slowly
 def test_a_run_in_16_bits_keeps_weights_in_float32_and_resumes_bitwise(precision, tmp_path):
     run = replace(TINY, precision=precision, method=METHODS["lewel_b-eman"], epochs=2)
     whole = run_in(tmp_path / "whole", run)

@@ -162,6 +162,19 @@ def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_b
     assert classes == 10
 
 
+def test_knn_has_a_bank_of_so_many_images_and_features_as_exact_as_the_precision_allows(tmp_path, monkeypatch):
+    """Every seventh of 48; the encoder in bf16, the mean over positions in float32."""
+    session, seen = prepare(replace(TINY, knn_bank=7, precision="bf16"), tmp_path), []
+    monkeypatch.setattr(knn, "correct", lambda *arguments: seen.append(arguments) or 8)
+    evaluate.knn_accuracy(session)
+    pixels, labels = session.sets.bank[np.arange(7) * 48 // 7]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        maps = session.method.online.encoder.eval()(pixels)
+    assert maps.dtype == torch.bfloat16
+    torch.testing.assert_close(seen[0][0], maps.float().mean((2, 3)), rtol=1e-6, atol=1e-7)
+    assert torch.equal(seen[0][1], labels)
+
+
 def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, monkeypatch):
     values = iter([2, 1, 4, 8])  # raw pixels, untrained, epoch 2, epoch 3
     widths = []

@@ -59,6 +59,16 @@ def test_map_statistics_of_uniform_maps(monkeypatch):
     assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
 
 
+def test_map_statistics_by_hand(monkeypatch):
+    """Two images of four positions and one channel, L = 1: one map in two positions, one in a single one."""
+    features = torch.tensor([[1.0, 3, 5, 7], [2, 2, 2, 10]]).view(2, 1, 2, 2)
+    maps = torch.tensor([[0.5, 0, 0, 0.5], [0, 0, 0, 1]]).view(2, 1, 2, 2)
+    pooled = torch.tensor([4.0, 10]).view(2, 1, 1)
+    monkeypatch.setattr(watch, "maps_of", lambda method, images: (maps, pooled, features))
+    # Entropies ln 2 and 0 over ln 4; distances 0 from GAP 4, 6 from GAP 4.
+    assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 0.25, "map_spread": 0.75}, abs=1e-6)
+
+
 def test_maps_are_those_of_the_online_network_in_eval_mode():
     torch.manual_seed(0)
     method, images = Method(replace(TINY, method=METHODS["lewel_b-eman"])), torch.randn(8, 3, 32, 32)
