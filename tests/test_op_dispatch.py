@@ -301,12 +301,13 @@ def test_heat_maps_may_be_stored_as_rows(heat_rows: bool, install: Install) -> N
     assert spy.calls == ["forward", *2 * ["forward", "backward"]]
 
 
-def test_a_backend_is_told_the_number_of_maps(install: Install) -> None:
+def test_a_backend_is_told_the_number_of_maps_and_their_type(install: Install) -> None:
     spy = install("spy")
     call()
     explain(torch.zeros(2, 8, 9), torch.zeros(12, 8))
-    repr(AlignAggregate(8, 20))
+    repr(AlignAggregate(8, 20, dtype=torch.bfloat16))
     assert [request.num_maps for request in spy.requests] == [4, 12, 20]
+    assert [request.dtype for request in spy.requests] == [torch.float32, torch.float32, torch.bfloat16]
 
 
 def test_the_number_of_maps_may_be_a_symbol_of_the_compiler(install: Install) -> None:
