@@ -213,10 +213,20 @@ def test_an_unusable_fast_backend_is_worth_one_warning(install: Install, monkeyp
     with pytest.warns(UserWarning, match="reference.*quick.*run apt-get install") as caught:
         call()
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # the line that calls the op, not one of ours
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()
         call(backend="reference")
+
+
+def test_where_another_fast_backend_runs_there_is_no_warning(install: Install) -> None:
+    spy = install("willing", device_type="cpu")
+    install("quick", device_type="cpu", refusal="no compiler")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert spy.calls == ["forward"]
 
 
 def test_what_is_there_for_tests_is_never_chosen_automatically(install: Install) -> None:
@@ -244,7 +254,10 @@ def test_explain_says_which_and_why_and_why_not(install: Install, monkeypatch: p
     assert "backend willing: " in str(automatic)
     assert "not picky: it wants a larger machine" in str(automatic)
 
-    assert explain(x, weight, backend="reference").reason == "demanded by the backend argument"
+    demanded = explain(x, weight, backend="reference")
+    assert demanded.reason == "demanded by the backend argument"
+    others = set(dispatch.BACKENDS) - {"reference"}
+    assert demanded.refusals == dict.fromkeys(others, "the backend argument demands reference")
     with use_backend("reference"):
         assert explain(x, weight).reason == "demanded by use_backend"
     monkeypatch.setenv("LEWEL_BACKEND", "reference")
@@ -288,12 +301,13 @@ def test_heat_maps_may_be_stored_as_rows(heat_rows: bool, install: Install) -> N
     assert spy.calls == ["forward", *2 * ["forward", "backward"]]
 
 
-def test_a_backend_is_told_the_number_of_maps(install: Install) -> None:
+def test_a_backend_is_told_the_number_of_maps_and_their_type(install: Install) -> None:
     spy = install("spy")
     call()
     explain(torch.zeros(2, 8, 9), torch.zeros(12, 8))
-    repr(AlignAggregate(8, 20))
+    repr(AlignAggregate(8, 20, dtype=torch.bfloat16))
     assert [request.num_maps for request in spy.requests] == [4, 12, 20]
+    assert [request.dtype for request in spy.requests] == [torch.float32, torch.float32, torch.bfloat16]
 
 
 def test_the_number_of_maps_may_be_a_symbol_of_the_compiler(install: Install) -> None:

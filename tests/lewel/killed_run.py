@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -26,8 +27,7 @@ def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None,
     With a narrow encoder, whose ninety checkpoints are soon on the disk.
     die_at: which of the checkpoints that it writes it leaves unfinished, from 0, and at which byte.
     """
-    torch.set_num_threads(1)
-    encoders._tiny = functools.partial(encoders._tiny, 8)  # type: ignore[assignment]
+    _begin()
     if die_at is not None:
         _die_while_saving(*die_at)
     found = checkpoint.found(folder / "checkpoints")
@@ -41,6 +41,13 @@ def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None,
     checkpoint.save = save_and_tell
     run = replace(RUN, data=replace(RUN.data, workers=workers))
     train(prepare(run, folder), found[-1] if found else None)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    encoders._tiny = functools.partial(encoders._tiny, 8)  # type: ignore[assignment]
+    # As in a run from the command line: workers are children of the run. From a server they would be nobody's.
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def _die_while_saving(which: int, at_byte: int) -> None:
@@ -72,7 +79,7 @@ def _die_while_saving(which: int, at_byte: int) -> None:
 
 def fail(folder: Path) -> None:
     """A run with data workers that ends by an error of no known kind."""
-    torch.set_num_threads(1)
+    _begin()
     session = prepare(replace(RUN, data=replace(RUN.data, workers=2)), folder)
     session.method.online.encoder.register_forward_pre_hook(_run_out_of_memory)
     train(session, None)
