@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from op_cases import BY_NAME, CASES, SHARP, SMALL, OpCase, beyond_contract, make, run_eager, run_op
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lewel_kernels import fused_align_aggregate
+from lewel_kernels import dispatch, fused_align_aggregate
+from lewel_kernels.reference import accumulator
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -118,6 +121,32 @@ def test_what_is_kept_for_the_backward(dtype: str, backend: str, device: torch.d
     torch.testing.assert_close(heat.double(), weight @ pixels + bias[:, None], **sums)
     torch.testing.assert_close(norm.double(), heat.double().norm(dim=1), rtol=1e-6, atol=0)
     torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]), rtol=1e-5, atol=0)
+
+
+# cuda is not among them: it sums the rounded dM, as docs/math.md says.
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"], indirect=True)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_db_sums_dm_before_it_is_rounded(dtype: str, backend: str, device: torch.device) -> None:
+    """The dM of its sum nearly cancel: what rounds them first is several times further from the truth."""
+    case = OpCase("db", N=4, C=32, D=24, K=12, G=4, space=(7, 7), bias=True)
+    inputs = make(case, dtype=DTYPES[dtype], device=device)
+    tensors = [x.detach().flatten(2) if x.dim() > 2 else x.detach() for x in inputs.leaves.values()]
+    options: dict[str, Any] = {"num_groups": case.G, "temperature": SHARP, "eps": 1e-12}
+    module, affine = dispatch.load(backend), (None, None)
+    grad = inputs.grad_pooled
+    _, _, *saved = module.forward(*tensors, *affine, **options, out_dtype=grad.dtype, return_maps=False)
+    needs = (False, False, False, True, False, False)
+
+    def d_bias(module: dispatch.Backend, dtype: torch.dtype) -> Tensor:
+        grad, *given = (x.to(dtype) for x in (inputs.grad_pooled, *tensors))
+        heat, norm = saved[0].to(dtype), saved[1].to(accumulator(dtype))
+        found = module.backward(grad, None, *given, *affine, heat, norm, **options, needs=needs)[3]
+        assert found is not None
+        return found.double()
+
+    truth = d_bias(dispatch.load("reference"), torch.float64)
+    one_place = torch.finfo(DTYPES[dtype]).eps * truth.abs()
+    assert ((d_bias(module, DTYPES[dtype]) - truth).abs() <= one_place + 1e-4 * truth.abs().max()).all()
 
 
 def test_memory_that_nobody_wrote_is_poison(device: torch.device) -> None:

@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import kept
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -25,9 +27,15 @@ ROOT = Path(__file__).parent.parent
 CAPABILITIES = (80, 89, 90)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reports() -> list[Report]:
-    return offline.compile_all(offline.SHIPPED, CAPABILITIES, processes=2)
+    def write(path: Path) -> None:
+        found = offline.compile_all(offline.SHIPPED, CAPABILITIES, processes=2)
+        path.write_text(json.dumps([asdict(report) for report in found]))
+
+    versions = (torch.__version__, triton.__version__, triton.knobs.nvidia.ptxas.version)
+    path = kept.kept("triton_reports", [*versions, *kept.files("lewel_kernels")], write)
+    return [offline._from_json(report) for report in json.loads(path.read_text())]
 
 
 @pytest.fixture
@@ -68,6 +76,7 @@ def fine() -> Report:
     return Report(
         "some_kernel", "some bf16 rows K128", "K128, 4 warps, 3 stages", "the rule", "M bf16 rows", 80,
         registers=123, shared=1000, precision="ieee", tensor_cores={"mma.sync": 4}, loads={4: 1, 16: 8},
+        buffers=[[3, 3], [4, 3]],
     )  # fmt: skip
 
 
@@ -82,6 +91,7 @@ def fine() -> Report:
         ({"shared": 166913}, "takes 166913 bytes of shared memory; a block may have 166912"),
         ({"tensor_cores": {}}, "without tensor cores; expected: mma.sync or wgmma"),
         ({"loads": {2: 32, 16: 1}}, "loads rows by 32 of 2 bytes, 1 of 16 bytes; expected: the most of it 16 bytes"),
+        ({"buffers": [[2, 3], [3, 3]]}, "what products still read, for an operand has buffers: 2; needed: 3"),
         ({"error": "no such block"}, "does not compile: no such block"),
     ],
 )
@@ -104,6 +114,7 @@ def test_float32_needs_no_tensor_cores_unless_tf32_is_allowed(fine: Report) -> N
         ({"registers": 129}, "has registers: 129; allowed: 128"),
         ({"shared": 1001}, "has shared: 1001; allowed: 1000"),
         ({"loads": {2: 2, 16: 8}}, "has narrow loads: 2; allowed: 1"),
+        ({"serialized": 1}, "has serialized: 1; allowed: 0"),
     ],
 )
 def test_a_budget_that_is_exceeded_is_named(fine: Report, change: dict[str, Any], sentence: str) -> None:
@@ -125,16 +136,21 @@ def test_a_kernel_without_a_budget_and_a_budget_without_a_kernel_are_errors(fine
     assert budgets.excesses([fine], budget) == []  # sm_90 was not compiled
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> None:
-    """Registers and stack as NVIDIA's tool reads them from the binary; the process can go on to launch on a GPU."""
+def described(script: str, *arguments: str) -> Any:
+    """What a script beside this file prints as JSON; kernels are not interpreted there."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("spilling_kernel.py"), str(capability)],
+        [sys.executable, Path(__file__).with_name(script), *arguments],
         cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> None:
+    """Registers and stack as NVIDIA's tool reads them from the binary; the process can go on to launch on a GPU."""
+    found = described("spilling_kernel.py", str(capability))
     report = offline._from_json(found["report"])
     assert report.spill_stores > 0
     assert {"REG": report.registers, "STACK": report.stack} == found["said"]
@@ -142,6 +158,67 @@ def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> No
     assert sentence.startswith(f"spilling_kernel (spilling fp32; a test) on sm_{capability} spills registers")
     assert found["is_restored"]
     assert not isinstance(found["device"], int)
+
+
+def test_a_kernel_that_races_is_seen(budget: dict[str, Any]) -> None:
+    if triton.__version__ != budget["triton"]:
+        pytest.skip(f"it races with Triton {budget['triton']}; {triton.__version__} may have mended it")
+    report = offline._from_json(described("racing_kernel.py"))
+    assert report.buffers == [[2, 3], [3, 3]]
+    (sentence,) = budgets.faults(report)
+    assert sentence.startswith("racing_kernel (racing bf16; a test) on sm_90 races with itself")
+
+
+# A loop as the compiler writes it: two copies of each operand are under way before it, %w in registers where "tensor".
+LOOP = """
+    %a = ttg.local_alloc : () -> !ttg.memdesc<{a}x64x128xbf16, #shared, #smem, mutable>
+    %b = ttg.local_alloc : () -> !ttg.memdesc<{b}x64x128xbf16, #shared, #smem, mutable>
+    %s = ttg.local_alloc : () -> !ttg.memdesc<2x128xf32, #shared1, #smem, mutable>
+    %once = ttg.local_alloc %x : (tensor<64x128xbf16, #blocked>) -> !ttg.memdesc<64x128xbf16, #shared, #smem>
+    %a0 = ttg.memdesc_index %a[%c0] : !ttg.memdesc<{a}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+    %1 = ttg.async_copy_global_to_local %p, %a0 mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
+    %b0 = ttg.memdesc_index %b[%c0] : !ttg.memdesc<{b}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+    %2 = ttg.async_copy_global_to_local %p#1, %b0 mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
+    %a1 = ttg.memdesc_index %a[%c1] : !ttg.memdesc<{a}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+    %3 = ttg.async_copy_global_to_local %p, %a1 mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
+    %b1 = ttg.memdesc_index %b[%c1] : !ttg.memdesc<{b}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+    %4 = ttg.async_copy_global_to_local %p#1, %b1 mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
+    %loop:3 = scf.for %i = %c0 to %n step %c1 iter_args(%sum = %zero) -> (tensor<128x128xf32, #mma>)  : i32 {{
+      %each = ttg.local_alloc %y : (tensor<64x128xbf16, #blocked>) -> !ttg.memdesc<64x128xbf16, #shared, #smem>
+      %ai = ttg.memdesc_index %a[%j] : !ttg.memdesc<{a}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+      %at = ttg.memdesc_trans %ai {{order = array<i32: 1, 0>}} : !ttg.memdesc<64x128xbf16> -> !ttg.memdesc<128x64xbf16>
+      %bi = ttg.memdesc_index %b[%j] : !ttg.memdesc<{b}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+{products}
+      %w:3 = ttng.warp_group_dot_wait %d, %at, %bi {{pendings = {pending} : i32}} : tensor<128x128xf32, #mma>
+      %an = ttg.memdesc_index %a[%k] : !ttg.memdesc<{a}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
+      %5 = ttg.async_copy_global_to_local %p, %an mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
+      scf.yield %w#0 : tensor<128x128xf32, #mma>
+    }}
+    %end = ttng.warp_group_dot_wait %loop#0 {{pendings = 0 : i32}} : tensor<128x128xf32, #mma>
+"""
+PRODUCT = "      %d = ttng.warp_group_dot {}, {}, %sum {{isAsync = true}} : ..."
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "pending", "operands", "found"),
+    [
+        (3, 3, 1, [("%at", "%bi")], [[3, 3], [3, 3]]),
+        (2, 3, 1, [("%at", "%bi")], [[2, 3], [3, 3]]),
+        (2, 2, 1, [("%at", "%bi")], [[2, 3], [2, 3]]),
+        (2, 3, 0, [("%at", "%bi")], []),
+        (4, 3, 2, [("%at", "%bi")], [[3, 4], [4, 4]]),
+        (3, 2, 3, [("%registers", "%bi")] * 4, [[2, 3]]),
+        (3, 3, 1, [("%once", "%bi")], [[1, 1], [3, 3]]),
+        (3, 3, 1, [("%each", "%bi")], [[1, 2], [3, 3]]),
+    ],
+    ids=[
+        "enough", "a_too_few", "both_too_few", "none_pending", "two_steps_pending", "four_products_a_step",
+        "written_before_the_loop", "written_in_the_loop",
+    ],
+)  # fmt: skip
+def test_buffers_are_counted(a: int, b: int, pending: int, operands: list[tuple[str, str]], found: list[Any]) -> None:
+    products = "\n".join(PRODUCT.format(*pair) for pair in operands)
+    assert offline.buffers(LOOP.format(a=a, b=b, pending=pending, products=products)) == found
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are interpreted with --device cpu only")

@@ -53,7 +53,7 @@ KINDS = (
     Kind("in Triton's interpreter", interpreted, keeps_one=True),
     Kind("in the emulation of an sm_70", lambda item: parameters(item).get("arch") in ("sm_70", 70)),
     Kind("in the emulation of an sm_80", emulated, keeps_one=True, of_each=("dtype",)),
-    Kind("of what compilers make of the kernels", named(r"test_(triton|cuda)_budget\.py.*\b(reports)")),
+    Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
 )
 
 

@@ -93,15 +93,21 @@ def maps_bwd_kernel(
     p_inverse,  # (N, K)
     p_delta,  # (N, K)
     p_da,  # (R, K)
-    p_dm,  # (R, K)
+    p_dm,  # (R, K) or None where it is not wanted
+    p_db,  # (tiles, K) or None
     R, P, K,
     eps: tl.float64,
     factor: tl.float64,
     inverse_tau: tl.float64,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """E8 and E9: one program per tile of rows; it has all K maps of a row at hand. dM is rounded once, here."""
-    o_n, o_p, m_r = rows_of(tl.program_id(0), R, P, BLOCK_R, "rows")
+    """E8, E9 and db of E10: one program per tile of rows; it has all K maps of a row at hand.
+
+    dM is rounded once, here, and db sums it before that. weight_bwd_kernel must not sum it: what feeds a product and a
+    sum gets too little shared memory from Triton (docs/backends.md).
+    """
+    i_t = tl.program_id(0)
+    o_n, o_p, m_r = rows_of(i_t, R, P, BLOCK_R, "rows")
     o_r = o_n * P + o_p
     o_k = tl.arange(0, BLOCK_K).to(tl.int64)
     m_k = o_k < K
@@ -116,7 +122,10 @@ def maps_bwd_kernel(
     b_du *= b_a * tl.full((), inverse_tau, ACC)
     b_radial = tl.where(b_norm > tl.full((), eps, ACC), total(b_u * b_du, 1), 0.0)
     b_dm = (b_du - b_u * b_radial[:, None]) / clamped(b_norm, eps)[:, None]
-    tl.store(p_dm + o_rk, b_dm, mask=m_rk)
+    if p_dm is not None:
+        tl.store(p_dm + o_rk, b_dm, mask=m_rk)
+    if p_db is not None:  # rows that are not there add nothing: their dM is 0
+        tl.store(p_db + i_t.to(tl.int64) * K + o_k, total(b_dm, 0), mask=m_k)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -180,49 +189,45 @@ def weight_bwd_kernel(
     p_x,  # (N, D, P)
     p_scale,  # (D,) or None, of E0
     p_shift,  # (D,) or None
-    p_dw,  # (S, K, D), each part laid out as dW, or None where it is not wanted
-    p_db,  # (S, K) in float64, or None
+    p_dw,  # (S, K, D), each part laid out as dW
     R, P, K, D, tiles, tiles_each,
     s_xn, s_xd, s_xp,
     s_vk, s_vd,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     TILING: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dW and db of E10, the first of two stages: one program per block of D, block of K, and part of the rows."""
+    """dW of E10, the first of two stages: one program per block of D, block of K, and part of the rows."""
     i_s = tl.program_id(2).to(tl.int64)
     o_d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
     m_d = o_d < D
     o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
     m_k = o_k < K
     b_dw = tl.zeros([BLOCK_K, BLOCK_D], ACC)
-    b_db = tl.zeros([BLOCK_K], tl.float64)
-    for i_t in range(tl.program_id(2) * tiles_each, tl.minimum((tl.program_id(2) + 1) * tiles_each, tiles)):
+    first = tl.program_id(2) * tiles_each
+    last = tl.minimum(first + tiles_each, tiles)
+    if p_scale is None:  # or it spills on sm_80
+        tl.assume(first < last)  # for the sake of a loop that may not run, ptxas waits for each product on sm_90
+    for i_t in range(first, last):
         o_n, o_p, m_r = rows_of(i_t, R, P, BLOCK_R, TILING)
         o_r = o_n * P + o_p
         b_dm = tl.load(p_dm + o_r[:, None] * K + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)  # [BR, BK]
-        if p_dw is not None:
-            o_x = (o_n * s_xn + o_p * s_xp)[:, None] + (o_d * s_xd)[None, :]
-            b_x = tl.load(p_x + o_x, mask=m_r[:, None] & m_d[None, :], other=0.0)  # [BR, BD]
-            if p_scale is not None:
-                b_x = activate(b_x, p_scale, p_shift, o_d, m_d, ACC)
-            b_dw = dot(tl.trans(b_dm), b_x, b_dw, PRECISION)  # [BK, BD]
-        if p_db is not None:
-            b_db += total(b_dm.to(ACC), 0).to(tl.float64)
-    if p_dw is not None:
-        o_dw = i_s * K * D + (o_k * s_vk)[:, None] + (o_d * s_vd)[None, :]
-        tl.store(p_dw + o_dw, b_dw, mask=m_k[:, None] & m_d[None, :])
-    if p_db is not None:  # known to the compiler, unlike the next  # noqa: SIM102
-        if tl.program_id(0) == 0:
-            tl.store(p_db + i_s * K + o_k, b_db, mask=m_k)
+        o_x = (o_n * s_xn + o_p * s_xp)[:, None] + (o_d * s_xd)[None, :]
+        b_x = tl.load(p_x + o_x, mask=m_r[:, None] & m_d[None, :], other=0.0)  # [BR, BD]
+        if p_scale is not None:
+            b_x = activate(b_x, p_scale, p_shift, o_d, m_d, ACC)
+        b_dw = dot(tl.trans(b_dm), b_x, b_dw, PRECISION)  # [BK, BD]
+    o_dw = i_s * K * D + (o_k * s_vk)[:, None] + (o_d * s_vd)[None, :]
+    tl.store(p_dw + o_dw, b_dw, mask=m_k[:, None] & m_d[None, :])
 
 
 @triton.jit(do_not_specialize=["S"])
-def sum_kernel(p_parts, p_sum, S, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """The second stage: parts (S, size) summed over S in order, in float64."""
+def sum_kernel(p_parts, p_sum, S, size, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """The second stage: parts (S, size) summed over S, BLOCK_S at a time, in float64."""
     o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_x = o_x < size
-    b_sum = tl.zeros([BLOCK], tl.float64)
-    for _ in range(S):
-        b_sum += tl.load(p_parts + o_x, mask=m_x, other=0.0).to(tl.float64)
-        p_parts += size
-    tl.store(p_sum + o_x, b_sum.to(ACC), mask=m_x)
+    o_s = tl.arange(0, BLOCK_S).to(tl.int64)
+    b_sum = tl.zeros([BLOCK_S, BLOCK], tl.float64)
+    for i_s in range(0, S, BLOCK_S):
+        m_sx = (i_s + o_s < S)[:, None] & m_x[None, :]
+        b_sum += tl.load(p_parts + ((i_s + o_s) * size)[:, None] + o_x[None, :], mask=m_sx, other=0.0).to(tl.float64)
+    tl.store(p_sum + o_x, total(b_sum, 0).to(ACC), mask=m_x)

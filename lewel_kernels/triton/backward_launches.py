@@ -43,12 +43,13 @@ def plan(
     launches, stats, delta = _pool_bwd(call, grad_pooled, grad_maps, heat, norm, d_features, da)
     if da is None:
         return gradients, launches
-    dm = rows_like(call.features, k, call.dtype)
-    launches.append(_maps_bwd(call, heat, norm, stats, delta, da, dm))
-    if any(x is not None for x in (d_x, d_scale, d_shift)):
+    multiplied = any(x is not None for x in (d_x, d_weight, d_scale, d_shift))
+    dm = rows_like(call.features, k, call.dtype) if multiplied else None
+    launches += _maps_bwd(call, heat, norm, stats, delta, da, dm, d_bias)
+    if dm is not None and any(x is not None for x in (d_x, d_scale, d_shift)):
         launches += _pixels_bwd(call, dm, d_x, d_scale, d_shift, add=shared)
-    if d_weight is not None or d_bias is not None:
-        launches += _weight_bwd(call, dm, d_weight, d_bias)
+    if dm is not None and d_weight is not None:
+        launches += _weight_bwd(call, dm, d_weight)
     return gradients, launches
 
 
@@ -88,16 +89,19 @@ def _pool_bwd(
 
 
 def _maps_bwd(
-    call: Call, heat: Tensor, norm: Tensor, stats: tuple[Tensor, Tensor], delta: Tensor, da: Tensor, dm: Tensor
-) -> Launch:
+    call: Call, heat: Tensor, norm: Tensor, stats: tuple[Tensor, Tensor], delta: Tensor, da: Tensor,
+    dm: Tensor | None, d_bias: Tensor | None,
+) -> list[Launch]:  # fmt: skip
     n, _, _, k, _, p = call.sizes
     config = call.config("maps_bwd", K=power(k))
+    tiles = cdiv(n * p, config.blocks["BLOCK_R"])
+    db = None if d_bias is None else d_bias.new_empty(tiles, k, dtype=call.acc)
     arguments = {
         "p_heat": heat, "p_norm": norm, "p_top": stats[0], "p_inverse": stats[1], "p_delta": delta, "p_da": da,
-        "p_dm": dm, "R": n * p, "P": p, "K": k, **call.numbers, "inverse_tau": 1 / call.temperature,
+        "p_dm": dm, "p_db": db, "R": n * p, "P": p, "K": k, **call.numbers, "inverse_tau": 1 / call.temperature,
     }  # fmt: skip
-    grid = (cdiv(n * p, config.blocks["BLOCK_R"]),)
-    return call.launch(config, backward_kernels.maps_bwd_kernel, grid, arguments, BLOCK_K=power(k))
+    launches = [call.launch(config, backward_kernels.maps_bwd_kernel, (tiles,), arguments, BLOCK_K=power(k))]
+    return launches + ([_sum(call, db, d_bias, tall=True)] if db is not None and d_bias is not None else [])
 
 
 def _pixels_bwd(
@@ -121,36 +125,36 @@ def _pixels_bwd(
     launches = [call.launch(config, kernel, grid, arguments, BLOCK_K=power(k), ADD=add, TILING=tiling(x))]
     for part, total in zip(parts, (d_scale, d_shift), strict=True):
         if part is not None and total is not None:
-            launches.append(_sum(call, part, total))
+            launches.append(_sum(call, part, total, tall=True))
     return launches
 
 
-def _weight_bwd(call: Call, dm: Tensor, d_weight: Tensor | None, d_bias: Tensor | None) -> list[Launch]:
+def _weight_bwd(call: Call, dm: Tensor, d_weight: Tensor) -> list[Launch]:
     n, _, d, k, _, p = call.sizes
     x = call.pixels
     config = call.config("weight_bwd", layout=layout(x), K=min(power(k), 512), **call.e0)
     blocks = config.blocks
     tiles = row_tiles(x, blocks["BLOCK_R"])
-    columns = (1 if d_weight is None else cdiv(d, blocks["BLOCK_D"]), cdiv(k, blocks["BLOCK_K"]))
+    columns = (cdiv(d, blocks["BLOCK_D"]), cdiv(k, blocks["BLOCK_K"]))
     each = max(LEAST_TILES, cdiv(tiles, max(1, PROGRAMS // (columns[0] * columns[1]))))
     splits = cdiv(tiles, each)
-    dw = None if d_weight is None else d_weight.new_empty(splits, k, d, dtype=call.acc)
-    db = None if d_bias is None else d_bias.new_empty(splits, k, dtype=torch.float64)
+    dw = d_weight.new_empty(splits, k, d, dtype=call.acc)
     equal = tiling(x) == "rows" and (n == 1 or x.stride(0) == p * x.stride(2))
     arguments = {
-        "p_dm": dm, "p_x": x, "p_scale": call.scale, "p_shift": call.shift, "p_dw": dw, "p_db": db,
+        "p_dm": dm, "p_x": x, "p_scale": call.scale, "p_shift": call.shift, "p_dw": dw,
         "R": n * p, "P": p, "K": k, "D": d, "tiles": tiles, "tiles_each": each,
         **strides("xn xd xp", x), **strides("vk vd", d_weight),
     }  # fmt: skip
     kernel = backward_kernels.weight_bwd_kernel
-    launches = [call.launch(config, kernel, (*columns, splits), arguments, TILING="dense" if equal else tiling(x))]
-    launches += [_sum(call, dw, d_weight)] if dw is not None and d_weight is not None else []
-    launches += [_sum(call, db, d_bias)] if db is not None and d_bias is not None else []
-    return launches
+    launch = call.launch(config, kernel, (*columns, splits), arguments, TILING="dense" if equal else tiling(x))
+    return [launch, _sum(call, dw, d_weight)]
 
 
-def _sum(call: Call, parts: Tensor, total: Tensor) -> Launch:
-    """The sum of parts (S, ...) over S, in ``total`` (...), contiguous or in any dense order of its own."""
-    config = call.config("sum")
+def _sum(call: Call, parts: Tensor, total: Tensor, **tall: bool) -> Launch:
+    """The sum of parts (S, ...) over S, in ``total`` (...), contiguous or in any dense order of its own.
+
+    ``tall=True``: S may be large beside the rest, which is then too little to fill a GPU with a part at a time.
+    """
+    config = call.config("sum", **tall)
     arguments = {"p_parts": parts, "p_sum": total, "S": parts.shape[0], "size": total.numel()}
     return call.launch(config, backward_kernels.sum_kernel, (cdiv(total.numel(), config.blocks["BLOCK"]),), arguments)

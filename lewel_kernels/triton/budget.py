@@ -1,4 +1,4 @@
-"""What no kernel may do, and what each may take: registers, shared memory, narrow loads.
+"""What no kernel may do, and what each may take: registers, shared memory, narrow loads, waits between products.
 
 `python -m lewel_kernels.triton.budget` compiles all that is shipped without a GPU, prints a table, and checks it
 against the committed budget.
@@ -39,6 +39,12 @@ def faults(report: Report) -> list[str]:
     is_tf32 = report.precision == "tf32"
     if (is_tf32 or (report.precision and ("bf16" in words or "fp16" in words))) and not report.tensor_cores:
         sentences.append(f"{report} multiplies matrices without tensor cores; expected: mma.sync or wgmma")
+    for there, least in report.buffers:
+        if there < least:
+            sentences.append(
+                f"{report} races with itself: it copies to shared memory what products still read, for an operand has "
+                f"buffers: {there}; needed: {least}"
+            )
     # What TF32 multiplies may have to be transposed on its way to shared memory, number by number.
     if "rows" in words and report.wide_share < 0.5 and not is_tf32:
         found = ", ".join(f"{count} of {size} bytes" for size, count in report.loads.items())
@@ -57,6 +63,7 @@ def budget_of(reports: Iterable[Report]) -> dict[str, Any]:
             "registers": min(-(-report.registers // 8) * 8, 255),
             "shared": report.shared,
             "narrow_loads": report.narrow_loads,
+            "serialized": report.serialized,
         }
         entry = archs[report.arch].setdefault(report.key, found)
         entry.update({name: max(entry[name], number) for name, number in found.items()})
@@ -99,6 +106,7 @@ def table(reports: Iterable[Report]) -> str:
     rows = [["key", "arch", "request", "config", "registers", "shared", "spills", "tensor cores", "loads", "stores"]]
     for r in reports:
         cores = ", ".join(f"{count} {name}" for name, count in r.tensor_cores.items()) or "-"
+        cores += ", serialized" if r.serialized else ""
         loads, stores = (", ".join(f"{n}x{size}" for size, n in sizes.items()) for sizes in (r.loads, r.stores))
         numbers = r.registers, r.shared, max(r.spill_stores, r.spill_loads)
         rows.append([r.key, r.arch, r.request, r.config, *map(str, numbers), cores, loads, stores])

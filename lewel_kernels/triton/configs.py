@@ -109,7 +109,7 @@ def _project(size: int, layout: str, K: int) -> _Rule:
     if size > 2:
         return {"BLOCK_R": _by(size, 0, 32, 16), "BLOCK_K": min(K, _by(size, 0, 64, 32)), "BLOCK_D": 16}, 4, 2
     wide = K > 128
-    blocks = {"BLOCK_R": 64, "BLOCK_K": min(K, 256), "BLOCK_D": 64 if layout == "rows" else 32}
+    blocks = {"BLOCK_R": 64, "BLOCK_K": min(K, 256), "BLOCK_D": 64 if layout == "rows" and wide else 32}
     return blocks, 8 if wide else 4, 2 if wide else 3
 
 
@@ -167,8 +167,8 @@ def _maps(size: int) -> _Rule:
     return {"BLOCK_P": 64, "BLOCK_K": 32}, 4, 2
 
 
-def _sum(size: int) -> _Rule:
-    return {"BLOCK": 1024}, 4, 2
+def _sum(size: int, tall: bool = False) -> _Rule:
+    return {"BLOCK_S": 256 if tall else 1, "BLOCK": 16 if tall else 1024}, 8 if tall else 4, 2
 
 
 _RULES: dict[str, Callable[..., _Rule]] = {

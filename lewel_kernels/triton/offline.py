@@ -80,7 +80,7 @@ def _shipped() -> Iterator[Request]:
         yield from (replace(shape, layout="planes", dtype=dtype) for dtype in ("bf16", "fp16", "fp32"))
         yield replace(shape, layout="planes", affine=True)
         yield from (replace(shape, affine=True, dtype=dtype) for dtype in ("bf16", "fp16"))
-    yield replace(m, bias=True, shared=True, maps=True)
+    yield replace(m, shared=True)
     yield replace(d56, name="56x56 G8", G=8)
     # The ablations of the paper, more maps or one group; and GPUs with little shared memory, which have no table.
     every = (80, 89, 90)
@@ -91,7 +91,14 @@ def _shipped() -> Iterator[Request]:
         yield replace(shape, capabilities=(89,))
 
 
-SHIPPED = tuple(_shipped())
+def _with_more(request: Request) -> Iterator[Request]:
+    """What sees a bias, or a gradient of the maps, is another kernel; none sees both. M alone for 32 bits and 64."""
+    yield request
+    if request.name == "M" or request.dtype in ("bf16", "fp16"):
+        yield replace(request, bias=True, maps=True)
+
+
+SHIPPED = tuple(itertools.chain.from_iterable(map(_with_more, _shipped())))
 
 
 def launches_of(request: Request, capability: int) -> list[Launch]:
@@ -152,6 +159,9 @@ class Report:
     spill_loads: int = 0
     precision: str = ""  # of matrix products in float32; empty without products
     tensor_cores: dict[str, int] = field(default_factory=dict)  # instructions by name
+    serialized: int = 0  # 1 where ptxas waits for each wgmma before it issues the next
+    # Of each operand that products still read in shared memory while the loop goes on: its buffers, and the least.
+    buffers: list[list[int]] = field(default_factory=list)
     loads: dict[int, int] = field(default_factory=dict)  # instructions that read global memory, by bytes of a thread
     stores: dict[int, int] = field(default_factory=dict)
     error: str = ""  # why it does not compile; no number above is known then
@@ -237,16 +247,18 @@ def _names(launch: Launch, capability: int, request: str) -> dict[str, Any]:
 def _facts(compiled: Any) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     facts: dict[str, Any] = {**ptxas(ptx, compiled.metadata.target.arch), **instructions(ptx)}
+    facts["buffers"] = buffers(compiled.asm["ttgir"])
     return facts | {"shared": facts["shared"] + compiled.metadata.shared}
 
 
 def ptxas(ptx: str, capability: int) -> dict[str, int]:
     """What `ptxas -v` says of a kernel; the ptxas and the flags are Triton's own."""
-    arch = triton.backends.nvidia.compiler.sm_arch_from_capability(capability)
+    compiler = triton.backends.nvidia.compiler
+    arch, tool = compiler.sm_arch_from_capability(capability), compiler.get_ptxas(capability)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "-lineinfo", f"--gpu-name={arch}", file.name, "-o", os.devnull]
+        command = [tool.path, "-v", "-lineinfo", f"--gpu-name={arch}", file.name, "-o", os.devnull]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
     def number(pattern: str) -> int:
@@ -258,6 +270,7 @@ def ptxas(ptx: str, capability: int) -> dict[str, int]:
         "stack": number(r"(\d+) bytes stack frame"),
         "spill_stores": number(r"(\d+) bytes spill stores"),
         "spill_loads": number(r"(\d+) bytes spill loads"),
+        "serialized": int("wgmma.mma_async instructions are serialized" in log),
     }
     if not facts["registers"]:
         raise RuntimeError(f"ptxas -v does not say how many registers it used: {log}")
@@ -282,6 +295,56 @@ def instructions(ptx: str) -> dict[str, dict[Any, int]]:
         "loads": dict(sorted(sizes["ld"].items())),
         "stores": dict(sorted(sizes["st"].items())),
     }
+
+
+_ALLOCATION = re.compile(
+    r"(%\w+) = ttg\.local_alloc\b(?: :.* !ttg\.memdesc<(\d+)x)?"
+)  # with buffers, or filled where it is
+_VIEW = re.compile(r"(%\w+) = ttg\.memdesc_\w+ (%\w+)")
+_ASYNC_COPY = re.compile(r"\bttg\.async_copy_global_to_local %[\w#]+, (%\w+)")
+_PRODUCT = re.compile(r"\bttng\.warp_group_dot (%\w+), (%\w+),")
+_PENDING = re.compile(r"\bttng\.warp_group_dot_wait\b.*\bpendings = (\d+)")
+
+
+def buffers(ttgir: str) -> list[list[int]]:
+    """Of each operand that products still read in shared memory while their loop goes on: its buffers, and the least.
+
+    On sm_90 a loop may leave its last products pending and go on to copy what a later step multiplies. With c copies
+    under way before the loop, step i copies for step i + c: the steps i to i + c need a buffer each, and so does every
+    step before i whose products are pending beside those of step i. Triton has given fewer (docs/backends.md), and
+    no result shows it unless the timing is bad.
+    """
+    lines = ttgir.splitlines()
+    there: dict[str, int] = {}  # buffers of an allocation
+    allocation: dict[str, str] = {}  # that a view is of
+    for line in lines:
+        if found := _ALLOCATION.search(line):
+            there[found[1]] = int(found[2] or 1)
+        elif found := _VIEW.search(line):
+            allocation[found[1]] = allocation.get(found[2], found[2])
+    result = []
+    for before, loop in _innermost_loops(lines):
+        copied = [allocation[found[1]] for line in before if (found := _ASYNC_COPY.search(line))]
+        products = [found.groups() for line in loop if (found := _PRODUCT.search(line))]
+        pending = [int(found[1]) for line in loop if (found := _PENDING.search(line))]
+        if not products or not pending or not pending[-1]:
+            continue
+        operands = dict.fromkeys(allocation.get(x, x) for product in products for x in product)
+        for x in operands.keys() & there.keys():  # those in registers are not there
+            filled = any(line.lstrip().startswith(f"{x} =") for line in loop)
+            result.append([there[x], (1 if filled else copied.count(x)) + -(-pending[-1] // len(products))])
+    return sorted(result)
+
+
+def _innermost_loops(lines: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """For each loop that holds no other: the lines before it, and its own."""
+    begin, end = 0, ""
+    for i, line in enumerate(lines):
+        if "scf.for" in line:
+            begin, end = i, line[: len(line) - len(line.lstrip())] + "}"
+        elif end and line.startswith(end):
+            yield lines[:begin], lines[begin:i]
+            end = ""
 
 
 def compile_all(requests: Iterable[Request], capabilities: Sequence[int], processes: int = 2) -> list[Report]:
