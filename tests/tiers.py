@@ -49,7 +49,9 @@ def emulated(item: pytest.Item) -> bool:
 KINDS = (
     Kind("of runs that are killed or are two processes", named(r"test_(killed|distributed)\.py")),
     Kind("of the trainer", named(r"test_(export|memory|waiting|data_reference)\.py"), keeps_one=True),
-    Kind("of the benchmarks", named(r"test_benchmark_(cuda|parts|performance|prologue|step|tune)\.py")),
+    Kind("of the benchmarks", named(r"test_benchmark(s|_(cuda|parts|performance|prologue|step|tune))\.py")),
+    Kind("of whole builds", named("portable_build", "real_nvcc_builds", "emulated_library_loads")),
+    Kind("of pieces of the CUDA kernels and their emulator", named(r"test_cuda_(tiling|emulation)\.py")),
     Kind("in Triton's interpreter", interpreted, keeps_one=True),
     Kind("in the emulation of an sm_70", lambda item: parameters(item).get("arch") in ("sm_70", 70)),
     Kind("in the emulation of an sm_80", emulated, keeps_one=True, of_each=("dtype",)),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from tiny_runs import TINY, run_in
 
 from lewel import log
@@ -73,6 +74,11 @@ def write(folder, first_step: int, steps: range, loss: float, run: Train | None 
 
 
 class TestTensorBoard:
+    @pytest.fixture(autouse=True)
+    def few_files(self, monkeypatch):
+        """TensorBoard reads files by name, which ends in their number within this process: 10 would come before 9."""
+        monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
     def test_shows_every_number_of_the_log_by_kind_and_name(self, finished):
         shown, records = events(finished.folder), log.read(finished.folder / "log.jsonl")
         expected: dict[str, list] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -258,7 +257,7 @@ def test_replaced_images_are_those_of_all_processes(tmp_path, monkeypatch):
 
 def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):
     """By a clock that ticks whenever somebody looks; every epoch looks as often."""
-    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
+    monkeypatch.setattr("lewel.train.time", SimpleNamespace(monotonic=itertools.count().__next__))
     session = run_in(tmp_path, replace(TINY, log_every=100))
     seconds = [record["seconds"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "epoch"]
     assert seconds[2] - seconds[1] == seconds[1] - seconds[0] > 0
