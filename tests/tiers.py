@@ -47,6 +47,7 @@ def emulated(item: pytest.Item) -> bool:
 
 # The first row that has a test counts it.
 KINDS = (
+    Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
     Kind("of runs that are killed or are two processes", named(r"test_(killed|distributed)\.py")),
     Kind("of the trainer", named(r"test_(export|memory|waiting|data_reference)\.py"), keeps_one=True),
     Kind("of the benchmarks", named(r"test_benchmark(s|_(cuda|parts|performance|prologue|step|tune))\.py")),
@@ -55,7 +56,6 @@ KINDS = (
     Kind("in Triton's interpreter", interpreted, keeps_one=True),
     Kind("in the emulation of an sm_70", lambda item: parameters(item).get("arch") in ("sm_70", 70)),
     Kind("in the emulation of an sm_80", emulated, keeps_one=True, of_each=("dtype",)),
-    Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
 )
 
 
