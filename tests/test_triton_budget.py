@@ -91,7 +91,10 @@ def fine() -> Report:
         ({"shared": 166913}, "takes 166913 bytes of shared memory; a block may have 166912"),
         ({"tensor_cores": {}}, "without tensor cores; expected: mma.sync or wgmma"),
         ({"loads": {2: 32, 16: 1}}, "loads rows by 32 of 2 bytes, 1 of 16 bytes; expected: the most of it 16 bytes"),
-        ({"buffers": [[2, 3], [3, 3]]}, "what products still read, for an operand has buffers: 2; needed: 3"),
+        (
+            {"buffers": [[2, 3], [3, 3]]},
+            "overwrites what products still read, for an operand of theirs has buffers: 2; needed: 3",
+        ),
         ({"error": "no such block"}, "does not compile: no such block"),
     ],
 )
@@ -169,7 +172,7 @@ def test_a_kernel_that_races_is_seen(budget: dict[str, Any]) -> None:
     assert sentence.startswith("racing_kernel (racing bf16; a test) on sm_90 races with itself")
 
 
-# A loop as the compiler writes it: two copies of each operand are under way before it, %w in registers where "tensor".
+# A loop as the compiler writes it: two copies of each operand are under way before it.
 LOOP = """
     %a = ttg.local_alloc : () -> !ttg.memdesc<{a}x64x128xbf16, #shared, #smem, mutable>
     %b = ttg.local_alloc : () -> !ttg.memdesc<{b}x64x128xbf16, #shared, #smem, mutable>
@@ -184,6 +187,7 @@ LOOP = """
     %b1 = ttg.memdesc_index %b[%c1] : !ttg.memdesc<{b}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
     %4 = ttg.async_copy_global_to_local %p#1, %b1 mask %m : tensor<64x128x!tt.ptr<bf16>> -> <64x128xbf16>
     %loop:3 = scf.for %i = %c0 to %n step %c1 iter_args(%sum = %zero) -> (tensor<128x128xf32, #mma>)  : i32 {{
+      %registers:2 = tt.split %z : tensor<128x64x2xbf16, #linear> -> tensor<128x64xbf16, #dot>
       %each = ttg.local_alloc %y : (tensor<64x128xbf16, #blocked>) -> !ttg.memdesc<64x128xbf16, #shared, #smem>
       %ai = ttg.memdesc_index %a[%j] : !ttg.memdesc<{a}x64x128xbf16> -> !ttg.memdesc<64x128xbf16>
       %at = ttg.memdesc_trans %ai {{order = array<i32: 1, 0>}} : !ttg.memdesc<64x128xbf16> -> !ttg.memdesc<128x64xbf16>
@@ -207,13 +211,14 @@ PRODUCT = "      %d = ttng.warp_group_dot {}, {}, %sum {{isAsync = true}} : ..."
         (2, 2, 1, [("%at", "%bi")], [[2, 3], [2, 3]]),
         (2, 3, 0, [("%at", "%bi")], []),
         (4, 3, 2, [("%at", "%bi")], [[3, 4], [4, 4]]),
-        (3, 2, 3, [("%registers", "%bi")] * 4, [[2, 3]]),
+        (3, 2, 3, [("%registers#0", "%bi"), ("%registers#1", "%bi")], [[1, 3], [2, 4]]),
+        (3, 3, 1, [("%before", "%bi")], [[3, 3]]),
         (3, 3, 1, [("%once", "%bi")], [[1, 1], [3, 3]]),
         (3, 3, 1, [("%each", "%bi")], [[1, 2], [3, 3]]),
     ],
     ids=[
-        "enough", "a_too_few", "both_too_few", "none_pending", "two_steps_pending", "four_products_a_step",
-        "written_before_the_loop", "written_in_the_loop",
+        "enough", "a_too_few", "both_too_few", "none_pending", "two_steps_pending", "registers_of_a_step",
+        "registers_before_the_loop", "written_before_the_loop", "written_in_the_loop",
     ],
 )  # fmt: skip
 def test_buffers_are_counted(a: int, b: int, pending: int, operands: list[tuple[str, str]], found: list[Any]) -> None:

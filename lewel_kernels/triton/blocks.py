@@ -33,6 +33,19 @@ def total(b_x, AXIS: tl.constexpr):
 
 
 @triton.jit
+def settled(b_sum):
+    """What a loop has summed of products with a block that it computes, once the products are done.
+
+    On sm_90 such a block stays in registers, and Triton lets the next step overwrite them while the products of this
+    one are pending, which ptxas before 13.3 does not mend (docs/backends.md). Triton waits where the sum is used, as by
+    these no instructions at all.
+    """
+    if not INTERPRETED and b_sum.dtype == tl.float32:
+        b_sum = tl.inline_asm_elementwise("", "=r,0", [b_sum], b_sum.dtype, is_pure=True, pack=1)
+    return b_sum
+
+
+@triton.jit
 def rows_of(i_t, R, P, BLOCK: tl.constexpr, TILING: tl.constexpr):
     """The rows of tile i_t: their images, their positions, and which of them there are.
 
@@ -92,6 +105,8 @@ def project(
         if p_scale is not None:
             b_x = activate(b_x, p_scale, p_shift, i_d + o_d, m_d, ACC)
         b_m = dot(b_x, tl.trans(b_w), b_m, PRECISION)
+        if p_scale is not None:
+            b_m = settled(b_m)
     if p_b is not None:
         b_m += tl.load(p_b + o_k * s_b, mask=m_k, other=0.0).to(ACC)[None, :]
     return b_m

@@ -42,7 +42,7 @@ def faults(report: Report) -> list[str]:
     for there, least in report.buffers:
         if there < least:
             sentences.append(
-                f"{report} races with itself: it copies to shared memory what products still read, for an operand has "
+                f"{report} races with itself: it overwrites what products still read, for an operand of theirs has "
                 f"buffers: {there}; needed: {least}"
             )
     # What TF32 multiplies may have to be transposed on its way to shared memory, number by number.

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lewel_kernels.triton.blocks import clamped, dot, project, rows_of, total, unit_maps, weights
+from lewel_kernels.triton.blocks import clamped, dot, project, rows_of, settled, total, unit_maps, weights
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -124,7 +124,7 @@ def pool_kernel(
                 b_u = unit_maps(p_heat, p_norm, i_n * P + i_p + o_p, m_p, o_k, m_l, G * L, eps, ACC)  # [BP, BL]
                 b_a = weights(b_u, b_top[None, :], factor) * b_inverse[None, :]
                 b_a = tl.where(m_p[:, None], b_a, 0.0)
-                b_r = dot(tl.trans(b_a.to(dtype)), b_f, b_r, PRECISION)
+                b_r = settled(dot(tl.trans(b_a.to(dtype)), b_f, b_r, PRECISION))
         tl.store(p_r + i_n * L * C + (o_l * C)[:, None] + o_c[None, :], b_r, mask=m_l[:, None] & m_c[None, :])
 
 

@@ -160,7 +160,7 @@ class Report:
     precision: str = ""  # of matrix products in float32; empty without products
     tensor_cores: dict[str, int] = field(default_factory=dict)  # instructions by name
     serialized: int = 0  # 1 where ptxas waits for each wgmma before it issues the next
-    # Of each operand that products still read in shared memory while the loop goes on: its buffers, and the least.
+    # Of each operand that products still read while their loop goes on: its buffers, and the least that it needs.
     buffers: list[list[int]] = field(default_factory=list)
     loads: dict[int, int] = field(default_factory=dict)  # instructions that read global memory, by bytes of a thread
     stores: dict[int, int] = field(default_factory=dict)
@@ -302,17 +302,19 @@ _ALLOCATION = re.compile(
 )  # with buffers, or filled where it is
 _VIEW = re.compile(r"(%\w+) = ttg\.memdesc_\w+ (%\w+)")
 _ASYNC_COPY = re.compile(r"\bttg\.async_copy_global_to_local %[\w#]+, (%\w+)")
-_PRODUCT = re.compile(r"\bttng\.warp_group_dot (%\w+), (%\w+),")
+_PRODUCT = re.compile(r"\bttng\.warp_group_dot (%\w+)\S*, (%\w+)\S*,")
+_DEFINED = re.compile(r"\s*(%\w+)(?::\d+)? =")
 _PENDING = re.compile(r"\bttng\.warp_group_dot_wait\b.*\bpendings = (\d+)")
 
 
 def buffers(ttgir: str) -> list[list[int]]:
-    """Of each operand that products still read in shared memory while their loop goes on: its buffers, and the least.
+    """Of each operand that products still read while their loop goes on: its buffers, and the least that it needs.
 
-    On sm_90 a loop may leave its last products pending and go on to copy what a later step multiplies. With c copies
-    under way before the loop, step i copies for step i + c: the steps i to i + c need a buffer each, and so does every
-    step before i whose products are pending beside those of step i. Triton has given fewer (docs/backends.md), and
-    no result shows it unless the timing is bad.
+    On sm_90 a loop may leave its last products pending and go on to write what a later step multiplies. With c copies
+    to shared memory under way before the loop, step i copies for step i + c: the steps i to i + c need a buffer each,
+    and so does every step before i whose products are pending beside those of step i. What a step computes, in
+    registers or not, is written at its start, and has one buffer. Triton has given fewer than it takes
+    (docs/backends.md), and no result shows it unless the timing is bad.
     """
     lines = ttgir.splitlines()
     there: dict[str, int] = {}  # buffers of an allocation
@@ -329,10 +331,11 @@ def buffers(ttgir: str) -> list[list[int]]:
         pending = [int(found[1]) for line in loop if (found := _PENDING.search(line))]
         if not products or not pending or not pending[-1]:
             continue
-        operands = dict.fromkeys(allocation.get(x, x) for product in products for x in product)
-        for x in operands.keys() & there.keys():  # those in registers are not there
-            filled = any(line.lstrip().startswith(f"{x} =") for line in loop)
-            result.append([there[x], (1 if filled else copied.count(x)) + -(-pending[-1] // len(products))])
+        computed = {found[1] for line in loop if (found := _DEFINED.match(line))}
+        for x in dict.fromkeys(allocation.get(x, x) for product in products for x in product):
+            if x in there or x in computed:
+                ahead = 1 if x in computed else copied.count(x)
+                result.append([there.get(x, 1), ahead + -(-pending[-1] // len(products))])
     return sorted(result)
 
 
