@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -70,7 +70,18 @@ def requests(device: str, backend: str) -> list[Request]:
     shapes, dtypes = (SHAPES if gpu else TINY), ["bf16", "fp16", "fp32"]
     if not gpu and backend == "triton":
         dtypes.remove("bf16")  # whose bit patterns Triton's interpreter multiplies
-    return list(_requests(shapes, dtypes))
+    return [*_requests(shapes, dtypes), *(_rare(shapes) if gpu else ())]
+
+
+def _rare(shapes: Mapping[str, Shape]) -> Iterator[Request]:
+    """Calls that launch the entries of the tables which no other call does: more maps, and planes that are activated."""
+
+    def plain(name: str) -> Request:
+        s = shapes[name]
+        return Request(name, s.N, s.C, s.D, s.K, NUM_GROUPS, s.P, "bf16", temperature=TEMPERATURE, bias=True)
+
+    yield replace(plain("M"), name="K512", K=512)
+    yield replace(plain("56x56"), layout="planes", affine=True)
 
 
 def _requests(shapes: Mapping[str, Shape], dtypes: Sequence[str]) -> Iterator[Request]:

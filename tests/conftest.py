@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,30 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--device must name a device that PyTorch can compute on; got {name!r}: {reason}"
         ) from error
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Triton's interpreter patches triton.language at every call of a device function, which takes half of its time.
+
+    The kernel that calls has patched it already, but for what a module has imported besides: once for each will do.
+    """
+    if not interpreted(request.config) or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    call, seen = InterpretedFunction.__call__, set()
+
+    def call_patched(self: Any, *args: Any, **options: Any) -> Any:
+        if id(self.fn.__globals__) in seen:
+            return self.rewrite()(*args, **options)
+        seen.add(id(self.fn.__globals__))
+        return call(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__call__", call_patched)
+        yield
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
