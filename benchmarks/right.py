@@ -74,7 +74,7 @@ def requests(device: str, backend: str) -> list[Request]:
 
 
 def _rare(shapes: Mapping[str, Shape]) -> Iterator[Request]:
-    """Calls that launch the entries of the tables which no other call does: more maps, and planes that are activated."""
+    """Calls that launch the entries of the tables which no other call does."""
 
     def plain(name: str) -> Request:
         s = shapes[name]
