@@ -68,6 +68,12 @@ def inputs(n: int, c: int, d: int, k: int, p: int, g: int, dtype: torch.dtype = 
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 
 
+def test_an_empty_batch_holds_nothing_of_the_one_before() -> None:
+    for n in (3, 0):
+        found = run(*inputs(n, 8, 8, 4, 5, 2), num_groups=2)
+    assert not found["d_weight"].any()
+
+
 @pytest.mark.parametrize(
     ("n", "c", "d", "k", "p", "g"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradgradcheck
 
-from lewel_kernels import fused_align_aggregate
+from lewel_kernels import fused_align_aggregate, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -178,6 +178,19 @@ def test_batched_gradients(backend: str, device: torch.device) -> None:
     torch.testing.assert_close(found, torch.autograd.functional.jacobian(op, leaves))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_computes_anew(backend: str, device: torch.device) -> None:
+    """By the registered op, not by what a backend makes of it here."""
+    features, others, weight = (torch.randn(*shape, device=device) for shape in ((2, 16, 15), (2, 16, 15), (8, 16)))
+
+    def op(x: Tensor) -> Tensor:
+        return fused_align_aggregate(x, weight, backend=backend)
+
+    traced = torch.jit.trace(op, (features,), check_trace=False)
+    assert "lewel_kernels::align_aggregate_fwd" in str(traced.graph)
+    torch.testing.assert_close(traced(others), op(others))
+
+
 def test_inference_mode(backend: str, device: torch.device) -> None:
     inputs = make(CASE, device=device)
     expected = run_op(inputs, backend)["pooled"]
@@ -201,6 +214,25 @@ def test_second_order(case: OpCase, return_maps: bool, backend: str, device: tor
         )  # type: ignore[call-overload]  # fmt: skip
 
     assert gradgradcheck(op, tuple(inputs.leaves.values()))
+
+
+def test_third_order(backend: str, device: torch.device) -> None:
+    """Of the inputs of a second derivative that was taken with a graph; the same through plain PyTorch."""
+    inputs = make(SHARED, device=device)
+    leaves = (inputs.features.detach().requires_grad_(), inputs.weight.detach().requires_grad_())
+
+    def third(pooled: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(pooled.square().sum(), leaves[:1], create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaves[:1], create_graph=True)
+        return torch.autograd.grad(second.square().sum(), leaves)
+
+    options: dict[str, Any] = {"num_groups": SHARED.G, "temperature": 0.3, "eps": 1e-12}
+    found = third(fused_align_aggregate(*leaves, **options, backend=backend))
+    plain, *_ = reference.forward(
+        leaves[0].flatten(2), None, leaves[1], None, None, None,
+        **options, out_dtype=leaves[0].dtype, return_maps=False,
+    )  # fmt: skip
+    torch.testing.assert_close(found, third(plain), rtol=1e-9, atol=1e-9)
 
 
 def test_torch_func_is_refused_in_words(backend: str, device: torch.device) -> None:

@@ -191,6 +191,13 @@ class TestDistributions:
         assert (crop[:, :2] + crop[:, 2:]).max() <= SIZE
         assert crop[:, 2:].min() >= 1
 
+    def test_a_crop_lies_at_the_end_as_often_as_at_the_start(self):
+        crop = draws_of(Augmentation(crop_scale=(0.6, 0.8))).crop
+        for place, side in ((crop[:, 0], crop[:, 2]), (crop[:, 1], crop[:, 3])):
+            free = side < SIZE
+            starts, ends = ((place == 0) & free).sum(), ((place + side == SIZE) & free).sum()
+            assert abs(int(starts) - int(ends)) < 5 * (starts + ends) ** 0.5
+
     @pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["brightness", "contrast", "saturation", "hue"])
     def test_jitter_factors_like_torchvision(self, which):
         config = Augmentation(jitter=(0.4, 0.3, 0.2, 0.1))
@@ -200,6 +207,11 @@ class TestDistributions:
             names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
             expected = np.array([theirs.make_params([])[names[which]] for _ in range(4000)])
         assert distance(draws_of(config, 4000).factors[:, which], expected) < 0.04
+
+    def test_a_jitter_stronger_than_one_begins_at_zero(self):
+        """As torchvision's: what is below would invert the image."""
+        factors = draws_of(Augmentation(jitter=(1.5, 0.3, 0.2, 0.1)), 4000).factors[:, 0]
+        assert distance(factors, np.linspace(0, 2.5, 4000)) < 0.04
 
     def test_every_order_of_the_jitter_is_as_likely(self):
         order = draws_of(Augmentation(jitter_p=1.0), 24_000).order

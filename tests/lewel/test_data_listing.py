@@ -51,6 +51,11 @@ class TestClasses:
         assert seen(sets, "test") == [(0, 0), (1, 0), (80, 1), (81, 1)]
         assert len(sets.train) == 8
 
+    def test_a_name_may_hold_the_sign_of_a_comment(self, root):
+        for split in ("train", "val"):
+            (root / split / "n01440764").rename(root / split / "n01440#764")
+        assert lists(root, classes="n01440#764  # tench").num_classes == 1
+
     def test_other_class_folders_may_be_empty_or_in_one_split_only(self, root):
         (root / "train" / "n09999999").mkdir()
         assert lists(root, classes="n01440764").num_classes == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lewel.config import Data
-from lewel.data import Datasets, TrainLoader, Views, build, eval_batches
+from lewel.data import Datasets, TrainLoader, Views, build, eval_batches, spaced
 from lewel.data.loader import CPU, BatchKey
 from lewel.errors import LewelError
 
@@ -151,3 +151,8 @@ def test_workers_that_owe_batches_at_sigterm_deliver_them(of):
         go_on.release()
     seen += batches
     assert sorted(i for views in seen for i in views.indices.tolist()) == list(range(16))
+
+
+def test_spaced_indices_reach_the_end_of_a_set_that_the_count_does_not_divide(sets):
+    assert spaced(sets.test, 15).tolist() == [20 * i // 15 for i in range(15)]
+    assert spaced(sets.test, 99).tolist() == list(range(20))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lewel import losses, optim
+from lewel import distributed, losses, optim
 from lewel.config import Data, Encoder, Heads, Method, Optim, Train
 from lewel.errors import LewelError
 from lewel.heads import MLP, CoupledHead, MoCoHead
@@ -177,6 +177,21 @@ def test_keys_are_the_second_view_through_the_followed_target_in_groups():
     torch.testing.assert_close(step.parts["aligned"], expected)
     expected = losses.info_nce(query.z, z, reference.queue.keys, 0.13)
     torch.testing.assert_close(step.parts["global"], expected)
+
+
+def test_plain_keys_take_their_statistics_over_the_whole_batch():
+    """As queries do, also where split_bn is not one."""
+    method = drifted("lewel_m", key_bn="plain")
+    step = method(*views(), 1.0)
+    torch.testing.assert_close(step.keys, method.target(views()[1]).z)
+
+
+def test_a_process_that_is_not_the_first_contrasts_with_its_own_aligned_keys(monkeypatch):
+    method = drifted("lewel_m")
+    alone = copy.deepcopy(method)(*views(), 1.0)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "gather", lambda x: torch.cat([torch.randn_like(x), x]))
+    torch.testing.assert_close(method(*views(), 1.0).parts, alone.parts)
 
 
 def test_keys_are_shuffled_anew_in_every_view_pass_and_run():

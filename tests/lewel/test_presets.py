@@ -365,10 +365,12 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 class TestPublishedImages:
-    RUN = presets.get("imagenet100/lewel_m")
+    RUN, ALL_CLASSES = presets.get("imagenet100/lewel_m"), presets.get("imagenet/lewel_m_100")
 
     def test_of_the_preset_s_set(self):
-        assert presets.published_images(replace(self.RUN, epochs=1)) == 126_689
+        named = replace(self.RUN, data=replace(self.RUN.data, classes="a-hundred.txt"))
+        for run in (self.RUN, replace(self.RUN, epochs=1), named):
+            assert presets.published_images(run) == 126_689
 
     @pytest.mark.parametrize(
         "run",
@@ -376,6 +378,7 @@ class TestPublishedImages:
             pytest.param(replace(RUN, preset="custom"), id="custom"),
             pytest.param(replace(RUN, data=replace(RUN.data, name="imagenette")), id="other-set"),
             pytest.param(replace(RUN, data=replace(RUN.data, train_list="one.txt")), id="part"),
+            pytest.param(replace(ALL_CLASSES, data=replace(ALL_CLASSES.data, classes="some.txt")), id="some-classes"),
         ],
     )
     def test_not_of_other_data(self, run):

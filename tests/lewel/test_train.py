@@ -234,6 +234,12 @@ def test_an_epoch_is_saved_before_it_is_evaluated_and_evaluated_when_it_was_not(
         newest = checkpoint.found(tmp_path / "checkpoints")[-1]
 
 
+def test_a_run_resumed_after_an_evaluated_epoch_evaluates_the_later_ones(tmp_path):
+    run_in(tmp_path, TINY, epochs=2)  # killed before the second was evaluated
+    run_in(tmp_path, TINY, resume=tmp_path / "checkpoints" / "step-00000003.pt")
+    assert [r["epoch"] for r in log.read(tmp_path / "log.jsonl") if r["kind"] == "epoch"] == [1, 2, 3]
+
+
 def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
     """As they are, a bank of ImageNet would fill 60 GB."""
     widths = []
@@ -262,6 +268,13 @@ def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch)
     seconds = [record["seconds"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "epoch"]
     assert seconds[2] - seconds[1] == seconds[1] - seconds[0] > 0
     assert session.seconds == seconds[2]
+
+
+def test_seconds_before_a_checkpoint_within_an_epoch_count_once(tmp_path, monkeypatch):
+    """By a clock that ticks whenever somebody looks: there are no more of them than ticks."""
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
+    session = run_in(tmp_path, replace(TINY, save_every=1))
+    assert 0 < session.seconds < time.monotonic()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
