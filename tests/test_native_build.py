@@ -91,7 +91,7 @@ def test_processes_that_ask_at_once_build_once(sources: Path, cache: Path) -> No
     # Slow enough that the second process certainly finds the first one compiling.
     (sources / "a.h").write_text("#include <regex>\n#include <iostream>\n")
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [process.communicate()[0].split() for process in processes]
+    answers = [process.communicate()[0].strip().split(maxsplit=1) for process in processes]
     assert sorted(answer[0] for answer in answers) == ["False", "False", "True"]
     assert len({answer[1] for answer in answers}) == 1
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(answers[0][1]).parent.name]
