@@ -23,6 +23,8 @@ from lewel_kernels.triton import INTERPRETED, configs, offline  # noqa: E402
 from lewel_kernels.triton import budget as budgets  # noqa: E402
 from lewel_kernels.triton.offline import Report  # noqa: E402
 
+# The first test that asks for reports compiles everything, unless an earlier run has.
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = (80, 89, 90)
 
