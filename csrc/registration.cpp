@@ -9,9 +9,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <initializer_list>
+#include <new>
 #include <optional>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
@@ -81,9 +82,11 @@ void prefer_huge_pages(const MaybeTensor& t) {
 }
 
 template <class A>
-Tensor workspace(const Tensor& like, int64_t elements) {
+Tensor workspace(const Tensor& like, int64_t elements, const char* purpose) {
+  // Torch prints what it cannot allocate, and throws the name of a file instead: so it is asked for what is to be had.
+  cpu::allocate(elements * sizeof(A), purpose);
   const std::optional<ScalarType> type = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-  const Tensor memory = torch::stable::new_empty(like, std::vector<int64_t>{elements}, type);
+  const Tensor memory = torch::stable::new_empty(like, {&elements, 1}, type);
   prefer_huge_pages(memory);
   return memory;
 }
@@ -104,7 +107,7 @@ void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& we
   q.norm = norm.data_ptr();
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
-    const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q));
+    const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q), "the workspace of the forward");
     q.workspace = memory.data_ptr();
     cpu::forward<A>(q);
   };
@@ -136,7 +139,8 @@ void backward(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const Ten
   q.project_features = !pixels;
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
-    const Tensor memory = workspace<A>(features, cpu::backward_workspace<A>(q));
+    const Tensor memory = workspace<A>(features, cpu::backward_workspace<A>(q),
+                                       "the workspace of the backward; a smaller batch takes less");
     q.workspace = memory.data_ptr();
     cpu::backward<A>(q);
   };
@@ -154,16 +158,25 @@ void cpu::run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context) 
   };
   const int64_t shares = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
   const auto begin = [&](int64_t share) { return tasks * share / shares; };
-  std::vector<Counter> next(shares);
-  for (int64_t t = 0; t < shares; ++t) next[t].value.store(begin(t), std::memory_order_relaxed);
+  const Memory counters = allocate(shares * sizeof(Counter), "the counters of the threads");
+  Counter* const next = static_cast<Counter*>(counters.get());
+  for (int64_t t = 0; t < shares; ++t) new (next + t) Counter{{begin(t)}};
+  std::atomic_flag thrown = ATOMIC_FLAG_INIT;
+  std::exception_ptr error;
   torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t) {
-    for (int64_t i = 0; i < shares; ++i) {
-      const int64_t share = (first + i) % shares;
-      for (int64_t task; (task = next[share].value.fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);)
-        work(context, task);
+    try {
+      for (int64_t i = 0; i < shares; ++i) {
+        const int64_t share = (first + i) % shares;
+        for (int64_t task; (task = next[share].value.fetch_add(1, std::memory_order_relaxed)) < begin(share + 1);)
+          work(context, task);
+      }
+    } catch (...) {  // it must not leave the function of a thread
+      if (!thrown.test_and_set()) error = std::current_exception();
+      for (int64_t t = 0; t < shares; ++t) next[t].value.store(tasks, std::memory_order_relaxed);  // nothing is left
     }
     Arena::of_this_thread().trim();
   });
+  if (error) std::rethrow_exception(error);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lewel_native, library) {

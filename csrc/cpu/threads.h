@@ -3,7 +3,9 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -12,8 +14,32 @@
 
 namespace lewel::cpu {
 
-// Runs work(context, i) for every i in [0, tasks), in any order and on any thread. Defined by registration.cpp over the
-// thread pool of torch, so that the op obeys torch.set_num_threads and never competes with it.
+// Says so without memory, and is thrown with what the C++ library keeps for that.
+class OutOfMemory : public std::exception {
+ public:
+  OutOfMemory(size_t bytes, const char* purpose) {
+    std::snprintf(said_, sizeof(said_), "out of memory: %zu bytes for %s", bytes, purpose);
+  }
+  const char* what() const noexcept override { return said_; }
+
+ private:
+  char said_[192];
+};
+
+struct Free {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+inline Memory allocate(size_t bytes, const char* purpose) {
+  Memory memory(::operator new(bytes, std::align_val_t{64}, std::nothrow));
+  if (!memory) throw OutOfMemory(bytes, purpose);
+  return memory;
+}
+
+// Runs work(context, i) for every i in [0, tasks), in any order and on any thread. What one throws ends the others early
+// and is thrown again here. Defined by registration.cpp over the thread pool of torch, so that the op obeys
+// torch.set_num_threads and never competes with it.
 void run_tasks(int64_t tasks, void (*work)(void*, int64_t), void* context);
 
 // No result may depend on which thread ran a task: a task writes its own part of the output, and its sums are its own.
@@ -38,24 +64,23 @@ class Arena {
   }
   void* reserve(size_t bytes) {
     if (bytes > size_) {
-      memory_.reset();  // before the new block, so that the peak is one block
-      memory_.reset(::operator new(bytes, std::align_val_t{64}));
+      release();  // before the new block, so that the peak is one block
+      memory_ = allocate(bytes, "the scratch of a thread; fewer positions or maps take less, and so do fewer threads");
       size_ = bytes;
     }
     return memory_.get();
   }
   void trim() {
-    if (size_ > kKept) {
-      memory_.reset();
-      size_ = 0;
-    }
+    if (size_ > kKept) release();
   }
 
  private:
-  struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<void, Free> memory_;
+  void release() {
+    memory_.reset();
+    size_ = 0;
+  }
+
+  Memory memory_;
   size_t size_ = 0;
 };
 

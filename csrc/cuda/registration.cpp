@@ -9,8 +9,11 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include <exception>
 #include <initializer_list>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cuda/call.h"
@@ -110,6 +113,16 @@ void fill(Call& q, const Tensor& features, const MaybeTensor& pixels, const Tens
   q.eps = eps;
 }
 
+// Torch prints what it cannot allocate, and throws the name of a file instead.
+Tensor allocate(const Tensor& like, int64_t bytes) {
+  try {
+    return torch::stable::new_empty(like, std::vector<int64_t>{bytes}, std::optional<ScalarType>(ScalarType::Byte));
+  } catch (const std::exception&) {
+    throw std::runtime_error("out of memory: " + std::to_string(bytes) +
+                             " bytes for the workspace of a call; a smaller batch takes less");
+  }
+}
+
 // Runs on the device of the features and its current stream, with memory for what kernels pass to each other.
 template <class Q, class Run>
 void run(const Q& q, const Tensor& features, Run run_kernels) {
@@ -129,8 +142,7 @@ void run(const Q& q, const Tensor& features, Run run_kernels) {
 #endif
   Workspace counted;
   run_kernels(counted, nullptr);
-  const Tensor memory = torch::stable::new_empty(features, std::vector<int64_t>{counted.bytes()},
-                                                 std::optional<ScalarType>(ScalarType::Byte));
+  const Tensor memory = allocate(features, counted.bytes());
   Workspace workspace(memory.data_ptr());
   run_kernels(workspace, &device);
 }

@@ -509,8 +509,8 @@ void launch(Grid grid, int block_threads, int shared_bytes, void (*kernel)(void*
   std::vector<std::thread> others;
   try {
     for (int64_t i = 1; i < std::min<int64_t>(threads, blocks); ++i) others.emplace_back(work);
-  } catch (const std::system_error&) {
-    // with as many as there are
+  } catch (const std::exception&) {
+    // with as many as there are: one that is dropped unjoined ends the process
   }
   work();
   for (std::thread& other : others) other.join();

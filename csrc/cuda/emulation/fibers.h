@@ -12,7 +12,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <new>
+#include <stdexcept>
+#include <string>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -129,10 +130,10 @@ class Stack {
  public:
   Stack() {
     base_ = static_cast<char*>(mmap(nullptr, kGuard + kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED) throw std::bad_alloc();
+    if (base_ == MAP_FAILED) fail();
     if (mprotect(base_ + kGuard, kBytes, PROT_READ | PROT_WRITE) != 0) {
       munmap(base_, kGuard + kBytes);
-      throw std::bad_alloc();
+      fail();
     }
   }
   ~Stack() { munmap(base_, kGuard + kBytes); }
@@ -144,6 +145,11 @@ class Stack {
   static size_t bytes(int thread) { return kBytes - static_cast<size_t>(thread) % 61 * 320; }
 
  private:
+  [[noreturn]] static void fail() {
+    throw std::runtime_error("out of memory: " + std::to_string(kGuard + kBytes) +
+                             " bytes for the stack of an emulated thread");
+  }
+
   static constexpr size_t kGuard = 65536, kBytes = 262144;  // whole pages, where a page has 64 KiB too
   char* base_;
 };
