@@ -3,7 +3,7 @@
 
 #include "cpu/vector.h"
 
-PYBIND11_MODULE(_lewel_native, module) {
+PYBIND11_MODULE(_lewel_native, module, pybind11::mod_gil_not_used()) {
   module.doc() = "The compiled kernels of lewel_kernels; importing it registers torch.ops.lewel_native.";
   module.def("build_info", [] {
     pybind11::dict info;

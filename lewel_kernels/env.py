@@ -30,7 +30,8 @@ CACHE_DIR = Variable(
     "LEWEL_CACHE_DIR",
     "lewel in XDG_CACHE_HOME, or ~/.cache/lewel",
     "Folder that keeps the compiled kernels, one build per version of the sources, torch, Python, compiler and "
-    "processor. It may be shared by machines and filled ahead of time by `python -m lewel_kernels.build`.",
+    "processor. It may be shared by machines, filled ahead of time by `python -m lewel_kernels.build`, and read-only "
+    "once it is filled, but must not be mounted noexec.",
 )
 
 CPU_ISA = Variable(

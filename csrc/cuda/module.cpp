@@ -68,7 +68,7 @@ std::tuple<std::string, std::string> describe(const Described& features, const D
 
 }  // namespace
 
-PYBIND11_MODULE(LEWEL_MODULE, module) {
+PYBIND11_MODULE(LEWEL_MODULE, module, pybind11::mod_gil_not_used()) {
   module.doc() = "The CUDA kernels of lewel_kernels; importing it registers their ops.";
   module.def("build_info", [] {
     pybind11::dict info;

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
+from lewel_kernels import env
 from lewel_kernels.native import builder
 from lewel_kernels.native.target import Target
 from lewel_kernels.native.targets import TARGETS
@@ -85,6 +86,14 @@ def _try(target: Target) -> str | None:
     return None
 
 
+# Where a library is as it should be, and deleting it would not help.
+_REMEDIES = {
+    "failed to map segment": "if {} is mounted noexec, or guarded by a policy of the system, set "
+    f"{env.CACHE_DIR.name} to another folder",
+    "version `": "the compiler's library is newer than the one that Python has loaded: set CXX to an older compiler",
+}
+
+
 def _load(target: Target, library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(target.module, library)
     assert spec is not None
@@ -93,8 +102,11 @@ def _load(target: Target, library: Path) -> ModuleType:
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     except ImportError as error:
+        if builder.is_noexec(library.parent):
+            raise BuildError(builder.noexec(library.parent.parent)) from error
+        remedy = next((remedy for words, remedy in _REMEDIES.items() if words in str(error)), "delete {}")
         raise BuildError(
-            f"the compiled extension {library} cannot be loaded ({error}); delete {library.parent}"
+            f"the compiled extension {library} cannot be loaded ({error}); {remedy.format(library.parent)}"
         ) from error
     sys.modules[target.module] = loaded
     return loaded

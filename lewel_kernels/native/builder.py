@@ -14,17 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
 
 from lewel_kernels import env
 from lewel_kernels.native.target import Target, Tools
 from lewel_kernels.native.target import sources as sources
-from lewel_kernels.native.toolchain import BuildError, find_ninja
+from lewel_kernels.native.toolchain import BuildError, find_ninja, run
 
 _LOG = "build.log"
+_NO_SPACE = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,17 @@ def build(target: Target) -> Build:
     folder = cache() / _name(target, tools)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        if is_noexec(folder.parent):
+            raise BuildError(noexec(folder.parent))
+        with _lock(folder.with_name(f"{folder.name}.lock")):
             if found := find(target):
                 return Build(found, None)
-            print(f"lewel_kernels: {target.notice(tools)}", file=sys.stderr)
+            _say(f"lewel_kernels: {target.notice(tools)}")
             start = time.perf_counter()
             _compile(target, tools, folder)
             return Build(folder / target.library, time.perf_counter() - start)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _NO_SPACE:
             raise BuildError(_full(folder.parent)) from error
         raise BuildError(
             f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
@@ -106,6 +109,46 @@ def cache() -> Path:
         ) from error
 
 
+def is_noexec(folder: Path) -> bool:
+    """Whether the folder lies on a file system from which no program and no library may be run."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+    except (OSError, AttributeError):  # the latter where the system does not tell
+        return False
+
+
+def noexec(folder: Path) -> str:
+    """What is said of such a folder, up to the command that builds once more."""
+    return (
+        f"the folder {folder} is mounted noexec, so that no library can be loaded from it; set {env.CACHE_DIR.name} to "
+        f"one that is not"
+    )
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process builds and the others wait; the system unlocks for one that is killed.
+
+    Where nothing can be locked (some file systems know no locks, and the file may be somebody else's) they build side
+    by side, which only costs time. A lock made of a file's being there would outlive a process that is killed.
+    """
+    with ExitStack() as held:
+        with suppress(OSError, ImportError):
+            import fcntl  # not on Windows
+
+            file = held.enter_context(path.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a process forked meanwhile has the file open too
+        yield
+
+
+def _say(text: str) -> None:
+    """On stderr, which may be closed, full or None: what is said does not decide what runs."""
+    if sys.stderr is not None:
+        with suppress(Exception):
+            print(text, file=sys.stderr)
+
+
 def _name(target: Target, tools: Tools | None) -> str:
     """The folder of a build; without tools, the part of its name that does not depend on them."""
     name = f"{target.name}-{_digest(target.inputs())}"
@@ -113,7 +156,7 @@ def _name(target: Target, tools: Tools | None) -> str:
 
 
 def _digest(inputs: list[str]) -> str:
-    return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(inputs).encode(errors="backslashreplace")).hexdigest()[:12]
 
 
 def _jobs() -> list[str]:
@@ -131,23 +174,38 @@ def _compile(target: Target, tools: Tools, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.", ignore_cleanup_errors=True) as work:
         target.write(Path(work), tools)
         jobs = _jobs()
-        result = subprocess.run([ninja, *jobs], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            result = run([ninja, *jobs], cwd=work, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise BuildError(
+                f"{ninja} does not run ({error.strerror or error}); run `python -m pip install --force-reinstall ninja`"
+            ) from error
         if result.returncode:
             raise BuildError(_failure(result.stdout, folder.with_name(f"{folder.name}.log")))
         finished = Path(work, "finished")
         finished.mkdir()
         shutil.move(Path(work, target.library), finished)
-        (finished / _LOG).write_text(result.stdout)
-        finished.rename(folder)
+        (finished / _LOG).write_text(result.stdout, encoding="utf-8")
+        if not (folder / target.library).is_file():  # what is left of a build that was cleared away in part
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            finished.rename(folder)
+        except OSError:  # a process that could not be locked out may have been quicker
+            if not (folder / target.library).is_file():
+                raise
 
 
 def _failure(output: str, log: Path) -> str:
     """What the compilers' output means and what to do about it; the output itself is written to ``log``."""
     lines = output.splitlines()
-    if any("No space left on device" in line for line in lines):
+    if any(words in line for line in lines for words in _NO_SPACE.values()):
         return _full(log.parent)
-    log.write_text(output)
-    told = "compiling the kernels failed: {} (the whole log is " + f"{log}); "
+    try:
+        log.write_text(output, encoding="utf-8")
+        where = f"the whole log is {log}"
+    except OSError as error:
+        where = f"the log {log} cannot be written: {error.strerror or error}"
+    told = f"compiling the kernels failed: {{}} ({where}); "
     for words, remedy in _REMEDIES.items():
         if line := next((line for line in lines if words in line), None):
             return told.format(line.strip()) + remedy
@@ -163,7 +221,8 @@ _REMEDIES = {
 
 
 def _full(folder: Path) -> str:
+    temporary = os.environ.get("TMPDIR") or "/tmp"  # tempfile would look for one that has space, and raise
     return (
         f"no space is left on the disk of the cache folder {folder} or of the compilers' temporary files in "
-        f"{tempfile.gettempdir()}; free some, or set {env.CACHE_DIR.name} or TMPDIR to a folder that has some"
+        f"{temporary}; free some, or set {env.CACHE_DIR.name} or TMPDIR to a folder that has some"
     )

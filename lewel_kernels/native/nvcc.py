@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lewel_kernels.native.toolchain import BuildError
+from lewel_kernels.native.toolchain import BuildError, run
 
 ARCHS = "TORCH_CUDA_ARCH_LIST"
 _USUAL = "/usr/local/cuda"
@@ -97,7 +97,7 @@ def _install(version: str) -> str:
 def _inspect(path: str) -> Nvcc:
     def ask(option: str, pattern: str) -> list[str]:
         try:
-            told = subprocess.run([path, option], capture_output=True, text=True, check=True, timeout=60).stdout
+            told = run([path, option], stderr=subprocess.DEVNULL, check=True, timeout=60).stdout
         except (OSError, subprocess.SubprocessError) as error:
             raise BuildError(
                 f"the CUDA compiler {path} does not run ({error}); set CUDA_HOME to a toolkit whose nvcc does"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +59,9 @@ class Target:
 
     def inputs(self) -> list[str]:
         """What a build owes to anything else, the text of its sources included."""
-        inputs = [*self.flags(), torch.__version__, str(sys.implementation.cache_tag), platform.machine()]
+        # A Python without the GIL has another ABI under the same cache_tag.
+        python = [sys.implementation.cache_tag, sysconfig.get_config_var("EXT_SUFFIX"), getattr(sys, "abiflags", None)]
+        inputs = [*self.flags(), torch.__version__, *map(str, python), platform.machine()]
         for path in self.files():
             inputs += [path.relative_to(sources()).as_posix(), path.read_text()]
         return inputs
@@ -90,12 +94,13 @@ class Target:
             "  facts = -include facts.h",
             f"build {self.library}: link {' '.join(f'{unit}.o' for unit in self.units())}",
         ]
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        # A path may have bytes that are no text, or none in this locale.
+        (folder / "build.ninja").write_bytes(os.fsencode("\n".join(lines) + "\n"))
 
     def commands(self, tools: Tools) -> list[str]:
         """The rules by which each suffix is compiled, and `link`."""
         headers = [f"-isystem{path}" for path in header_folders()]
-        compile = quoted([*tools.compiler.command, *self.flags(), *headers, f"-I{sources()}"])
+        compile = quoted([*tools.compiler.command, *self.flags(), *headers, f"-I{sources()}", *unnamed_folders()])
         return [
             *(line for suffix in ("cpp", "cu") for line in rule(suffix, f"{compile} $facts -c $in -o $out")),
             *rule("link", f"{quoted(tools.compiler.command)} -shared $in {quoted(libraries())} -o $out"),
@@ -116,6 +121,13 @@ def source_files(folder: Path) -> list[Path]:
 def libraries() -> list[str]:
     # torch, imported before, has loaded them: they need not be found a second time.
     return [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def unnamed_folders() -> list[str]:
+    """So that no message names a folder of whoever compiled: in what __FILE__ says, these are left out."""
+    named = [*header_folders(), str(sources())]
+    # GCC follows links in the names of headers.
+    return [f"-fmacro-prefix-map={folder}/=" for folder in dict.fromkeys([*named, *map(os.path.realpath, named)])]
 
 
 def string(value: str) -> str:

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from lewel_kernels import env
 from lewel_kernels.native import nvcc, target
-from lewel_kernels.native.target import ABI, Target, Tools, libraries, quoted, rule, source_files, string
+from lewel_kernels.native.target import (
+    ABI,
+    Target,
+    Tools,
+    libraries,
+    quoted,
+    rule,
+    source_files,
+    string,
+    unnamed_folders,
+)
 from lewel_kernels.native.toolchain import find_compiler, header_folders
 
 
@@ -143,7 +153,8 @@ class Cuda(Target):
         nvcc_with = [tools.nvcc.path, "-ccbin", compiler[0] if len(compiler) == 1 else _SCRIPT]
         # The compiler by way of nvcc, which knows where its own headers are, in whatever way it was installed.
         headers = [f"-isystem={path}" for path in header_folders()]
-        host = quoted([*nvcc_with, *self._host_flags(), *headers, here])
+        unnamed = [f"-Xcompiler={flag}" for flag in unnamed_folders() if "," not in flag]  # which nvcc would split
+        host = quoted([*nvcc_with, *self._host_flags(), *headers, here, *unnamed])
         generate = [f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in _archs(tools)]
         kernels = quoted([*nvcc_with, *self.flags(), *generate, here])
         # The packages of pip have their libraries in lib, where nvcc looks for lib64.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -11,6 +12,7 @@ import sysconfig
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,36 +48,47 @@ def find_compiler() -> Compiler:
     return Compiler(tuple(command), _version(tuple(command), shutil.which(command[0]) or ""))
 
 
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program without a stdin that it could wait for, and what it prints, in whatever encoding."""
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace", **options
+    )
+
+
 @functools.cache
 def _version(command: tuple[str, ...], path: str) -> str:
     try:
-        result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+        result = run([*command, "--version"], stderr=subprocess.DEVNULL, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"the C++ compiler {path} does not run ({error}); set CXX to one that does") from error
     return result.stdout.splitlines()[0] if result.stdout else "unknown"
 
 
 def find_ninja() -> str:
-    try:
-        return str(Path(import_module("ninja").BIN_DIR) / "ninja")
-    except ImportError:
-        if found := shutil.which("ninja"):
+    with contextlib.suppress(ImportError, AttributeError):  # a folder of that name is imported without BIN_DIR
+        if found := shutil.which(str(Path(import_module("ninja").BIN_DIR) / "ninja")):
             return found
+    if found := shutil.which("ninja"):
+        return found
     raise BuildError("ninja is not installed; run `python -m pip install ninja`")
 
 
 def header_folders() -> list[str]:
     try:
         pybind11 = import_module("pybind11").get_include()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # the latter of a folder of that name
         raise BuildError("pybind11 is not installed; run `python -m pip install pybind11`") from error
+    # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
+    return [pybind11, str(torch_folder() / "include"), python_headers()]
+
+
+def python_headers() -> str:
     python = sysconfig.get_path("include")
     if not (Path(python) / "Python.h").is_file():
         raise BuildError(
             f"Python's headers are not in {python}; install them (Debian and Ubuntu: apt install python3-dev)"
         )
-    # pybind11 first: torch ships a copy of its own that refuses to live with the stable ABI.
-    return [pybind11, str(torch_folder() / "include"), python]
+    return python
 
 
 def torch_folder() -> Path:
