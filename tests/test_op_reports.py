@@ -51,6 +51,7 @@ def test_info_says_what_each_gpu_can_run(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(info, "_gpus", list)
     monkeypatch.setattr(triton, "_capability", lambda device: [(9, 0), (7, 0)][device.index])
+    monkeypatch.setattr(triton, "_cannot_launch", lambda: None)
     assert "  triton: gpu 0: runs; gpu 1: it needs a GPU from sm_80 on" in info.report()
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -446,7 +449,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
     gpu = Pretended((9, 0))
     monkeypatch.setattr(backend_module, "INTERPRETED", False)
     monkeypatch.setattr(backend_module, "_capability", lambda device: gpu.capability)
-    return gpu
+    backend_module._cannot_launch.cache_clear()
+    yield gpu
+    backend_module._cannot_launch.cache_clear()
 
 
 def test_what_it_refuses(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,6 +469,80 @@ def test_what_it_refuses(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) 
     assert "float8" in (refusal(torch.float8_e4m3fn) or "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install triton" in (refusal() or "")
+
+
+class Driver:
+    """Triton's, which compiles its launcher when it is first asked for."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.asked = error, 0
+
+    @property
+    def active(self) -> Driver:
+        self.asked += 1
+        if self.error:
+            raise self.error
+        return self
+
+    def get_current_target(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("compiler", r"neither gcc nor clang is on the PATH; install gcc \(Debian and Ubuntu: apt install gcc\)$"),
+        ("CC", "the variable CC names 'gcc-of-next-year', which is not a program; correct or unset it$"),
+        ("headers", r"Python's headers are not in .*; install them \(.*apt install python3-dev\)$"),
+        (
+            "else",
+            r"does not start \(AssertionError: libcuda.so cannot found! .* ldconfig\); set .* TRITON_LIBCUDA_PATH",
+        ),
+        ("nothing", None),
+    ],
+)
+def test_what_its_driver_lacks_is_asked_once(
+    lacks: str, said: str | None, pretended: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {"nothing": None, "else": AssertionError("libcuda.so cannot found!\nPlease run ldconfig")}
+    driver = Driver(errors.get(lacks, RuntimeError("Failed to find C compiler.")))
+    monkeypatch.setattr(triton.runtime, "driver", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None if lacks == "compiler" or "next" in name else f"/bin/{name}")
+    if lacks == "CC":
+        monkeypatch.setenv("CC", "gcc-of-next-year")
+    (tmp_path / "Python.h").write_text("")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "no" if lacks == "headers" else tmp_path))
+    told = {backend_module.refuse(dispatch.Request(torch.device("cuda:0"), torch.float32)) for _ in range(3)}
+    assert driver.asked == 1
+    assert [*told] == [None] if said is None else re.search(said, str(*told)), told
+
+
+def test_a_gpu_without_a_c_compiler_gets_the_reference(tmp_path: Path) -> None:
+    """Of Triton all is real here, and of the GPU only what is asked before anything is launched."""
+    code = (
+        "import warnings, torch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.get_device_capability = lambda device=None: (9, 0)\n"
+        "from lewel_kernels import dispatch\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(dispatch.choose(torch.device('cuda', 0), torch.float32, 4, None))\n"
+        "print(*(warning.message for warning in caught), sep='\\n')\n"
+    )
+    empty = {name: str(tmp_path) for name in ("PATH", "TRITON_CACHE_DIR", "TRITON_LIBCUDA_PATH", "LEWEL_CACHE_DIR")}
+    demanded = ("TRITON_INTERPRET", "LEWEL_CUDA_EMULATE", "LEWEL_BACKEND", "CC", "CUDA_HOME", "CUDA_PATH")
+    environment = {name: value for name, value in os.environ.items() if name not in demanded} | empty
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    chosen, *warned = done.stdout.splitlines()
+    assert chosen == "reference"
+    assert "the triton backend cannot: Triton compiles what launches its kernels with a C compiler, and" in warned[0]
+    assert "apt install gcc" in warned[0]
 
 
 def test_too_many_maps_are_refused_at_the_door() -> None:

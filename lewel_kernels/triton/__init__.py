@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from lewel_kernels.dispatch import BackendUnavailable
+from lewel_kernels.native import toolchain
 
 if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
@@ -52,7 +54,41 @@ def refuse(request: Request) -> str | None:
                 f"it needs a GPU from sm_80 on (A100), and {request.device} is sm_{major}{minor}, for which Triton "
                 "would compile matrix products to scalar code"
             )
+        return _cannot_launch()
     return None
+
+
+@functools.cache
+def _cannot_launch() -> str | None:
+    """Why Triton launches nothing here, or None. Asked once: what launches kernels is compiled when it first does."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # of whatever kind: it says what the first launch would
+        if "0 active drivers" in str(error) and not torch.cuda.is_available():
+            return None  # a GPU is only spoken of
+        return _explained(error)
+    return None
+
+
+def _explained(error: Exception) -> str:
+    """What triton/runtime/build.py needs and does not find, else the error itself."""
+    needs = "Triton compiles what launches its kernels with a C compiler"
+    if (compiler := os.environ.get("CC")) is not None:
+        if shutil.which(compiler) is None:
+            return f"{needs}, and the variable CC names {compiler!r}, which is not a program; correct or unset it"
+    elif not any(map(shutil.which, ("gcc", "clang"))):
+        return f"{needs}, and neither gcc nor clang is on the PATH; install gcc (Debian and Ubuntu: apt install gcc)"
+    try:
+        toolchain.python_headers()
+    except toolchain.BuildError as missing:
+        return f"{needs}, and {missing}"
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"Triton's driver does not start ({said}); set what it misses: TRITON_CACHE_DIR to a folder that is writable "
+        "and not mounted noexec, or TRITON_LIBCUDA_PATH to the folder of libcuda.so.1"
+    )
 
 
 @functools.cache
