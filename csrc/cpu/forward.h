@@ -65,7 +65,7 @@ void project(const Forward& q, const A* packed) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(panels_of_w)>>;
         for (int64_t k = 0; k < q.K; k += kPanel<A>)
           product<T>(rows, std::min<int64_t>(kPanel<A>, q.K - k), steps, left, {panels_of_w + k * of_steps, kPanel<A>},
-                     m + k, width, d > 0);
+                     m + k, width, d > 0, run_of(q.D));
       };
       if constexpr (kPairs<A>)
         if (paired(q.pixels.dtype, q.D)) {
@@ -112,7 +112,7 @@ void pool(const Forward& q) {
         const Matrix f_block = q.features.by_position(n).at(p, g * channels + c);
         const Right<A> f = right_side(f_block, depth, columns, packed);
         prefetch_block(f_block.at(0, columns), depth, std::min<int64_t>(kPanel<A>, channels - c - columns));
-        product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0);
+        product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0, run_of(P, L));
       }
       target.finish(L, columns);
     }

@@ -41,7 +41,7 @@ void pooling_gradient(const Backward& q, int64_t n, int64_t g, MapBlock<A> dmaps
 template <class A>
 void group_gradients(const Backward& q, const Workspace<A>& w) {
   const int64_t P = q.P, K = q.K, L = q.L(), width = padded<A>(L);
-  const A temperature = static_cast<A>(q.temperature);
+  const A sharpness = inverse_temperature<A>(q);
   // Whole vectors are written where they are kept; groups that end within a vector go through scratch.
   const bool whole = width == L;
   for_each_task(q.N * q.G, [&](int64_t task) {
@@ -71,9 +71,7 @@ void group_gradients(const Backward& q, const Workspace<A>& w) {
     for (int64_t l = 0; l < width; l += kLanes<A>) {  // E8
       const Vec<A> delta = blocked_sum<A>(P, [&](int64_t p) { return load(maps.at(p, l)) * load(dmaps.at(p, l)); });
       for (int64_t p = 0; p < P; ++p) {
-        Vec<A> ds = load(maps.at(p, l)) * (load(dmaps.at(p, l)) - delta);
-        if (temperature != A(1)) ds = ds / splat(temperature);
-        store(dmaps.at(p, l), ds);
+        store(dmaps.at(p, l), load(maps.at(p, l)) * (load(dmaps.at(p, l)) - delta) * sharpness);
       }
     }
     keep(dmaps, w.dm + first);

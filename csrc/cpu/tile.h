@@ -30,60 +30,75 @@ LEWEL_INLINE void add_product(Vec<Sum<T>>& sum, Vec<T> left, Vec<T> right) {
   }
 }
 
-// Depth of one pass of the kernel. Longer sums are sums of partial sums, which also lowers their rounding error.
+// Depth of one pass of the kernel.
 constexpr int64_t kDepth = 256;
+
+// The most terms of one running sum in E1. The rounding error of n terms in runs of b grows with sqrt(n b); that of
+// PyTorch's convolution grows as if b were n / 2, and about 200 from n = 512 on.
+inline int64_t run_of(int64_t depth) { return depth > 2 * kDepth ? kDepth : kDepth / 2; }
+// The same of a sum over positions: PyTorch's products sum these in runs of 15 to 50 with few maps, else of 50 to 200.
+inline int64_t run_of(int64_t positions, int64_t maps) { return maps > 16 ? run_of(positions) / 2 : 16; }
 
 // Rows is broadcast element by element, so its strides are free; the columns are whole vectors.
 template <class T, int Rows, int Vectors>
-void tile(int64_t depth, Left<T> a, Right<T> b, Sum<T>* c, int64_t c_row, bool accumulate) {
+void tile(int64_t depth, int64_t run, Left<T> a, Right<T> b, Sum<T>* c, int64_t c_row, bool accumulate) {
   constexpr int n = kLanes<T>;
-  Vec<Sum<T>> sum[Rows][Vectors] = {};
   // The destination is often cold: fetch its lines while the sums are formed.
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) __builtin_prefetch(c + i * c_row + j * n, 1);
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> right[Vectors];
+  do {
+    Vec<Sum<T>> sum[Rows][Vectors] = {};
+    for (int64_t k = std::min(depth, run); k > 0; --k) {
+      Vec<T> right[Vectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) right[j] = load(b.data + j * n);
+      for (int j = 0; j < Vectors; ++j) right[j] = load(b.data + j * n);
 #pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) {
-      const Vec<T> left = splat(a.data[i * a.row]);
+      for (int i = 0; i < Rows; ++i) {
+        const Vec<T> left = splat(a.data[i * a.row]);
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) add_product<T>(sum[i][j], left, right[j]);
+        for (int j = 0; j < Vectors; ++j) add_product<T>(sum[i][j], left, right[j]);
+      }
+      a.data += a.depth;
+      b.data += b.depth;
     }
-    a.data += a.depth;
-    b.data += b.depth;
-  }
 #pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
+    for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) {
-      Sum<T>* p = c + i * c_row + j * n;
-      store(p, accumulate ? load(p) + sum[i][j] : sum[i][j]);
-    }
+      for (int j = 0; j < Vectors; ++j) {
+        Sum<T>* p = c + i * c_row + j * n;
+        store(p, accumulate ? load(p) + sum[i][j] : sum[i][j]);
+      }
+    accumulate = true;
+    depth -= run;
+  } while (depth > 0);
 }
 
 template <class T>
-using TileFunction = void (*)(int64_t, Left<T>, Right<T>, Sum<T>*, int64_t, bool);
+using TileFunction = void (*)(int64_t, int64_t, Left<T>, Right<T>, Sum<T>*, int64_t, bool);
 
 template <class T, int... I>
 constexpr std::array<TileFunction<T>, sizeof...(I)> tile_table(std::integer_sequence<int, I...>) {
   return {tile<T, I / kTileVectors + 1, I % kTileVectors + 1>...};
 }
 
-// C is rows x columns (columns <= kPanel, rounded up to whole vectors in B and C) with row stride c_row.
+// C is rows x columns (columns <= kPanel, rounded up to whole vectors in B and C) with row stride c_row. The depth is
+// summed in runs of about the same length, `run` at the most.
 template <class T>
 void product(int64_t rows, int64_t columns, int64_t depth, Left<T> a, Right<T> b, Sum<T>* c, int64_t c_row,
-             bool accumulate) {
+             bool accumulate, int64_t run = kDepth) {
   static constexpr auto table = tile_table<T>(std::make_integer_sequence<int, kTileRows * kTileVectors>{});
   const int64_t vectors = padded<T>(columns) / kLanes<T>;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  if (depth > run) {
+    const int64_t runs = (depth + run - 1) / run;
+    run = (depth + runs - 1) / runs;
+  }
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = rows * t / tiles, height = rows * (t + 1) / tiles - begin;  // heights differ by one at most
-    const TileFunction<T> run = table[(height - 1) * kTileVectors + vectors - 1];
-    run(depth, {a.data + begin * a.row, a.row, a.depth}, b, c + begin * c_row, c_row, accumulate);
+    const TileFunction<T> multiply = table[(height - 1) * kTileVectors + vectors - 1];
+    multiply(depth, run, {a.data + begin * a.row, a.row, a.depth}, b, c + begin * c_row, c_row, accumulate);
   }
 }
 

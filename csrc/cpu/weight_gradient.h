@@ -62,7 +62,8 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
       for_each_image(per_image, next, std::min(next + kRows, end), [&](int64_t, int64_t n, int64_t p, int64_t rows) {
         prefetch_block(block(n, p), rows, columns);
       });
-      product<A>(K, columns, next - r, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin);
+      product<A>(K, columns, next - r, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin,
+                 run_of(all, K));
     }
     const Matrix out = splits == 1 ? q.d_weight.at(0, d)
                                    : Matrix{reinterpret_cast<char*>(w.partial + s * K * D + d), kDType<A>, D, 1};
