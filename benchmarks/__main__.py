@@ -7,9 +7,11 @@ import sys
 
 import torch
 
+from lewel_kernels import BACKENDS
+
 from . import commands, session
 from .cases import DTYPES, LAYOUTS, SUITES
-from .options import command, device, duration, limit
+from .options import command, count, device, duration, limit
 from .providers import PROVIDERS
 from .tables import KERNELS
 from .tune_space import SHAPES
@@ -48,6 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     right = command(chosen, "right", commands.run_right, "a backend's shipped configurations against float64, repeated")
     right.add_argument("--backend", choices=KERNELS, required=True)
     right.add_argument("--minutes", type=limit, default=float("inf"), help="begin no check that would end later")
+    exact = chosen.add_parser("accuracy", help="errors of small calls in float32 on the CPU, eager's beside")
+    exact.add_argument("--backend", choices=BACKENDS, default="cpu")
+    exact.add_argument("--draws", type=count, default=100, help="of the inputs of each call")
+    exact.set_defaults(call=commands.run_accuracy)
     for name, about in (
         ("first", "the most valuable of the three below"),
         ("check", "the op's tests and speed on a device"),

@@ -21,6 +21,7 @@ from .cost import Rates
 from .measure import Row, measure, sentence
 from .providers import PROVIDERS, prepare_compiler
 from .rates import measure_rates
+from .tables import markdown
 
 WRITE_BUDGET = "python -m lewel_kernels.triton.budget --write writes their budget"
 
@@ -196,6 +197,12 @@ def run_build(options: argparse.Namespace) -> int:
             recorder.append([row])
         failed |= row.problem is not None
     return int(failed)
+
+
+def run_accuracy(options: argparse.Namespace) -> None:
+    from . import accuracy
+
+    print(markdown(accuracy.HEADER, accuracy.rows(options.backend, options.draws)))
 
 
 def run_right(options: argparse.Namespace) -> int:

@@ -117,8 +117,9 @@ def project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
     """E5: channel group g of aligned vector l is the features (N, C, P) pooled with map g*L + l of maps (N, K, P)."""
-    grouped = _groups(maps, num_groups) @ _groups(features, num_groups).transpose(-1, -2)  # [N, G, L, C/G]
-    return _ungroup_channels(grouped)
+    # In this order, for sums over positions of the other one may be less exact in PyTorch's products.
+    grouped = _groups(features, num_groups) @ _groups(maps, num_groups).transpose(-1, -2)  # [N, G, C/G, L]
+    return _ungroup_channels(grouped.transpose(-1, -2))
 
 
 def backward(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.parity import Errors, compare
+from benchmarks.parity import Errors, compare, typical_share
 from benchmarks.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, fused_align_aggregate
 from lewel_kernels.reference import accumulator
@@ -176,33 +178,38 @@ def gradients(outputs: dict[str, Tensor], inputs: OpInputs) -> dict[str, Tensor]
 
 
 def beyond_contract(
-    case: OpCase, backend: str, dtype: torch.dtype, device: torch.device, *, draws: int, return_maps: bool = False
-) -> dict[str, str]:
-    """The results that are further from the float64 truth than the contract allows: their errors, pooled over draws.
+    case: OpCase,
+    backend: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    draws: int,
+    return_maps: bool = False,
+    temperature: float = SHARP,
+) -> dict[str, float]:
+    """The results that are typically further from the float64 truth than the contract allows, in parts of that.
 
-    A maximum is one number's, ours and eager's: which of them is unlucky differs between processors and numbers of
-    threads. So what seems too far has to be too far in four times as many other draws as well.
+    A few draws tell of most results that they are near enough. Where they do not, the verdict is that of five times as
+    many, the first ones among them: how far a draw strays differs between processors and numbers of threads.
     """
-    first = _errors(case, backend, dtype, device, range(draws), return_maps)
-    if all(errors.ok for errors in first.values()):
-        return {}
-    others = _errors(case, backend, dtype, device, range(draws, 5 * draws), return_maps)
-    return {name: f"{first[name]}; {x}" for name, x in others.items() if not (x.ok or first[name].ok)}
+    errors: dict[str, list[Errors]] = {}
+    for seeds in (range(draws), range(draws, 5 * draws)):
+        for seed in seeds:
+            for name, x in _errors(
+                make(case, dtype=dtype, device=device, seed=seed), backend, return_maps, temperature
+            ):
+                errors.setdefault(name, []).append(x)
+        shares = {name: typical_share(x) for name, x in errors.items()}
+        if all(share <= 1 for share in shares.values()):
+            break
+    return {name: share for name, share in shares.items() if not share <= 1}
 
 
-def _errors(
-    case: OpCase, backend: str, dtype: torch.dtype, device: torch.device, seeds: range, return_maps: bool
-) -> dict[str, Errors]:
-    draws: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for seed in seeds:
-        inputs = make(case, dtype=dtype, device=device, seed=seed)
-        truth = run_eager(inputs.to(torch.float64), return_maps=return_maps)
-        eager = run_eager(inputs, return_maps=return_maps)
-        for name, x in run_op(inputs, backend, return_maps=return_maps).items():
-            assert x.shape == truth[name].shape, name
-            assert x.dtype == (accumulator(dtype) if name in ("d_scale", "d_shift") else dtype), name
-            draws.setdefault(name, []).append((x.detach(), eager[name].detach(), truth[name].detach()))
-    return {
-        name: compare(*(torch.cat([x.flatten() for x in column]) for column in zip(*rows, strict=True)))
-        for name, rows in draws.items()
-    }
+def _errors(inputs: OpInputs, backend: str, return_maps: bool, temperature: float) -> Iterator[tuple[str, Errors]]:
+    options: dict[str, Any] = {"return_maps": return_maps, "temperature": temperature}
+    truth, eager = run_eager(inputs.to(torch.float64), **options), run_eager(inputs, **options)
+    dtype = inputs.features.dtype
+    for name, x in run_op(inputs, backend, **options).items():
+        assert x.shape == truth[name].shape, name
+        assert x.dtype == (accumulator(dtype) if name in ("d_scale", "d_shift") else dtype), name
+        yield name, compare(x.detach(), eager[name].detach(), truth[name].detach(), widened=False)
