@@ -112,7 +112,8 @@ void pool(const Forward& q) {
         const Matrix f_block = q.features.by_position(n).at(p, g * channels + c);
         const Right<A> f = right_side(f_block, depth, columns, packed);
         prefetch_block(f_block.at(0, columns), depth, std::min<int64_t>(kPanel<A>, channels - c - columns));
-        product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0, run_of(P, L));
+        product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0,
+                   run_of(P, L, channels));
       }
       target.finish(L, columns);
     }
