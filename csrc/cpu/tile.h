@@ -35,7 +35,7 @@ constexpr int64_t kDepth = 256;
 
 // The most terms of one running sum in E1. The rounding error of n terms in runs of b grows with sqrt(n b); that of
 // PyTorch's convolution grows as if b were n / 2, and about 200 from n = 512 on.
-inline int64_t run_of(int64_t depth) { return depth > 2 * kDepth ? kDepth : kDepth / 2; }
+inline int64_t run_of(int64_t depth) { return depth < 2 * kDepth ? kDepth / 2 : kDepth; }
 // The same of a sum over positions, for maps x channels: PyTorch sums in runs of 15 to 50 where these are few, else of 50
 // to 200.
 inline int64_t run_of(int64_t positions, int64_t maps, int64_t channels) {
@@ -53,7 +53,8 @@ void tile(int64_t depth, int64_t run, Left<T> a, Right<T> b, Sum<T>* c, int64_t 
     for (int j = 0; j < Vectors; ++j) __builtin_prefetch(c + i * c_row + j * n, 1);
   do {
     Vec<Sum<T>> sum[Rows][Vectors] = {};
-    for (int64_t k = std::min(depth, run); k > 0; --k) {
+    const int64_t terms = std::min(depth, run);
+    for (int64_t k = 0; k < terms; ++k) {
       Vec<T> right[Vectors];
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) right[j] = load(b.data + j * n);
