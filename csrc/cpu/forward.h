@@ -113,7 +113,7 @@ void pool(const Forward& q) {
         const Right<A> f = right_side(f_block, depth, columns, packed);
         prefetch_block(f_block.at(0, columns), depth, std::min<int64_t>(kPanel<A>, channels - c - columns));
         product<A>(L, columns, depth, {maps + p * width, 1, width}, f, target.data, target.row, p > 0,
-                   run_of(P, L, channels));
+                   run_of(L, channels));
       }
       target.finish(L, columns);
     }

@@ -36,11 +36,9 @@ constexpr int64_t kDepth = 256;
 // The most terms of one running sum in E1. The rounding error of n terms in runs of b grows with sqrt(n b); that of
 // PyTorch's convolution grows as if b were n / 2, and about 200 from n = 512 on.
 inline int64_t run_of(int64_t depth) { return depth < 2 * kDepth ? kDepth / 2 : kDepth; }
-// The same of a sum over positions, for maps x channels: PyTorch sums in runs of 15 to 50 where these are few, else of 50
-// to 200.
-inline int64_t run_of(int64_t positions, int64_t maps, int64_t channels) {
-  return std::min(maps, channels) > 16 ? run_of(positions) / 2 : 16;
-}
+// The same of a sum over positions, for maps x channels: PyTorch sums in runs of 15 to 50 where these are few, else of about
+// 100.
+inline int64_t run_of(int64_t maps, int64_t channels) { return std::min(maps, channels) > 16 ? kDepth / 2 : 16; }
 
 // Rows is broadcast element by element, so its strides are free; the columns are whole vectors.
 template <class T, int Rows, int Vectors>

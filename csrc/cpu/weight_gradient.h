@@ -63,7 +63,7 @@ void weight_gradients(const Backward& q, const Workspace<A>& w) {
         prefetch_block(block(n, p), rows, columns);
       });
       product<A>(K, columns, next - r, {w.dm + r * K, 1, K}, {x, kPanel<A>}, sums, kPanel<A>, r > begin,
-                 run_of(all, K, D));
+                 std::min(run_of(K, D), run_of(all) / 2));
     }
     const Matrix out = splits == 1 ? q.d_weight.at(0, d)
                                    : Matrix{reinterpret_cast<char*>(w.partial + s * K * D + d), kDType<A>, D, 1};
