@@ -107,7 +107,7 @@ void forward(const Tensor& features, const MaybeTensor& pixels, const Tensor& we
   q.norm = norm.data_ptr();
   const auto run = [&](auto accumulator) {
     using A = decltype(accumulator);
-    const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q), "the workspace of the forward");
+    const Tensor memory = workspace<A>(features, cpu::forward_workspace<A>(q), "the workspace of the forward; fewer maps or channels take less");
     q.workspace = memory.data_ptr();
     cpu::forward<A>(q);
   };

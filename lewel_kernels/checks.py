@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+import math
+import operator
+from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from lewel_kernels import tracing
 from lewel_kernels.reference import accumulator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,17 +28,20 @@ def check_call(
     temperature: float,
     eps: float,
     out_dtype: torch.dtype | None,
-) -> None:
-    """Everything about the arguments of fused_align_aggregate except that dtypes agree, which autocast may change."""
+) -> int:
+    """Everything about the arguments of fused_align_aggregate except that dtypes agree, which autocast may change.
+
+    Returns K.
+    """
     _check_map("features", features, "C")
-    n, c, p = features.shape[0], features.shape[1], features.shape[2:]
+    n, c, p = features.shape[0], features.shape[1], _positions(features)
     if pixels is not None:
         _check_map("pixels", pixels, "D")
         if pixels.shape[0] != n:
             raise ValueError(f"pixels must hold the {n} images of features; got {pixels.shape[0]}")
-        if pixels.shape[2:].numel() != p.numel():
+        if _positions(pixels) != p:
             raise ValueError(
-                f"pixels must hold the {p.numel()} positions of features; got {pixels.shape[2:].numel()} "
+                f"pixels must hold the {p} positions of features; got {_positions(pixels)} "
                 f"(features {_shape(features)}, pixels {_shape(pixels)})"
             )
     if pixels_affine is not None:
@@ -62,6 +69,8 @@ def check_call(
     for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
         if x is not None and x.device != features.device:
             raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
+    # As a number, which it also is where torch.compile holds sizes for symbols: the backend is a constant of the graph.
+    return operator.index(k)
 
 
 def _check_affine(pixels_affine: tuple[Tensor, Tensor], features: Tensor, pixels: Tensor | None) -> None:
@@ -79,27 +88,66 @@ def _check_affine(pixels_affine: tuple[Tensor, Tensor], features: Tensor, pixels
         if x.dtype != acc:
             raise TypeError(
                 f"{name} must be {acc}, in which {features.dtype} features are summed; got {x.dtype}: convert it with "
-                f".to({acc})"
+                f".to({acc}), or where FSDP has cast it set cast_forward_inputs=False in its mixed precision policy, "
+                "for the root of FSDP1 cast_root_forward_inputs=False too"
             )
         if x.device != features.device:
             raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
 
 
+def number(name: str, value: object) -> float | Tensor:
+    """A number of Python or NumPy, or a tensor of one, as a float; a tensor whose value is not known yet, as it is."""
+    if isinstance(value, (float, int, Real)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    if hasattr(value, "__array__") and not isinstance(value, Tensor):  # of NumPy; torch.compile sees a tensor
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} must be a number; got a tensor {_shape(value)} of {value.dtype}")
+    if (torch.is_grad_enabled() and value.requires_grad) or _has_tangent(value):
+        raise TypeError(f"{name} must be a number, to which no gradient flows; got a tensor with one: detach it")
+    if tracing.is_plain((value,)):
+        return float(value)
+    return value.detach().reshape(())
+
+
+def known(name: str, value: object) -> float:
+    """The value, one of temperature or eps, as a float: an int would be compiled for each value that it takes."""
+    x = number(name, value)
+    if isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a number whose value is known; got a tensor on {x.device}, traced or mapped")
+    check_constants(*((x, 0.0) if name == "temperature" else (1.0, x)), None)
+    return x
+
+
+def _has_tangent(value: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_batchedtensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return forward_ad.unpack_dual(value, level=0).tangent is not None
+
+
 def check_constants(temperature: float, eps: float, out_dtype: torch.dtype | None) -> None:
-    for name, value in (("temperature", temperature), ("eps", eps)):
-        # float first: it is the usual one, and asking an abstract class costs a microsecond.
-        if not isinstance(value, (float, Real)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-        if not 0 < value < _LARGEST:
-            raise ValueError(f"{name} must be positive and finite in float32; got {value}")
+    if not 0 < temperature < _LARGEST:
+        raise ValueError(f"temperature must be positive and finite in float32; got {temperature}")
+    if not (0 <= eps < _LARGEST or eps == math.inf):
+        raise ValueError(f"eps must be at least 0, and finite in float32 or infinite; got {eps}")
     if out_dtype is not None and out_dtype not in DTYPES:
         raise TypeError(f"out_dtype must be {_DTYPES}, or None; got {out_dtype}")
 
 
 def check_groups(num_groups: int, num_maps: int, owner: str) -> None:
     """``num_groups`` against the number of maps, which is that of ``owner``."""
-    if not isinstance(num_groups, (int, Integral)) or isinstance(num_groups, bool):
+    if isinstance(num_groups, bool) or not (isinstance(num_groups, int) or hasattr(num_groups, "__index__")):
         raise TypeError(f"num_groups must be an int; got {type(num_groups).__name__}")
+    if isinstance(num_groups, Tensor) and num_groups.dtype == torch.bool:
+        raise TypeError("num_groups must be an int; got a tensor of torch.bool")
+    num_groups = operator.index(num_groups)
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1; got {num_groups}")
     _check_divides(num_groups, num_maps, f"the number of maps K ({owner})")
@@ -120,7 +168,7 @@ def check_pooling(features: Tensor, maps: Tensor, num_groups: int) -> None:
     """Everything about the arguments of align_aggregate except that dtypes agree."""
     _check_map("features", features, "C")
     _check_map("maps", maps, "K")
-    if maps.shape[0] != features.shape[0] or maps.shape[2:].numel() != features.shape[2:].numel():
+    if maps.shape[0] != features.shape[0] or _positions(maps) != _positions(features):
         raise ValueError(f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}")
     check_groups(num_groups, maps.shape[1], "channels of maps")
     _check_divides(num_groups, features.shape[1], "the channels C of features")
@@ -141,8 +189,13 @@ def _check_map(name: str, x: Tensor, channels: str) -> None:
     _check_tensor(name, x)
     if x.dim() not in (3, 4):
         raise ValueError(f"{name} must be (N, {channels}, H, W) or (N, {channels}, P); got {_shape(x)}")
-    if x.shape[2:].numel() == 0:
+    if _positions(x) == 0:
         raise ValueError(f"{name} must have at least one position; got {_shape(x)}")
+
+
+def _positions(x: Tensor) -> int:
+    """H W or P. Not shape[2:].numel(), which makes constants of symbols."""
+    return math.prod(x.shape[2:])
 
 
 def _shape(x: Tensor) -> str:

@@ -6,16 +6,20 @@ order of `BACKENDS` that does not refuse. A backend that was asked for by name n
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, cast
+from types import FrameType
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lewel_kernels import env
 
@@ -33,8 +37,7 @@ class BackendUnavailable(RuntimeError):
     """No backend, or not the one that was asked for, can run the request; the message says why."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a backend needs to know to accept or refuse a call."""
 
     device: torch.device
@@ -120,12 +123,13 @@ class Explanation:
 _context: ContextVar[str | None] = ContextVar("lewel_backend", default=None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every call inside the block on one backend. An explicit ``backend=`` argument still wins.
 
     A function compiled by torch.compile keeps the backend that was in force when it was traced, and cannot enter the
-    block itself. Threads started inside the block do not inherit it.
+    block itself. Threads started inside the block do not inherit it. What an activation checkpoint computes again, in
+    the backward, runs on the backend that the block demanded of the first call (docs/backends.md).
 
     Raises:
         ValueError: if no backend has that name.
@@ -137,8 +141,44 @@ def use_backend(name: str) -> Iterator[None]:
         _context.reset(token)
 
 
+# The parameters of the calls that ran under `use_backend`, for the checkpoints that compute them again in the backward:
+# there the block has been left, or another thread runs.
+_demanded = WeakTensorKeyDictionary()
+# Stands for every weight that is no parameter, for those are made anew, and for those of which compilers know no more.
+_DERIVED = torch.empty(0, device="cpu")
+
+
+def recalled(weight: Tensor) -> str | None:
+    """The backend that `use_backend` demanded of a call with this weight, if a checkpoint computes that call again."""
+    name = _context.get()
+    if name is None and not _demanded:  # the usual case
+        return None
+    key = weight if isinstance(weight, torch.nn.Parameter) else _DERIVED
+    if torch._C._current_graph_task_id() != -1:  # in a backward
+        return _demanded.get(key) if name is None and _is_in_a_checkpoint() else None
+    if name is None:
+        _demanded.pop(key, None)
+    else:
+        _demanded[key] = name
+    return None
+
+
+def _is_in_a_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint has called: a backward also runs hooks, which compute nothing again."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
+
+
 def load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(BACKENDS[name]))
+    path = BACKENDS.get(name) or BACKENDS[check_name(name, "the backend of the op")]
+    if path not in _loaded or _loaded[path] is not sys.modules.get(path):
+        _loaded[path] = cast(Backend, importlib.import_module(path))
+    return _loaded[path]
+
+
+_loaded: dict[str, Backend] = {}  # importlib takes some microseconds to find the same
 
 
 def refusal(name: str, request: Request) -> str | None:
@@ -160,18 +200,23 @@ def _automatic(name: str) -> bool:
 
 def _unoffered(name: str, request: Request) -> str | None:
     """Why the automatic choice passes the named backend over, or None."""
-    if not _automatic(name):
+    backend = load(name)
+    if not getattr(backend, "automatic", True):
         return "it is there for tests and runs only when demanded"
-    return refusal(name, request)
+    if backend.device_type not in (None, request.device.type):
+        return _elsewhere(name, request)
+    return backend.refuse(request)
 
 
-def explain(request: Request, backend: str | None = None) -> Explanation:
+def explain(request: Request, backend: str | None = None, again: str | None = None) -> Explanation:
     """Decides and reports every backend. May compile the kernels of the one that is chosen, once.
 
     Raises:
         ValueError: if the demanded backend does not exist.
     """
-    demanded, source = _demand(backend)
+    demanded, source = _demand(backend, again)
+    if has_no_contents(request, demanded):
+        return Explanation(demanded or "reference", "these tensors have shapes alone, for which any will do", {})
     # Where one is demanded the others are not asked: to answer, they may have to be compiled.
     if demanded is not None:
         refusals = {demanded: sentence} if (sentence := refusal(demanded, request)) else {}
@@ -195,15 +240,44 @@ def explain(request: Request, backend: str | None = None) -> Explanation:
     return Explanation(demanded, f"demanded by {source}", refusals)
 
 
-def choose(device: torch.device, dtype: torch.dtype, num_maps: int, backend: str | None) -> str:
+def foreseen(device_type: str | None, backend: str | None) -> str:
+    """Which backend a call on such a device (None: any) would run, in words, as far as known without asking one.
+
+    To answer, a backend may have to be compiled.
+    """
+    try:
+        demanded, source = _demand(backend)
+        if demanded is not None:
+            return f"{demanded} (demanded by {source})"
+        kinds = {name: load(name).device_type for name in BACKENDS if _automatic(name)}
+        names = [name for name, kind in kinds.items() if None in (kind, device_type) or kind == device_type]
+    except ValueError as error:  # of a variable; printing a model is no place to fail
+        return f"none ({error})"
+    return f"the first of {', '.join(names)} that accepts a call" if len(names) > 1 else names[0]
+
+
+def choose(
+    device: torch.device,
+    dtype: torch.dtype,
+    num_maps: int,
+    backend: str | None,
+    again: str | None = None,
+    traced: bool = False,
+) -> str:
     """The name of the backend that runs the request.
+
+    ``again`` is the one that is `recalled`, which is asked for here where a compiler traces the call.
 
     Raises:
         ValueError: if the demanded backend does not exist.
         BackendUnavailable: if the demanded backend refuses, or every backend does.
     """
     request = Request(device, dtype, num_maps)
-    demanded, source = _demand(backend)
+    if traced and backend is None:
+        again = recalled(_DERIVED)
+    demanded, source = _demand(backend, again)
+    if device.type != "cpu" and has_no_contents(request, demanded):
+        return demanded or "reference"
     if demanded is not None:
         if sentence := refusal(demanded, request):
             raise BackendUnavailable(f"backend {demanded!r} was demanded by {source} and cannot run: {sentence}")
@@ -212,11 +286,26 @@ def choose(device: torch.device, dtype: torch.dtype, num_maps: int, backend: str
     for name in BACKENDS:
         sentence = _unoffered(name, request)
         if sentence is None:
-            _warn_if_slow(name, request, refusals)
+            if name == "reference":
+                _warn_of_the_reference(request, refusals)
             return name
         refusals[name] = sentence
     lines = "\n".join(f"  {name}: {sentence}" for name, sentence in refusals.items())
     raise BackendUnavailable(f"no backend can run {dtype} features on {device}:\n{lines}")
+
+
+@functools.cache
+def _sees_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def has_no_contents(request: Request, demanded: str | None = None) -> bool:
+    """Whether tensors of the request have shapes alone, which any backend tells: on meta, or fake ones of a GPU that is
+    not there, for backends of its kind.
+    """
+    if request.device.type == "meta":
+        return True
+    return request.device.type == "cuda" and not _sees_gpu() and not (demanded and _elsewhere(demanded, request))
 
 
 # What torch.compiler.assume_constant_result sets: dispatch happens once, while a graph is traced. The decorator itself
@@ -224,12 +313,14 @@ def choose(device: torch.device, dtype: torch.dtype, num_maps: int, backend: str
 choose.__dict__["_dynamo_marked_constant"] = True
 
 
-def _demand(argument: str | None) -> tuple[str | None, str]:
+def _demand(argument: str | None, again: str | None = None) -> tuple[str | None, str]:
     """The backend that is demanded, if any, and by what."""
     if argument is not None:
         return check_name(argument, "the backend argument"), "the backend argument"
     if (name := _context.get()) is not None:
         return name, "use_backend"
+    if again is not None:
+        return again, "use_backend, when the call that is computed again was made"
     if (name := env.BACKEND.get()) is not None:
         return check_name(name, env.BACKEND.name), env.BACKEND.name
     return None, "nothing"
@@ -245,14 +336,15 @@ def check_name(name: str, source: str) -> str:
 _warned: set[str] = set()
 
 
-def _warn_if_slow(chosen: str, request: Request, refusals: dict[str, str]) -> None:
-    """Once per reason: the reference runs although a faster backend for this type of device exists."""
-    if chosen != "reference":
-        return
+def _warn_of_the_reference(request: Request, refusals: dict[str, str]) -> None:
+    """Once per reason: it runs although a faster backend for this type of device exists."""
     for name, sentence in refusals.items():
         if _automatic(name) and load(name).device_type == request.device.type and sentence not in _warned:
             _warned.add(sentence)
-            warnings.warn(
-                f"fused_align_aggregate runs the plain PyTorch reference because the {name} backend cannot: {sentence}",
-                stacklevel=4,
-            )
+            # Of a standard error that is closed or no file, which is no reason for the call to fail.
+            with contextlib.suppress(ValueError, AttributeError):
+                warnings.warn(
+                    f"fused_align_aggregate runs the plain PyTorch reference because the {name} backend cannot: "
+                    f"{sentence}",
+                    stacklevel=4,
+                )

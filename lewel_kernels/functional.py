@@ -8,8 +8,9 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from lewel_kernels import checks, dispatch, ops, reference
+from lewel_kernels import checks, dispatch, ops, reference, tracing
 
 
 @overload
@@ -58,8 +59,9 @@ def fused_align_aggregate(
             it relu(scale * pixels + shift), rounded once to the dtype of pixels, is projected: a batch normalisation
             and its ReLU, of which a backend need not store the result. Gradients flow to all three.
         num_groups: G, a divisor of K and of C. 1 pools all channels with every map; K gives one aligned vector.
-        temperature: softmax temperature tau > 0; normalised heat maps are divided by it.
-        eps: lower bound of the norm over maps, as in torch.nn.functional.normalize.
+        temperature: softmax temperature tau > 0; normalised heat maps are divided by it. A number, also one of NumPy or
+            a tensor of one number, to which no gradient flows.
+        eps: lower bound >= 0 of the norm over maps, as in torch.nn.functional.normalize.
         out_dtype: dtype of the results; None: the dtype of features (under autocast, the autocast dtype). With 16-bit
             features float32 is worth its memory: rounding the result to bfloat16 costs about a fifth of its difference
             from plain average pooling.
@@ -76,13 +78,23 @@ def fused_align_aggregate(
             or the backend does not exist.
         BackendUnavailable: the demanded backend cannot run these inputs.
     """
-    checks.check_call(features, pixels, pixels_affine, weight, bias, num_groups, temperature, eps, out_dtype)
+    given = (features, weight, bias, pixels, *(pixels_affine if isinstance(pixels_affine, (tuple, list)) else ()))
+    if has_torch_function(given):  # what stands for a tensor, such as a Proxy of torch.fx: the call is one node
+        return handle_torch_function(
+            fused_align_aggregate, given, features, weight, bias, pixels=pixels, pixels_affine=pixels_affine,
+            num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=out_dtype, return_maps=return_maps,
+            backend=backend,
+        )  # fmt: skip
+    temperature, eps, numbers = _constants(features, temperature, eps)
+    num_maps = tracing.untraced(
+        checks.check_call, features, pixels, pixels_affine, weight, bias, num_groups, temperature, eps, out_dtype
+    )
+    traced = torch.compiler.is_compiling()
+    again = None if backend is not None or traced else dispatch.recalled(weight)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
     checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
     scale, shift = pixels_affine or (None, None)
-    # As a number, which it also is where torch.compile holds sizes for symbols: the choice is a constant of the graph.
-    num_maps = operator.index(weight.shape[0])
-    name = dispatch.choose(features.device, features.dtype, num_maps, backend)
+    name = dispatch.choose(features.device, features.dtype, num_maps, backend, again, traced)
     pooled, maps, *_ = ops.align_aggregate(
         features.flatten(2),
         None if pixels is None else pixels.flatten(2),
@@ -90,12 +102,13 @@ def fused_align_aggregate(
         bias,
         scale,
         shift,
-        int(num_groups),
-        float(temperature),
-        float(eps),
+        operator.index(num_groups),
+        temperature,
+        eps,
         features.dtype if out_dtype is None else out_dtype,
         return_maps,
         name,
+        numbers,
     )
     return (pooled, maps) if return_maps else pooled
 
@@ -117,7 +130,9 @@ def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
     Raises:
         TypeError, ValueError: as `fused_align_aggregate`.
     """
-    checks.check_pooling(features, maps, num_groups)
+    if has_torch_function((features, maps)):
+        return handle_torch_function(align_aggregate, (features, maps), features, maps, num_groups)
+    tracing.untraced(checks.check_pooling, features, maps, num_groups)
     features, _, maps, _ = _autocast(features, None, maps, None)
     checks.check_dtypes(features, maps=maps)
     return reference.align_aggregate(features.flatten(2), maps.flatten(2), num_groups)
@@ -145,20 +160,37 @@ def explain(
     Raises:
         TypeError, ValueError: as `fused_align_aggregate`.
     """
+    temperature, eps, _ = _constants(features, temperature, eps)
     checks.check_call(features, pixels, pixels_affine, weight, bias, num_groups, temperature, eps, out_dtype)
+    again = None if backend is not None else dispatch.recalled(weight)
     features, pixels, weight, bias = _autocast(features, pixels, weight, bias)
     checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
-    found = dispatch.explain(dispatch.Request(features.device, features.dtype, weight.shape[0]), backend)
+    request = dispatch.Request(features.device, features.dtype, weight.shape[0])
+    found = dispatch.explain(request, backend, again)
     describe = None if found.backend is None else getattr(dispatch.load(found.backend), "describe", None)
-    if describe is None:
+    if describe is None or dispatch.has_no_contents(request, found.backend):
         return found
     scale, shift = pixels_affine or (None, None)
     plan = describe(
         features.flatten(2), None if pixels is None else pixels.flatten(2), weight.flatten(1), bias, scale, shift,
-        num_groups=int(num_groups), temperature=float(temperature), eps=float(eps),
+        num_groups=operator.index(num_groups), temperature=temperature, eps=eps,
         out_dtype=features.dtype if out_dtype is None else out_dtype,
     )  # fmt: skip
     return replace(found, plan=plan)
+
+
+def _constants(
+    features: Tensor, temperature: float | Tensor, eps: float | Tensor
+) -> tuple[float, float, Tensor | None]:
+    """Both as floats, and None; or, where one is a tensor whose value a compiler cannot know, a tensor of both."""
+    if type(temperature) is float and type(eps) is float:  # the usual ones
+        return temperature, eps, None
+    temperature, eps = checks.number("temperature", temperature), checks.number("eps", eps)
+    if isinstance(features, Tensor) and features.is_meta:  # a meta tensor of one has no value, and none is asked for
+        temperature, eps = (1.0 if isinstance(x, Tensor) else x for x in (temperature, eps))
+    if isinstance(temperature, Tensor) or isinstance(eps, Tensor):
+        return 1.0, 1.0, ops.as_tensor(temperature, eps)
+    return temperature, eps, None
 
 
 def _autocast(

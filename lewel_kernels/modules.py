@@ -43,21 +43,40 @@ class AlignAggregate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.in_dim, self.num_maps = in_dim, num_maps
         for name, value in (("in_dim", in_dim), ("num_maps", num_maps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         checks.check_groups(num_groups, num_maps, "num_maps")
-        checks.check_constants(temperature, eps, out_dtype)
+        self.temperature = temperature
+        self.eps = eps
+        checks.check_constants(self.temperature, self.eps, out_dtype)
         if backend is not None:
             dispatch.check_name(backend, "the backend argument")
         self.num_groups = num_groups
-        self.temperature = temperature
-        self.eps = eps
         self.out_dtype = out_dtype
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(num_maps, in_dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_maps, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
+
+    @property
+    def temperature(self) -> float:
+        """May be set anew, between one call and the next; torch.compile compiles for a second value, and no more."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature = checks.known("temperature", value)
+
+    @property
+    def eps(self) -> float:
+        """As temperature."""
+        return self._eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self._eps = checks.known("eps", value)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=math.sqrt(2 / self.weight.shape[0]))
@@ -83,14 +102,10 @@ class AlignAggregate(nn.Module):
         return fused_align_aggregate(features, self.weight, self.bias, **options)
 
     def extra_repr(self) -> str:
-        num_maps, in_dim = self.weight.shape
-        try:
-            request = dispatch.Request(self.weight.device, self.weight.dtype, num_maps)
-            found = dispatch.explain(request, self.backend)
-            backend = f"{found.backend or self.backend} ({found.reason})"
-        except ValueError as error:  # LEWEL_BACKEND names none; printing a model is no place to fail
-            backend = f"none ({error})"
+        # Sharding may have left the parameters without their shapes, or the module without them.
+        weight = getattr(self, "weight", None)
+        backend = dispatch.foreseen(None if weight is None else weight.device.type, self.backend)
         return (
-            f"{in_dim}, {num_maps}, num_groups={self.num_groups}, temperature={self.temperature}, "
-            f"bias={self.bias is not None}, backend={backend}"
+            f"{self.in_dim}, {self.num_maps}, num_groups={self.num_groups}, temperature={self.temperature}, "
+            f"bias={getattr(self, 'bias', True) is not None}, backend={backend}"
         )

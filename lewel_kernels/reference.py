@@ -1,4 +1,4 @@
-"""The specification of the op: E0-E11 of docs/math.md in plain PyTorch, forward and closed-form backward.
+"""The specification of the op: E0-E12 of docs/math.md in plain PyTorch, forward and closed-form derivatives.
 
 Every other backend is checked against this file. It runs on any device in any floating dtype, computes in float32
 (float64 for float64 inputs) whatever the storage dtype is, and consists of differentiable PyTorch operations only, so
@@ -12,6 +12,7 @@ both (D,) in the accumulator type, with pixels given, or both None for "pixels a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,8 +46,8 @@ def forward(
     shift: Tensor | None,
     *,
     num_groups: int,
-    temperature: float,
-    eps: float,
+    temperature: float | Tensor,
+    eps: float | Tensor,
     out_dtype: torch.dtype,
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -64,7 +65,7 @@ def forward(
         maps = torch.softmax(unit / temperature, dim=-1)  # E3, E4
         pooled = align_aggregate(features.to(acc), maps, num_groups)  # E5
     # Contiguous, and no views: a view that leaves an autograd.Function cannot be changed in place.
-    pooled = torch.empty_like(pooled, dtype=out_dtype, memory_format=torch.contiguous_format).copy_(pooled)
+    pooled = pooled.to(out_dtype, copy=True, memory_format=torch.contiguous_format)
     returned = maps.to(out_dtype) if return_maps else maps.new_empty(0, dtype=out_dtype)
     return pooled, returned, heat, norm
 
@@ -135,8 +136,8 @@ def backward(
     norm: Tensor,
     *,
     num_groups: int,
-    temperature: float,
-    eps: float,
+    temperature: float | Tensor,
+    eps: float | Tensor,
     needs: Needs,
 ) -> Gradients:
     """E6-E11: gradients of (features, pixels, weight, bias, scale, shift).
@@ -193,6 +194,67 @@ def backward(
     )
 
 
+def jvp(
+    features: Tensor,
+    pixels: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    tangents: Sequence[Tensor | None],
+    num_groups: int,
+    temperature: float | Tensor,
+    eps: float | Tensor,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """E12: tangents of (pooled, maps) in out_dtype, given those of the six inputs; None is zero.
+
+    The derivative of what `forward` computes, for every backend, and itself differentiable.
+    """
+    acc = accumulator(features.dtype)
+    d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = (x if x is None else x.to(acc) for x in tangents)
+    with _without_autocast(features):
+        projected = projection_input(features, pixels, scale, shift)
+        d_projected = d_features if pixels is None else d_pixels
+        if pixels is not None and scale is not None and shift is not None:
+            x = pixels.to(acc)
+            d_sum = _sum(
+                d_pixels if d_pixels is None else d_pixels * scale.unsqueeze(1),
+                d_scale if d_scale is None else x * d_scale.unsqueeze(1),
+                d_shift if d_shift is None else d_shift.unsqueeze(1).expand_as(x),
+            )
+            d_projected = d_sum if d_sum is None else torch.where(_affine(x, scale, shift) <= 0, 0.0, d_sum)
+        heat = project(projected, weight, bias).to(acc)
+        norm = torch.linalg.vector_norm(heat, dim=1, keepdim=True)
+        clamped = norm.clamp_min(eps)
+        unit = heat / clamped
+        maps = torch.softmax(unit / temperature, dim=-1)
+        d_heat = _sum(
+            d_weight if d_weight is None else d_weight @ projected.to(acc),
+            d_projected if d_projected is None else weight.to(acc) @ d_projected,
+            d_bias if d_bias is None else d_bias.unsqueeze(-1).expand_as(heat),
+        )
+        if d_heat is None:
+            d_maps = torch.zeros_like(maps)
+        else:
+            radial = unit * (unit * d_heat).sum(dim=1, keepdim=True)
+            d_unit = (d_heat - torch.where(norm > eps, radial, torch.zeros_like(radial))) / clamped
+            d_maps = maps * (d_unit - (maps * d_unit).sum(dim=-1, keepdim=True)) / temperature
+        d_pooled = align_aggregate(features.to(acc), d_maps, num_groups)
+        if d_features is not None:
+            d_pooled = d_pooled + align_aggregate(d_features, maps, num_groups)
+    return d_pooled.to(out_dtype), d_maps.to(out_dtype)
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    """Of those that are there."""
+    total = None
+    for term in terms:
+        total = term if total is None else total if term is None else total + term
+    return total
+
+
 def vjp(
     grad_pooled: Tensor,
     grad_maps: Tensor | None,
@@ -204,8 +266,8 @@ def vjp(
     shift: Tensor | None,
     *,
     num_groups: int,
-    temperature: float,
-    eps: float,
+    temperature: float | Tensor,
+    eps: float | Tensor,
     needs: Needs,
 ) -> Gradients:
     """`backward` as a function of the inputs alone: what differentiating the backward of any backend means."""
@@ -225,17 +287,20 @@ def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
 
 def _groups(x: Tensor, num_groups: int) -> Tensor:
     """(N, G*X, P) -> (N, G, X, P)."""
-    return x.unflatten(1, (num_groups, x.shape[1] // num_groups))
+    n, channels, p = x.shape
+    return x.reshape(n, num_groups, channels // num_groups, p)
 
 
 def _group_channels(x: Tensor, num_groups: int) -> Tensor:
     """(N, L, C) -> (N, G, L, C/G)."""
-    return x.unflatten(2, (num_groups, x.shape[2] // num_groups)).transpose(1, 2)
+    n, l, channels = x.shape
+    return x.reshape(n, l, num_groups, channels // num_groups).transpose(1, 2)
 
 
 def _ungroup_channels(x: Tensor) -> Tensor:
     """(N, G, L, C/G) -> (N, L, C), contiguous."""
-    return x.transpose(1, 2).flatten(2)
+    n, num_groups, l, channels = x.shape
+    return x.transpose(1, 2).reshape(n, l, num_groups * channels)
 
 
 def _like(gradient: Tensor | None, input: Tensor | None) -> Tensor | None:

@@ -154,7 +154,7 @@ NOT_INTERPRETED = re.compile(
     "|run_to_run|repeats_of_a_large_batch|any_number_of_threads|row_alone.*dense|registration.*subset_of_gradients"
     "|layouts.*fp64|tell_the_truth.*(float64|float16)"
     "|as_accurate_as_eager.*(pooled]|dense|full_width)|vectors_and_tiles.*(fp16|K68|K65)|exact_in_float64.*full_width"
-    "|opcheck_of_the_backward|tell_the_truth.*(dense|full_width)|affine.*(test_vmap|dynamic_batch)"
+    "|opcheck_of_the_backward|annealed_temperature|marked_dynamic|test_op_func.*(jacrev|reverse_over_reverse|reverse_over_forward)|tell_the_truth.*(dense|full_width)|affine.*(test_vmap|dynamic_batch)"
 )
 
 
@@ -186,6 +186,14 @@ def poisoned() -> Iterator[None]:
 def _no_demand_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A LEWEL_BACKEND in the caller's shell must not decide what a test tests."""
     monkeypatch.delenv("LEWEL_BACKEND", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """What a test compiles does not count towards the limits of another."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture

@@ -336,19 +336,6 @@ def test_bad_arguments(change: str, call: Callable[..., object]) -> None:
     assert_sentence(caught.value, words)
 
 
-def test_tangents_of_scale_and_shift_are_refused(backend: str, device: torch.device) -> None:
-    inputs = make(TINY, device=device)
-    pixels, scale, shift = (x.detach() for x in affine(inputs))
-
-    def op(scale: Tensor) -> Tensor:
-        return fused_align_aggregate(
-            inputs.features, inputs.weight, pixels=pixels, pixels_affine=(scale, shift), num_groups=2, backend=backend
-        )
-
-    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        torch.func.jvp(op, (scale,), (scale,))
-
-
 def test_scale_and_shift_belong_together() -> None:
     """The registered op, called without the function that checks."""
     inputs = make(TINY)

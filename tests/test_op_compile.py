@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from lewel_kernels import AlignAggregate
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 OPS = torch.ops.lewel_kernels
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def layer(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> AlignAggregate:

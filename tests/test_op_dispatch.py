@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,7 +308,7 @@ def test_a_backend_is_told_the_number_of_maps_and_their_type(install: Install) -
     spy = install("spy")
     call()
     explain(torch.zeros(2, 8, 9), torch.zeros(12, 8))
-    repr(AlignAggregate(8, 20, dtype=torch.bfloat16))
+    AlignAggregate(8, 20, dtype=torch.bfloat16)(torch.zeros(2, 8, 9, dtype=torch.bfloat16))
     assert [request.num_maps for request in spy.requests] == [4, 12, 20]
     assert [request.dtype for request in spy.requests] == [torch.float32, torch.float32, torch.bfloat16]
 
@@ -364,3 +367,16 @@ def test_backends_after_the_chosen_one_are_not_asked(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dispatch.load(last), "refuse", lambda request: pytest.fail("it was asked"))
     said = explain(torch.ones(1, 4, 1, 1), torch.ones(4, 4))
     assert said.refusals[last] == f"{chosen} comes first in the automatic order"
+
+
+@pytest.mark.parametrize("stderr", ["sys.stderr.close()", "sys.stderr = None"], ids=["closed", "none"])
+def test_a_warning_that_cannot_be_said_stops_nothing(stderr: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys, torch, lewel_kernels\n{stderr}\n"
+        "print(*lewel_kernels.fused_align_aggregate(torch.zeros(2, 8, 9), torch.zeros(4, 8)).shape)\n"
+    )
+    environment = os.environ | {
+        "CXX": "no-such-compiler", "LEWEL_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1]),
+    }  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == "2 1 8\n", run.stderr

@@ -91,13 +91,26 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "temperature_zero": ({"temperature": 0.0}, ValueError, ("temperature", "positive", "got 0.0")),
     "temperature_negative": ({"temperature": -1.0}, ValueError, ("temperature", "positive", "got -1.0")),
     "temperature_nan": ({"temperature": float("nan")}, ValueError, ("temperature", "finite", "got nan")),
-    "temperature_tensor": ({"temperature": torch.ones(())}, TypeError, ("temperature", "number", "Tensor")),
+    "temperature_of_two": ({"temperature": torch.ones(2)}, TypeError, ("temperature", "number", "tensor (2)")),
+    "temperature_bool_tensor": (
+        {"temperature": torch.tensor(True)}, TypeError, ("temperature", "number", "torch.bool"),
+    ),
+    "temperature_to_be_learnt": (
+        {"temperature": torch.ones((), requires_grad=True)}, TypeError, ("temperature", "no gradient", "detach"),
+    ),
+    "temperature_tensor_negative": (
+        {"temperature": torch.tensor(-1.0)}, ValueError, ("temperature", "positive", "-1.0"),
+    ),
+    "temperature_beyond_float64": ({"temperature": 10**400}, ValueError, ("temperature", "finite", "got inf")),
+    "groups_bool_tensor": ({"num_groups": torch.tensor(True)}, TypeError, ("num_groups", "int", "torch.bool")),
+    "temperature_text": ({"temperature": "1"}, TypeError, ("temperature", "number", "str")),
     "temperature_bool": ({"temperature": True}, TypeError, ("temperature", "number", "got bool")),
     "temperature_beyond_float32": ({"temperature": 3.5e38}, ValueError, ("temperature", "in float32", "3.5e+38")),
     "groups_bool": ({"num_groups": True}, TypeError, ("num_groups", "int", "got bool")),
     "no_maps": ({"weight": torch.zeros(0, 6), "bias": None}, ValueError, ("num_groups", "maps K", "2 and 0")),
     "no_channels": ({"features": torch.zeros(2, 0, 3, 4)}, ValueError, ("num_groups", "channels C", "2 and 0")),
-    "eps_zero": ({"eps": 0.0}, ValueError, ("eps", "positive", "got 0.0")),
+    "eps_negative": ({"eps": -1e-12}, ValueError, ("eps", "at least 0", "got -1e-12")),
+    "eps_nan": ({"eps": float("nan")}, ValueError, ("eps", "at least 0", "got nan")),
     "out_dtype_integer": ({"out_dtype": torch.int8}, TypeError, ("out_dtype", "float", "int8")),
     "out_dtype_float8": (
         {"out_dtype": torch.float8_e4m3fn}, TypeError, ("out_dtype", "float16", "float8_e4m3fn"),
@@ -190,10 +203,56 @@ def test_bad_arguments_of_the_module(arguments: dict[str, Any], words: tuple[str
     assert_sentence(caught.value, words)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
-    expected = fused_align_aggregate(**{**good(), "temperature": 0.5})
-    found = fused_align_aggregate(**{**good(), "temperature": np.float32(0.5), "num_groups": np.int64(2)})
-    assert torch.equal(found, expected)
+NUMBERS = {
+    "numpy": (np.float32, np.int64),
+    "array": (np.array, np.array),
+    "tensor": (torch.tensor, torch.tensor),
+    "tensor_of_one": (lambda x: torch.tensor([x]), torch.tensor),
+    "longdouble": (np.longdouble, np.int8),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_other_kinds_are_numbers(kind: str, compiled: bool) -> None:
+    """As in the plain lines, where a tensor may be divided by any."""
+    real, whole = NUMBERS[kind]
+    if kind == "longdouble" and compiled:
+        pytest.skip("torch.compile has no tensors of that type")
+    given = {name: torch.randn_like(x) if isinstance(x, torch.Tensor) else x for name, x in good().items()}
+    expected = fused_align_aggregate(**{**given, "temperature": 0.5, "eps": 0.25})
+    groups = {} if compiled else {"num_groups": whole(2)}
+    op = (
+        torch.compile(fused_align_aggregate, fullgraph=True, backend="aot_eager") if compiled else fused_align_aggregate
+    )
+    assert torch.equal(op(**{**given, "temperature": real(0.5), "eps": real(0.25), **groups}), expected)
+    assert torch.equal(explained(**{**given, "temperature": real(0.5), "eps": real(0.25), **groups}), expected)
+
+
+def explained(**arguments: Any) -> torch.Tensor:
+    """What the backend gives that explain() names for the same arguments."""
+    return fused_align_aggregate(**arguments, backend=explain(**arguments).backend)
+
+
+def test_a_parameter_is_a_number_where_no_gradient_is_taken() -> None:
+    with torch.no_grad():
+        found = fused_align_aggregate(**good(), temperature=torch.nn.Parameter(torch.tensor(1.0)))
+    assert torch.equal(found, fused_align_aggregate(**good()))
+
+
+def test_the_op_itself_knows_its_backends() -> None:
+    x, weight = torch.zeros(2, 8, 9), torch.zeros(4, 8)
+    with pytest.raises(ValueError, match=f"the backend of the op must be one of {BACKENDS}; got 'nope'"):
+        torch.ops.lewel_kernels.align_aggregate_fwd(
+            x, None, weight, None, None, None, 2, 1.0, 1e-12, torch.float32, False, "nope"
+        )
+
+
+def test_a_temperature_that_a_graph_is_given_is_checked_while_it_runs() -> None:
+    op = torch.compile(fused_align_aggregate, fullgraph=True, backend="aot_eager")
+    assert op(**good(), temperature=torch.tensor(1.0)).shape == (2, 2, 8)
+    with pytest.raises(ValueError, match=r"temperature must be positive and finite in float32; got -1\.0"):
+        op(**good(), temperature=torch.tensor(-1.0))
 
 
 def test_dtypes_of_the_pooling_that_disagree_are_no_error_under_autocast() -> None:

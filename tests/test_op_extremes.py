@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from op_cases import OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
+
+from lewel_kernels import fused_align_aggregate
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -50,6 +54,28 @@ def test_norms_below_eps_have_no_projection_term(dtype: str, backend: str, devic
     eps = (eps + norms[norms > eps].min().item()) / 2
     found = run_op(inputs, backend, temperature=0.3, eps=eps)
     close(found, run_eager(inputs.to(torch.float64), temperature=0.3, eps=eps), dtype)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+@pytest.mark.parametrize("eps", [0.0, 1e-45, 1e-40, 1e-30, 1e30, 3e38, math.inf], ids=str)
+def test_an_eps_far_from_the_usual_one(eps: float, compiled: bool, backend: str, device: torch.device) -> None:
+    """Also of one image's zero pixels: NaN where eps is 0, uniform maps where its inverse is too large for float32."""
+    inputs = make(CASE, dtype=torch.float32, device=device)
+    edit(inputs.pixels)[0, :, :2] = 0
+    if compiled:
+        pooled = torch.compile(fused_align_aggregate, fullgraph=True, backend="aot_eager")(
+            inputs.features, inputs.weight, pixels=inputs.pixels, num_groups=CASE.G, eps=eps, backend=backend
+        )
+        assert torch.equal(pooled.isnan(), run_eager(inputs, temperature=1.0, eps=eps)["pooled"].isnan())
+        return
+    found = run_op(inputs, backend, temperature=0.5, return_maps=True, eps=eps)
+    expected = run_eager(inputs, temperature=0.5, return_maps=True, eps=eps)
+    for name in ("pooled", "maps"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
+    # The gradient of a zero pixel is dM / eps: beyond float32 it is infinite or NaN, as it comes.
+    others = {name: (found[name][1:], expected[name][1:]) for name in ("d_features", "d_pixels")}
+    for name, (a, b) in others.items():
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item(), msg=name)
 
 
 @pytest.mark.parametrize("dtype", ALL)

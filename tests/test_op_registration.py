@@ -11,7 +11,7 @@ import torch
 from op_cases import CASES, SMALL, OpCase, OpInputs, make, run_eager, run_op
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad, gradgradcheck
+from torch.autograd import gradgradcheck
 
 from lewel_kernels import fused_align_aggregate, reference
 
@@ -233,38 +233,6 @@ def test_third_order(backend: str, device: torch.device) -> None:
         **options, out_dtype=leaves[0].dtype, return_maps=False,
     )  # fmt: skip
     torch.testing.assert_close(found, third(plain), rtol=1e-9, atol=1e-9)
-
-
-def test_torch_func_is_refused_in_words(backend: str, device: torch.device) -> None:
-    """Better than a wrong derivative: the sentence names what works."""
-    x = torch.randn(2, 8, 9, device=device)
-    weight = torch.randn(4, 8, device=device)
-    with pytest.raises(RuntimeError, match=r"torch\.func.*torch\.autograd\.grad"):
-        torch.func.grad(lambda w: fused_align_aggregate(x, w, backend=backend).sum())(weight)
-
-
-@pytest.mark.parametrize("grad_mode", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("way", ["forward_ad", "jvp"])
-def test_forward_mode_is_refused_in_words(way: str, grad_mode: bool, backend: str, device: torch.device) -> None:
-    """Kernels without a rule drop tangents: the derivative would be missing or zero."""
-    x = torch.randn(2, 8, 9, device=device)
-    weight = torch.randn(4, 8, device=device)
-
-    def op(w: Tensor) -> Tensor:
-        return fused_align_aggregate(x, w, backend=backend)
-
-    def differentiate() -> None:
-        if way == "jvp":
-            torch.func.jvp(op, (weight,), (weight,))
-        else:
-            with forward_ad.dual_level():
-                op(forward_ad.make_dual(weight, weight))
-
-    with (
-        torch.set_grad_enabled(grad_mode),
-        pytest.raises(RuntimeError, match=r"no forward-mode derivative.*torch\.autograd\.grad"),
-    ):
-        differentiate()
 
 
 @pytest.mark.parametrize("mapped", ["images", "weights"])

@@ -53,7 +53,12 @@ KINDS = (
     Kind("of the benchmarks", named(r"test_benchmark(s|_(cuda|parts|performance|prologue|step|tune))\.py")),
     Kind(
         "of the op in other processes or many times",
-        named(r"test_op_(ddp|peak_memory|out_of_memory)\.py", "repeats_of_a_large_batch", "opcheck_of_the_backward"),
+        named(
+            r"test_op_(ddp|peak_memory|out_of_memory)\.py",
+            "shares_of_two_ranks",
+            "repeats_of_a_large_batch",
+            "opcheck_of_the_backward",
+        ),
     ),
     Kind("of whole builds", named("portable_build", "real_nvcc_builds", "emulated_library_loads")),
     Kind("of pieces of the CUDA kernels and their emulator", named(r"test_cuda_(tiling|emulation)\.py")),

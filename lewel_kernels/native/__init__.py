@@ -24,10 +24,11 @@ _reasons: dict[str, str | None] = {}  # of the targets that were tried
 
 def unavailable(target: str = "cpu") -> str | None:
     """Why the extension cannot be used, as a sentence with a remedy, or None once its ops are registered."""
-    with _lock:
-        if target not in _reasons:
-            _reasons[target] = _try(TARGETS[target])
-        return _reasons[target]
+    if target not in _reasons:
+        with _lock:
+            if target not in _reasons:
+                _reasons[target] = _try(TARGETS[target])
+    return _reasons[target]
 
 
 def require(target: str = "cpu") -> None:

@@ -51,10 +51,11 @@ def forward(
         pixels = reference.projection_input(features, pixels, scale, shift)
     (n, c, p), k = features.shape, weight.shape[0]
     acc = reference.accumulator(features.dtype)
-    pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype)
-    maps = torch.empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
-    heat = torch.empty(n, k, p, dtype=features.dtype)
-    norm = torch.empty(n, p, dtype=acc)
+    # Of the features and not by torch.empty, which has the device of torch.set_default_device.
+    pooled = features.new_empty((n, k // num_groups, c), dtype=out_dtype)
+    maps = features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
+    heat = features.new_empty((n, k, p))
+    norm = features.new_empty((n, p), dtype=acc)
     torch.ops.lewel_native.cpu_forward(
         features, pixels, weight, bias, num_groups, temperature, eps,
         pooled, maps if return_maps else None, heat, norm,

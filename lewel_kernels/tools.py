@@ -1,0 +1,107 @@
+"""What other tools are told of the op: its flops, and how it is sharded. Told when they are there: imports are slow."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def exports_to_onnx() -> bool:
+    """Whether torch.onnx.export is at work, in either of its ways."""
+    return "torch.onnx" in sys.modules and bool(torch.onnx.is_in_onnx_export())
+
+
+def prepare(tensors: tuple[Tensor | None, ...]) -> None:
+    """Before a call on these tensors that is not a plain one."""
+    if "torch.utils.flop_counter" in sys.modules:
+        _count_flops()
+    if (distributed := sys.modules.get("torch.distributed.tensor")) is not None and any(
+        isinstance(x, distributed.DTensor) for x in tensors
+    ):
+        _shard()
+
+
+def _count_flops() -> None:
+    """Told to the counter that is at work, too: it has copied the table of all formulas when it was made."""
+    from torch.utils import flop_counter
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    formulas = {
+        torch.ops.lewel_kernels.align_aggregate_fwd: _forward_flops,
+        torch.ops.lewel_kernels.align_aggregate_bwd: _backward_flops,
+    }
+    if not formulas.keys() <= flop_counter.flop_registry.keys():
+        for op, formula in formulas.items():
+            flop_counter.register_flop_formula(op)(formula)  # type: ignore[arg-type]
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, flop_counter._FlopCounterMode):
+            for op in formulas:
+                mode.counter.flop_registry.setdefault(op, flop_counter.flop_registry[op])
+
+
+def _forward_flops(features: Any, pixels: Any, weight: Any, *args: Any, **_: Any) -> int:
+    """E1 and E5. Shapes stand for tensors."""
+    num_groups = args[3]
+    return _projection(features, weight) + _pooling(features, weight, num_groups)
+
+
+def _backward_flops(
+    grad_pooled: Any, grad_maps: Any, features: Any, pixels: Any, weight: Any, *args: Any, **_: Any
+) -> int:
+    """E6, E7 and the two products of E10, as far as they are needed."""
+    num_groups, needs = args[5], args[8]
+    needs_features, needs_pixels, needs_weight, *others = needs
+    projected = needs_features if pixels is None else needs_pixels or any(others[1:])
+    return _pooling(features, weight, num_groups) * (needs_features + (projected or needs_weight or others[0])) + (
+        _projection(features, weight) * (bool(projected) + needs_weight)
+    )
+
+
+def _projection(features: Any, weight: Any) -> int:
+    (n, _, p), (k, d) = features, weight
+    return 2 * n * p * d * k
+
+
+def _pooling(features: Any, weight: Any, num_groups: int) -> int:
+    (n, c, p), (k, _) = features, weight
+    return 2 * n * p * c * (k // num_groups)
+
+
+@functools.cache
+def _shard() -> None:
+    """Images may lie on different devices, each of which has the parameters; their gradients are then partial sums."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+    from torch.distributed.tensor.experimental import register_sharding
+
+    images, all_of_it, sums = Shard(0), Replicate(), Partial()
+
+    @register_sharding(torch.ops.lewel_kernels.align_aggregate_fwd.default)
+    def forward(features: Any, pixels: Any, weight: Any, bias: Any, scale: Any, shift: Any, *args: Any) -> Any:
+        tensors = (features, pixels, weight, bias, scale, shift)
+        return_maps = args[4]
+        placed = (images, images, all_of_it, all_of_it, all_of_it, all_of_it)
+        results = [images, images if return_maps else all_of_it, images, images]
+        return [
+            ([all_of_it] * 4, _present(tensors, [all_of_it] * 6) + [None] * len(args)),
+            (results, _present(tensors, placed) + [None] * len(args)),
+        ]
+
+    @register_sharding(torch.ops.lewel_kernels.align_aggregate_bwd.default)
+    def backward(*args: Any) -> Any:
+        tensors, rest = args[:10], args[10:]
+        needs = rest[3]
+        placed = (*(images,) * 4, *(all_of_it,) * 4, images, images)
+        gradients = (images, images, sums, sums, sums, sums)
+        results = [placement if need else all_of_it for placement, need in zip(gradients, needs, strict=True)]
+        return [
+            ([all_of_it] * 6, _present(tensors, [all_of_it] * 10) + [None] * len(rest)),
+            (results, _present(tensors, placed) + [None] * len(rest)),
+        ]
+
+
+def _present(tensors: Any, placements: Any) -> list[Any]:
+    return [x if x is None else placement for x, placement in zip(tensors, placements, strict=True)]
