@@ -53,6 +53,14 @@ def images(n: int, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor
     return tuple(torch.randn(n, c, h, w, generator=generator).to(device) for c in (16, 6))  # type: ignore[return-value]
 
 
+def in_a_process(code: str, **variables: str) -> tuple[str, str]:
+    """What a fresh Python prints, on stdout and stderr."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | variables
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout, run.stderr
+
+
 SIZES = [(2, 5, 3), (7, 1, 4), (3, 14, 14)]
 
 
@@ -375,11 +383,7 @@ def test_fake_tensors_of_a_gpu_that_is_not_there() -> None:
         "    else:\n"
         "        raise AssertionError('cpu ran')\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    for variable in ("TRITON_INTERPRET", "LEWEL_CUDA_EMULATE"):
-        environment.pop(variable, None)
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    in_a_process(code, TRITON_INTERPRET="", LEWEL_CUDA_EMULATE="")
 
 
 def test_imported_in_inference_mode_it_can_be_trained_later() -> None:
@@ -389,9 +393,7 @@ def test_imported_in_inference_mode_it_can_be_trained_later() -> None:
         "    import lewel_kernels\n"
         "lewel_kernels.AlignAggregate(8, 8, backend='reference')(torch.randn(2, 8, 3, 3)).sum().backward()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    in_a_process(code)
 
 
 # Printing
@@ -412,20 +414,17 @@ def test_a_module_whose_parameters_are_gone_prints() -> None:
 
 
 @pytest.mark.parametrize("value", ["nope", "sm_1"])
-def test_a_wrong_variable_is_printed_and_raises_nothing(value: str, tmp_path: Path) -> None:
+def test_a_wrong_variable_is_printed_and_raises_nothing(value: str) -> None:
     variable = {"nope": "LEWEL_BACKEND", "sm_1": "LEWEL_CUDA_EMULATE"}[value]
     code = "import lewel_kernels\nprint(lewel_kernels.AlignAggregate(16, 8))"
-    environment = os.environ | {variable: value, "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert f"{variable} must be one of" in run.stdout
+    assert f"{variable} must be one of" in in_a_process(code, **{variable: value})[0]
 
 
 def test_printing_builds_nothing(tmp_path: Path) -> None:
     code = "import lewel_kernels, torch\nprint(torch.nn.Sequential(lewel_kernels.AlignAggregate(16, 8)))"
-    environment = os.environ | {"LEWEL_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "AlignAggregate(16, 8" in run.stdout
-    assert "compiling" not in run.stderr
+    stdout, stderr = in_a_process(code, LEWEL_CACHE_DIR=str(tmp_path))
+    assert "AlignAggregate(16, 8" in stdout
+    assert "compiling" not in stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -461,7 +460,7 @@ def test_flops_of_a_gradient_of_one_parameter(parameter: str, backend: str, devi
     assert count.get_total_flops() == projection + 2 * pooling + (parameter != "bias") * projection
 
 
-def test_flops_of_a_backward_alone(tmp_path: Path) -> None:
+def test_flops_of_a_backward_alone() -> None:
     code = (
         "import torch\n"
         "from torch.utils.flop_counter import FlopCounterMode\n"
@@ -472,12 +471,10 @@ def test_flops_of_a_backward_alone(tmp_path: Path) -> None:
         "    y.sum().backward()\n"
         "assert count.get_total_flops() == 2 * 2 * 9 * 16 * (8 + 2 + 2), count.get_total_flops()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    in_a_process(code)
 
 
-def test_the_package_tells_a_counter_that_is_older(tmp_path: Path) -> None:
+def test_the_package_tells_a_counter_that_is_older() -> None:
     """The table of formulas is copied when the counter is made; and importing the package imports no counter."""
     code = (
         "import torch, sys, lewel_kernels as k\n"
@@ -487,9 +484,7 @@ def test_the_package_tells_a_counter_that_is_older(tmp_path: Path) -> None:
         "    k.fused_align_aggregate(torch.randn(2, 16, 9), torch.randn(8, 16), backend='reference')\n"
         "assert count.get_total_flops() == 2 * 2 * 9 * 16 * (8 + 2), count.get_total_flops()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    in_a_process(code)
 
 
 # Sharding
