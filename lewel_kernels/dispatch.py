@@ -129,7 +129,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     A function compiled by torch.compile keeps the backend that was in force when it was traced, and cannot enter the
     block itself. Threads started inside the block do not inherit it. What an activation checkpoint computes again, in
-    the backward, runs on the backend that the block demanded of the first call (docs/backends.md).
+    the backward, runs on the backend that the block demanded of the last call with the same weight (docs/backends.md).
 
     Raises:
         ValueError: if no backend has that name.
