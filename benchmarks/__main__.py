@@ -7,14 +7,13 @@ import sys
 
 import torch
 
+from benchmarks import commands, session
+from benchmarks.cases import DTYPES, LAYOUTS, SUITES
+from benchmarks.options import command, count, device, duration, limit
+from benchmarks.providers import PROVIDERS
+from benchmarks.tables import KERNELS
+from benchmarks.tune_space import SHAPES
 from lewel_kernels import BACKENDS
-
-from . import commands, session
-from .cases import DTYPES, LAYOUTS, SUITES
-from .options import command, count, device, duration, limit
-from .providers import PROVIDERS
-from .tables import KERNELS
-from .tune_space import SHAPES
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         command(chosen, "parts", commands.run_parts, "where the time of a training run goes, in percent of a step"),
     ]
     try:
-        from . import parts, step
+        from benchmarks import parts, step
     except ModuleNotFoundError as missing:  # of the trainer; everything else is worth having without it
         sentence = f"this times the trainer, which needs {missing.name}: pip install '.[train]'"
         for one in trainers:

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 
+from benchmarks import parity, right
 from lewel_kernels.triton.offline import Request
-
-from . import parity, right
 
 # Sizes at which sums are short, few or long for what is summed, each at the temperature that shows it.
 CASES = tuple(

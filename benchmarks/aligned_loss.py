@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import footprint
+from benchmarks.report import MIB
 from lewel import heap, timing
-from lewel.live import LiveStorages
-from lewel.losses import aligned_info_nce, unit
-
-from . import footprint
-from .report import MIB
+from lewel.cost.live import LiveStorages
+from lewel.methods.losses import aligned_info_nce, unit
 
 L, WIDTH, TEMPERATURE = 32, 128, 0.2  # LEWEL_M at K = 128, G = 4
 BATCHES = (8, 16, 32, 64, 128, 256)

@@ -15,14 +15,13 @@ from functools import partial
 
 import torch
 
+from benchmarks import right
+from benchmarks.tune_space import FIRST
 from lewel_kernels import native
 from lewel_kernels.native import builder, cuda
 from lewel_kernels.native.targets import TARGETS
 from lewel_kernels.triton import budget, offline
 from lewel_kernels.triton.offline import Request
-
-from . import right
-from .tune_space import FIRST
 
 LEAST_CAPABILITY = 80  # of what Triton compiles the kernels for
 REHEARSED = 2  # requests, and the architecture that they are compiled for where there is no GPU

@@ -12,16 +12,15 @@ from types import ModuleType
 
 import torch
 
+from benchmarks import aligned_loss, machine, overhead, prologue, report, results, session, tune, tune_space
+from benchmarks.cases import DTYPES, LAYOUTS, SUITES, Case
+from benchmarks.cost import Rates
+from benchmarks.measure import Row, measure, sentence
+from benchmarks.providers import PROVIDERS, prepare_compiler
+from benchmarks.rates import measure_rates
+from benchmarks.tables import markdown
 from lewel import heap, timing
 from lewel.errors import LewelError
-
-from . import aligned_loss, machine, overhead, prologue, report, results, session, tune, tune_space
-from .cases import DTYPES, LAYOUTS, SUITES, Case
-from .cost import Rates
-from .measure import Row, measure, sentence
-from .providers import PROVIDERS, prepare_compiler
-from .rates import measure_rates
-from .tables import markdown
 
 WRITE_BUDGET = "python -m lewel_kernels.triton.budget --write writes their budget"
 
@@ -165,7 +164,7 @@ def run_tune(options: argparse.Namespace) -> None:
 
 
 def run_plot(options: argparse.Namespace) -> int:
-    from . import documents, plot  # only here are matplotlib and the trainer needed
+    from benchmarks import documents, plot  # only here are matplotlib and the trainer needed
 
     try:
         return _plot(documents, plot, check=options.check)
@@ -187,7 +186,7 @@ def _plot(documents: ModuleType, plot: ModuleType, *, check: bool) -> int:
 
 
 def run_build(options: argparse.Namespace) -> int:
-    from . import build  # only here and below is triton needed
+    from benchmarks import build  # only here and below is triton needed
 
     recorder = results.Recorder("build", options.device, quiet_machine(options.device))
     failed = False
@@ -200,14 +199,14 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def run_accuracy(options: argparse.Namespace) -> None:
-    from . import accuracy
+    from benchmarks import accuracy
 
     print(markdown(accuracy.HEADER, accuracy.rows(options.backend, options.draws)))
 
 
 def run_right(options: argparse.Namespace) -> int:
     start = time.monotonic()
-    from . import right
+    from benchmarks import right
 
     device, backend = options.device, options.backend
     recorder = results.Recorder(f"right-{backend}", device, quiet_machine(device))
@@ -250,9 +249,8 @@ def run_session(options: argparse.Namespace) -> int:
 
 
 def run_steps(options: argparse.Namespace) -> None:
+    from benchmarks import step
     from lewel import bench  # the trainer wants more packages than the rest
-
-    from . import step
 
     recorder = results.Recorder("step", options.device, quiet_machine(options.device))
     measured = False
@@ -274,7 +272,7 @@ def run_steps(options: argparse.Namespace) -> None:
 
 
 def run_parts(options: argparse.Namespace) -> None:
-    from . import parts
+    from benchmarks import parts
 
     if torch.cuda.is_available() and torch.device(options.device).type == "cpu":
         sys.exit("A run trains on the GPU where there is one: add --device cuda.")

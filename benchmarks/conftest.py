@@ -8,10 +8,9 @@ import contextlib
 import pytest
 import torch
 
+from benchmarks import options
+from benchmarks.providers import PROVIDERS, prepare_compiler
 from lewel.heap import keep_heap
-
-from . import options
-from .providers import PROVIDERS, prepare_compiler
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

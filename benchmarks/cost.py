@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cases import DTYPES, Case
+from benchmarks.cases import DTYPES, Case
 
 MODES = ("forward", "forward+backward")
 

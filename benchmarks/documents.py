@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 
-from . import performance, plot, tables
+from benchmarks import performance, plot, tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks that each must have

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.cost import Cost
 from lewel import timing
-
-from .cost import Cost
 
 
 def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:

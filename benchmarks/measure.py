@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks import footprint, graphs, machine, parity
+from benchmarks.cases import DTYPES, Case, Inputs, input_sets
+from benchmarks.cost import MODES, Rates, floor_of, least
+from benchmarks.providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 from lewel import heap, timing
-
-from . import footprint, graphs, machine, parity
-from .cases import DTYPES, Case, Inputs, input_sets
-from .cost import MODES, Rates, floor_of, least
-from .providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 
 TENSORS: tuple[str, ...] = ("pooled", "d_features", "d_pixels", "d_weight")
 FORWARD, GRADIENTS = slice(0, 1), slice(1, None)

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
+from benchmarks.cases import NUM_GROUPS, TEMPERATURE, Case, Inputs, Shape, make_inputs
+from benchmarks.cost import MODES
+from benchmarks.measure import call_of, sentence
+from benchmarks.providers import PROVIDERS, quiet, refusal
 from lewel import timing
-
-from .cases import NUM_GROUPS, TEMPERATURE, Case, Inputs, Shape, make_inputs
-from .cost import MODES
-from .measure import call_of, sentence
-from .providers import PROVIDERS, quiet, refusal
 
 # Next to no arithmetic; then one image at the width of LEWEL_M, where it still decides.
 CASES = (

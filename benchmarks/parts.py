@@ -17,15 +17,15 @@ from unittest import mock
 
 import torch
 
-from lewel import config, presets, timing, train
+from benchmarks.options import count
+from lewel import timing, train
 from lewel.data import Views
-from lewel.log import Clock, RunLog
-from lewel.method import Method
-from lewel.preemption import Preemption
-from lewel.queue import KeyQueue
-from lewel.session import Session, prepare
-
-from .options import count
+from lewel.methods.key_queue import KeyQueue
+from lewel.methods.method import Method
+from lewel.recipe import presets, schema
+from lewel.run.preemption import Preemption
+from lewel.run.session import Session, prepare
+from lewel.watching.log import Clock, RunLog
 
 PARTS = ("data", "forward", "backward", "optimizer", "momentum network, queue", "logging", "rest")
 WORK = PARTS[:3]  # what a step is for
@@ -49,7 +49,7 @@ RUNS = {
     "embedded/lewel_b": presets.get("embedded/lewel_b"),
     **{
         f"resnet18/{method}": replace(
-            presets.get(f"embedded/{method}"), encoder=config.Encoder("resnet18", stem="small"), data=_SMALL
+            presets.get(f"embedded/{method}"), encoder=schema.Encoder("resnet18", stem="small"), data=_SMALL
         )
         for method in ("lewel_m", "lewel_b")
     },
@@ -114,7 +114,7 @@ class Stopwatch:
             yield views
 
 
-def measure(name: str, run: config.Train, steps: int) -> Row:
+def measure(name: str, run: schema.Train, steps: int) -> Row:
     """The second of two epochs of so many steps, or of as many as fill the queue; evaluation and saving left out."""
     steps = max(steps, run.method.queue // run.data.batch_size if run.method.loss == "infonce" else 0)
     run = replace(run, epochs=2, data=replace(run.data, embedded_train=steps * run.data.batch_size))

@@ -11,16 +11,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lewel import config
-from lewel.method import Method
-
-from . import aligned_loss, results, roofline, tables
-from .cases import D14, D56, PAPER, SWEEP, Case, Shape
-from .cost import MODES, floor_of, least
-from .prologue import WAYS
-from .results import Record
-from .roofline import GPUS
-from .tables import KERNELS, circumstances, markdown
+from benchmarks import aligned_loss, results, roofline, tables
+from benchmarks.cases import D14, D56, PAPER, SWEEP, Case, Shape
+from benchmarks.cost import MODES, floor_of, least
+from benchmarks.prologue import WAYS
+from benchmarks.results import Record
+from benchmarks.roofline import GPUS
+from benchmarks.tables import KERNELS, circumstances, markdown
+from lewel.methods.method import Method
+from lewel.recipe import schema
 
 MB, GB = 1e6, 1e9
 _BY_NAME = {shape.name: shape for shape in PAPER}
@@ -157,11 +156,11 @@ def dense() -> str:
 def _step_flops(loss: str, aligned: bool, hidden: int, maps: int) -> float:
     """Flops of a training step for each image: ResNet-50 at 224, counted on tensors without contents."""
     n = 8
-    run = config.Train(
-        data=config.Data(image_size=224, batch_size=n),
-        encoder=config.Encoder("resnet50", stem="imagenet"),
-        heads=config.Heads(hidden=hidden, num_maps=maps, num_groups=4),
-        method=config.Method(loss=loss, w_aligned=0.5 * aligned, queue=65536, split_bn=1),  # type: ignore[arg-type]
+    run = schema.Train(
+        data=schema.Data(image_size=224, batch_size=n),
+        encoder=schema.Encoder("resnet50", stem="imagenet"),
+        heads=schema.Heads(hidden=hidden, num_maps=maps, num_groups=4),
+        method=schema.Method(loss=loss, w_aligned=0.5 * aligned, queue=65536, split_bn=1),  # type: ignore[arg-type]
         backend="reference",
     )
     method = Method(run)

@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display is needed and nothing global is changed
 from PIL import Image, PngImagePlugin
 
-from . import results
-from .measure import Row
-from .report import MIB
-from .results import Record
-from .tables import KERNELS, circumstances
+from benchmarks import results
+from benchmarks.measure import Row
+from benchmarks.report import MIB
+from benchmarks.results import Record
+from benchmarks.tables import KERNELS, circumstances
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 KEY, PIXELS = "lewel-data", "lewel-pixels"

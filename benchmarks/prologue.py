@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import cases, graphs, machine, parity
+from benchmarks.cases import NUM_GROUPS, PAPER, QUICK, TEMPERATURE, Case
+from benchmarks.cost import MODES
+from benchmarks.measure import autocast, sentence
+from benchmarks.providers import COMPILED, eager_align_aggregate, quiet, refusal
 from lewel import timing
 from lewel_kernels import BACKENDS, fused_align_aggregate
-
-from . import cases, graphs, machine, parity
-from .cases import NUM_GROUPS, PAPER, QUICK, TEMPERATURE, Case
-from .cost import MODES
-from .measure import autocast, sentence
-from .providers import COMPILED, eager_align_aggregate, quiet, refusal
 
 EPS = 1e-5
 TENSORS = ("pooled", "d_features", "d_pixels", "d_gamma", "d_beta", "d_weight")

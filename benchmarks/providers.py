@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cases import NUM_GROUPS, TEMPERATURE, Inputs
 from lewel_kernels import BACKENDS, dispatch, explain, fused_align_aggregate
-
-from .cases import NUM_GROUPS, TEMPERATURE, Inputs
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -9,11 +9,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from benchmarks import machine
+from benchmarks.cases import DTYPES
+from benchmarks.cost import Rates
 from lewel import timing
-
-from . import machine
-from .cases import DTYPES
-from .cost import Rates
 
 WARM_SECONDS = 0.3  # fresh pages and cold caches: the first samples are up to a third slower
 COPY_SECONDS = 1.0

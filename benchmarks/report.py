@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import geometric_mean
 
-from .measure import BASES, Row
+from benchmarks.measure import BASES, Row
 
 MIB = 1 << 20
 

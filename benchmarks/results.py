@@ -13,11 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
+from benchmarks.cases import Case, Shape
+from benchmarks.measure import Row
 from lewel import timing
-
-from . import machine
-from .cases import Case, Shape
-from .measure import Row
 
 ROOT = Path(__file__).parent / "results"
 Record = dict[str, Any]

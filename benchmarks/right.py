@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import parity
+from benchmarks.cases import NUM_GROUPS, TEMPERATURE, Shape
+from benchmarks.measure import sentence
+from benchmarks.providers import eager_activated, eager_maps, eager_pool
+from benchmarks.tune_space import FIRST, SHAPES, TINY
 from lewel import timing
 from lewel_kernels import dispatch, explain, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 from lewel_kernels.triton import configs
 from lewel_kernels.triton.offline import DTYPES, Request, launches_of
-
-from . import parity
-from .cases import NUM_GROUPS, TEMPERATURE, Shape
-from .measure import sentence
-from .providers import eager_activated, eager_maps, eager_pool
-from .tune_space import FIRST, SHAPES, TINY
 
 # Each launches other kernels, or the same ones compiled otherwise. A bias first: only with one are its gradient's sums
 # taken beside the products of the weight's.

@@ -13,11 +13,11 @@ from functools import cache, partial
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import footprint
-from .cases import DTYPES, LAYOUTS, Case, Inputs
-from .cost import MODES, Cost, Rates, floor_seconds
-from .measure import autocast
-from .providers import eager_align_aggregate
+from benchmarks import footprint
+from benchmarks.cases import DTYPES, LAYOUTS, Case, Inputs
+from benchmarks.cost import MODES, Cost, Rates, floor_seconds
+from benchmarks.measure import autocast
+from benchmarks.providers import eager_align_aggregate
 
 
 @dataclass(frozen=True)

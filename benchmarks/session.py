@@ -19,12 +19,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import machine, results
+from benchmarks.tables import KERNELS
 from lewel import timing
 from lewel_kernels import dispatch
 from lewel_kernels.native import nvcc
-
-from . import machine, results
-from .tables import KERNELS
 
 ROOT = Path(__file__).parents[1]
 MINUTES = 10

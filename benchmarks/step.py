@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
+from benchmarks import parity
+from benchmarks.measure import TENSORS
+from benchmarks.options import count, duration
+from benchmarks.report import MIB
+from benchmarks.training import OPS, Candidate
 from lewel import bench, heap, timing
 from lewel.bench import BASELINES, BATCH, ENCODERS, METHODS, PRECISIONS, Case, case_on, make_views
-
-from . import parity
-from .measure import TENSORS
-from .options import count, duration
-from .report import MIB
-from .training import OPS, Candidate
 
 LEAST_BATCH = 8
 

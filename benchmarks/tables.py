@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 
+from benchmarks import results
+from benchmarks.measure import BASES, Row
+from benchmarks.overhead import SINGLE_OPS
+from benchmarks.report import MIB, mean_speedup
+from benchmarks.results import Record
 from lewel_kernels import BACKENDS
-
-from . import results
-from .measure import BASES, Row
-from .overhead import SINGLE_OPS
-from .report import MIB, mean_speedup
-from .results import Record
 
 STAR = "\\*"
 OUTSIDE = f"{STAR} outside the error budget of `docs/backends.md`: no speed-up of its own."

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import machine
+from benchmarks.cases import SUITES, Case, Inputs, input_sets
+from benchmarks.cost import MODES, least
+from benchmarks.measure import call_of, expect, find_problem
+from benchmarks.providers import COMPILED, PROVIDERS, Op, quiet, refusal
 from lewel import timing
-
-from . import machine
-from .cases import SUITES, Case, Inputs, input_sets
-from .cost import MODES, least
-from .measure import call_of, expect, find_problem
-from .providers import COMPILED, PROVIDERS, Op, quiet, refusal
 
 CASES = [case for case in SUITES["quick"] if case.layout == "channels_last"]
 Prepared = tuple[Case, Op, list[Inputs]]

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
+from benchmarks.providers import eager_maps, eager_pool
 from lewel import bench
 from lewel.bench import Case
-
-from .providers import eager_maps, eager_pool
 
 
 def eager(

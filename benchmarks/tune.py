@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from benchmarks import graphs, machine
+from benchmarks.cases import DTYPES
+from benchmarks.tune_space import Choice, Problem, kernel_of, stages
 from lewel import timing
-
-from . import graphs, machine
-from .cases import DTYPES
-from .tune_space import Choice, Problem, kernel_of, stages
 
 if TYPE_CHECKING:
     from lewel_kernels.triton.launch import Call, Launch

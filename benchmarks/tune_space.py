@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .cases import D14, D56, DTYPES, NUM_GROUPS, PAPER, TEMPERATURE, Shape
+from benchmarks.cases import D14, D56, DTYPES, NUM_GROUPS, PAPER, TEMPERATURE, Shape
 
 if TYPE_CHECKING:
     from lewel_kernels.triton.launch import Launch

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
-from lewel import config, heap, presets, session, timing
+from lewel import heap, timing
 from lewel.errors import LewelError
-from lewel.heads import LearnedMapsHead
-from lewel.step import Stepper
+from lewel.methods.heads import LearnedMapsHead
+from lewel.recipe import presets, schema
+from lewel.run import session
+from lewel.run.step import Stepper
 from lewel.timing import Call, Key
 
 METHODS = {"moco_v2": presets.MOCO_V2, "lewel_m": presets.LEWEL_M, "byol": presets.BYOL, "lewel_b": presets.LEWEL_B}
 BASELINES = {"lewel_m": "moco_v2", "lewel_b": "byol"}  # the same without the aligned branch
-ENCODERS = get_args(get_type_hints(config.Encoder)["name"])
-PRECISIONS = tuple(name for name in get_args(get_type_hints(config.Train)["precision"]) if name != "auto")
+ENCODERS = get_args(get_type_hints(schema.Encoder)["name"])
+PRECISIONS = tuple(name for name in get_args(get_type_hints(schema.Train)["precision"]) if name != "auto")
 PAPER = """
 The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
   LEWEL_M 0.7 % over MoCo v2 (1222 s, 1213 s), LEWEL_B 4.4 % over BYOL (1191 s, 1141 s)"""
@@ -55,15 +57,15 @@ def case_on(device: str, encoder: str, image_size: int, batch: int, precision: s
     return Case(encoder, image_size or (32 if encoder == "tiny" else 224), batch, precision, device)
 
 
-def recipe(case: Case, method: str, backend: str | None = None) -> config.Train:
+def recipe(case: Case, method: str, backend: str | None = None) -> schema.Train:
     """The paper's heads and queue on a torchvision encoder, those of the CIFAR-10 presets on the tiny one."""
     settings, heads, queue = METHODS[method], presets.CIFAR10_MOCO.heads, 4096
     if case.encoder != "tiny":
         contrasts, queue = settings.loss == "infonce", 65536
-        heads = config.Heads(hidden=2048 if contrasts else 4096, num_maps=128 if contrasts else 256, num_groups=4)
-    run = config.Train(
-        data=config.Data(image_size=case.image_size, batch_size=case.batch),
-        encoder=config.Encoder(case.encoder, stem="imagenet" if case.image_size >= 128 else "small"),  # type: ignore[arg-type]
+        heads = schema.Heads(hidden=2048 if contrasts else 4096, num_maps=128 if contrasts else 256, num_groups=4)
+    run = schema.Train(
+        data=schema.Data(image_size=case.image_size, batch_size=case.batch),
+        encoder=schema.Encoder(case.encoder, stem="imagenet" if case.image_size >= 128 else "small"),  # type: ignore[arg-type]
         heads=heads,
         method=replace(
             settings, queue=max(1, queue // case.batch) * case.batch, split_bn=math.gcd(settings.split_bn, case.batch)
@@ -71,7 +73,7 @@ def recipe(case: Case, method: str, backend: str | None = None) -> config.Train:
         precision=case.precision,  # type: ignore[arg-type]
         backend=backend,
     )
-    config.check(run)
+    schema.check(run)
     return run
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lewel import checkpoint, distributed, evaluate, recipe, watch
+from lewel import distributed
 from lewel.errors import LewelError
-from lewel.log import Clock, RunLog, carry_over, read
-from lewel.preemption import Preemption
-from lewel.session import Session, in_parallel
-from lewel.step import Outcome, Stepper, rates
+from lewel.evaluation import features, health
+from lewel.recipe import plain
+from lewel.run import checkpoint
+from lewel.run.preemption import Preemption
+from lewel.run.session import Session, in_parallel
+from lewel.run.step import Outcome, Stepper, rates
+from lewel.watching.log import Clock, RunLog, carry_over, read
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
@@ -36,7 +39,7 @@ def train(session: Session, resume: Path | None) -> bool:
             carry_over(resume.parent.parent / "log.jsonl", log_file)
     log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, run=run, quiet=not leads)
     if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
-        (folder / "config.yaml").write_text(recipe.to_yaml(run))
+        (folder / "config.yaml").write_text(plain.to_yaml(run))
     try:
         if resume is None:
             _log_baselines(session, log)
@@ -108,8 +111,8 @@ class _Loop:
             if not last and run.save_every and session.steps_done % run.save_every == 0:
                 self._save()
                 clock.lap()
-        if max(spreads) < watch.COLLAPSED:
-            line = f"the embedding has collapsed: z_std stayed below {watch.COLLAPSED} for an epoch"
+        if max(spreads) < health.COLLAPSED:
+            line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": max(spreads)}, line)
 
     def _spreads_before(self, epoch: int) -> list[float]:
@@ -123,10 +126,10 @@ class _Loop:
         """The step's numbers, means over the processes, if the worst loss so far is a number."""
         values = {"loss": outcome.loss, **{f"loss_{name}": part for name, part in outcome.parts.items()}}
         replaced = torch.tensor(float(self.session.sets.replaced)).to(self.session.device, non_blocking=True)
-        further = {"z_std": watch.spread_of(outcome.z), "worst": self.worst, "replaced": replaced}
+        further = {"z_std": health.spread_of(outcome.z), "worst": self.worst, "replaced": replaced}
         if self.session.scaler.is_enabled():
             further["scale"] = torch.as_tensor(self.session.scaler._get_scale_async())
-        numbers = watch.read(values | further)
+        numbers = health.read(values | further)
         worst, replaced_a_process = numbers.pop("worst"), numbers.pop("replaced")
         if not math.isfinite(worst):
             parts = {name: value for name, value in numbers.items() if name.startswith("loss_")}
@@ -138,7 +141,7 @@ class _Loop:
             )
         if replaced_a_process:
             numbers["replaced"] = round(replaced_a_process * self.session.world.size)
-        return {**numbers, "peak_memory_mib": watch.peak_memory()}
+        return {**numbers, "peak_memory_mib": health.peak_memory()}
 
     def _save(self) -> None:
         self.session.seconds += time.monotonic() - self.since
@@ -169,7 +172,7 @@ def _check_weights(session: Session) -> None:
 
 
 def _log_baselines(session: Session, log: RunLog) -> None:
-    pixels, untrained = evaluate.knn_of_pixels(session), evaluate.knn_accuracy(session)
+    pixels, untrained = features.knn_of_pixels(session), features.knn_accuracy(session)
     log.record(
         "baselines",
         {"step": 0, "knn_pixels": pixels, "knn_untrained": untrained},
@@ -182,10 +185,10 @@ def _log_epoch(session: Session, log: RunLog) -> None:
         "step": session.steps_done,
         "epoch": session.epochs_done,
         "seconds": session.seconds,
-        "knn": evaluate.knn_accuracy(session),
+        "knn": features.knn_accuracy(session),
     }
     line = f"epoch {session.epochs_done}/{session.run.epochs}  kNN {values['knn']:.1f} %  {session.seconds:.0f} s"
     if session.run.method.aligned and session.world.leads:
-        values |= evaluate.map_statistics(session)
+        values |= features.map_statistics(session)
         line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
     log.record("epoch", values, line)

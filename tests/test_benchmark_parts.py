@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from benchmarks import __main__, parts, results, tables
-from lewel import data, heap, method, train, watch
-from lewel.config import Heads, Train
+from lewel import data, heap, train
+from lewel.evaluation import health
+from lewel.methods import method
+from lewel.recipe.schema import Heads, Train
 
 SMALL = replace(parts.RUNS["embedded/lewel_m"], heads=Heads(hidden=16, num_maps=8, num_groups=2), precision="fp32")
 SMALL = replace(
@@ -42,7 +44,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (torch.autograd, "backward", "backward"),
         (torch.optim.SGD, "step", "optimizer"),
         (method, "follow", "momentum network, queue"),  # which InfoNCE calls in its forward
-        (watch, "spread_of", "logging"),
+        (health, "spread_of", "logging"),
         (train, "rates", "rest"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

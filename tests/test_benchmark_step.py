@@ -15,7 +15,7 @@ from benchmarks.step import find_problem, measure
 from benchmarks.training import Candidate
 from lewel import heap
 from lewel.bench import Case, make_views
-from lewel.step import Stepper
+from lewel.run.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
 PAIRS = [("lewel_m", "eager"), ("lewel_m", "fused"), ("lewel_b", "eager"), ("lewel_b", "fused")]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from lewel import report
 from lewel.errors import LewelError
-from lewel.evaluate import knn_accuracy
+from lewel.evaluation.features import knn_accuracy
+from lewel.results import report
 
 
 @dataclass(frozen=True)

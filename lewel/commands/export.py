@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from lewel.export import Library, Which, export
+from lewel.results.export import Library, Which, export
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from lewel import report
+from lewel.results import report
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from lewel import presets
+from lewel.recipe import presets
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import tyro
 
-from lewel import curves, log
 from lewel.errors import LewelError
+from lewel.results import curves
+from lewel.watching import log
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,22 @@ from typing import Annotated
 
 import tyro
 
-from lewel import boards, checkpoint, config, distributed, plan, presets, recipe, report, runs
+from lewel import distributed
+from lewel.cost import plan
 from lewel.errors import LewelError
-from lewel.session import prepare
+from lewel.recipe import plain, presets, schema
+from lewel.results import report
+from lewel.run import checkpoint, folders
+from lewel.run.session import prepare
 from lewel.train import train
+from lewel.watching import boards
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     """Pre-trains an encoder: a recipe, changed by any of the settings below."""
 
-    run: Annotated[config.Train, tyro.conf.arg(name="")]
+    run: Annotated[schema.Train, tyro.conf.arg(name="")]
     config: str = ""
     """a YAML recipe to start from instead of a preset"""
     resume: str = ""
@@ -45,7 +50,7 @@ def _plan(command: TrainCommand) -> None:
         raise LewelError(f"processes must be positive, or 0 for those that torchrun started, got {command.processes}")
     if os.environ.get("RANK", "0") == "0":
         boards.check_installed(command.run)
-        folder, resume = runs.choose(command.run, command.resume)
+        folder, resume = folders.choose(command.run, command.resume)
         start = f"continue {resume} in" if resume else "be written to"
         print(f"{plan.text(command.run, command.processes or distributed.announced())}\nit would {start} {folder}")
 
@@ -56,7 +61,7 @@ def _train(command: TrainCommand) -> None:
             f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
             f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
         )
-    config.check(command.run, processes=distributed.announced())
+    schema.check(command.run, processes=distributed.announced())
     world = distributed.join()
     try:
         folder, resume = distributed.from_leader(lambda: _places(command))
@@ -74,8 +79,8 @@ def _train(command: TrainCommand) -> None:
 
 def _places(command: TrainCommand) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint to continue from."""
-    folder, resume = runs.choose(command.run, command.resume)
-    runs.check_writable(folder)
+    folder, resume = folders.choose(command.run, command.resume)
+    folders.check_writable(folder)
     boards.check_installed(command.run)
     if resume is not None:
         checkpoint.read(resume)  # a broken one is told of before anything else is
@@ -89,7 +94,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     preset, file = _option(arguments, "--preset"), _option(arguments, "--config")
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
-    start = presets.get(preset) if preset else recipe.load(file) if file else config.Train()
+    start = presets.get(preset) if preset else plain.load(file) if file else schema.Train()
     return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from lewel.config import Data
 from lewel.data import embedded, folder, named
 from lewel.data.files import FolderImages, FolderViews
+from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
 from lewel.data.loader import CPU, Images, TwoViews
-from lewel.data.memory import MemoryImages, MemoryViews, Pixels, decode
+from lewel.recipe.schema import Data
 
 
 @dataclass(frozen=True)

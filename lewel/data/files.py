@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lewel.config import Augmentation
-from lewel.data import reference
+from lewel.data import per_sample
 from lewel.data.folder import Folder
 from lewel.data.loader import CPU, BatchKey, Views
+from lewel.recipe.schema import Augmentation
 
 
 class FolderViews:
@@ -18,7 +18,7 @@ class FolderViews:
 
     def __init__(self, split: Folder, augmentation: Augmentation, size: int, seed: int) -> None:
         self.split, self.seed = split, seed
-        self.views = tuple(reference.View(augmentation, size, view) for view in (0, 1))
+        self.views = tuple(per_sample.View(augmentation, size, view) for view in (0, 1))
 
     def __len__(self) -> int:
         return len(self.split)
@@ -42,5 +42,5 @@ class FolderImages:
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = [self.split.load(int(i)) for i in indices]
-        images = torch.stack([reference.to_tensor(reference.fit(image, self.size)) for image, _ in pairs])
+        images = torch.stack([per_sample.to_tensor(per_sample.fit(image, self.size)) for image, _ in pairs])
         return images, torch.tensor([label for _, label in pairs])

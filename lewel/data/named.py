@@ -19,10 +19,10 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tv
 
-from lewel.config import Data
 from lewel.data.folder import contents, existing
-from lewel.data.memory import Pixels
+from lewel.data.in_memory import Pixels
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data
 
 PIXELS = ("cifar10", "cifar100", "stl10")
 IMAGENETTE = ("imagenette2-160", "imagenette2-320", "imagenette2")  # the first is what a download fetches

@@ -5,8 +5,8 @@ import functools
 import pytest
 from tiny_runs import TINY, run_in
 
-from lewel import encoders
-from lewel.session import Session
+from lewel.methods import encoders
+from lewel.run.session import Session
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewel import losses
-from lewel.method import Method, Step
-from lewel.momentum import follow, split_bn
+from lewel.methods import losses
+from lewel.methods.method import Method, Step
+from lewel.methods.momentum import follow, split_bn
 
 
 class InTurns:

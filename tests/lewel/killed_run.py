@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from tiny_runs import TINY
 
-from lewel import checkpoint, encoders
-from lewel.session import Session, prepare
+from lewel.methods import encoders
+from lewel.run import checkpoint
+from lewel.run.session import Session, prepare
 from lewel.train import train
 
 RUN = replace(TINY, epochs=30, save_every=1, knn_every=8)

@@ -9,10 +9,11 @@ import torch
 from tiny_runs import METHODS, TINY
 from torch import Tensor
 
-from lewel import checkpoint, recipe
-from lewel.config import Encoder, Train
-from lewel.method import Method
-from lewel.session import prepare
+from lewel.methods.method import Method
+from lewel.recipe import plain
+from lewel.recipe.schema import Encoder, Train
+from lewel.run import checkpoint
+from lewel.run.session import prepare
 
 
 def filled(run: Train, seed: int) -> Method:
@@ -43,6 +44,6 @@ def saved(folder: Path, encoder: Encoder) -> Method:
     fill(session.method, seed=0)
     session.steps_done = 8  # of 9, three an epoch
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(recipe.to_yaml(run))
+    (folder / "config.yaml").write_text(plain.to_yaml(run))
     checkpoint.save(session)
     return session.method

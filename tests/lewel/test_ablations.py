@@ -8,20 +8,22 @@ import pytest
 import torch
 from tiny_runs import TINY, run_in
 
-from lewel import config, distributed, losses
-from lewel.config import Heads, Method, Train
+from lewel import distributed
 from lewel.errors import LewelError
-from lewel.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, SeparateHead
-from lewel.method import Embedding
-from lewel.method import Method as Model
-from lewel.momentum import split_bn
+from lewel.methods import losses
+from lewel.methods.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, SeparateHead
+from lewel.methods.method import Embedding
+from lewel.methods.method import Method as Model
+from lewel.methods.momentum import split_bn
+from lewel.recipe import schema
+from lewel.recipe.schema import Heads, Method, Train
 
 HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
 
 
 def recipe(heads: Heads, method: Method = TINY.method) -> Train:
     run = replace(TINY, heads=heads, method=method)
-    config.check(run)
+    schema.check(run)
     return run
 
 
@@ -159,7 +161,7 @@ def test_keys_without_groups_are_plain():
 )
 def test_what_nothing_would_read_is_refused(heads, method, sentence):
     with pytest.raises(LewelError, match=sentence):
-        config.check(replace(TINY, heads=heads, method=replace(method, queue=32)))
+        schema.check(replace(TINY, heads=heads, method=replace(method, queue=32)))
 
 
 @pytest.mark.parametrize(
@@ -172,4 +174,4 @@ def test_what_nothing_would_read_is_refused(heads, method, sentence):
 )
 def test_images_that_cannot_be_shared_out_are_refused(processes, accumulate, sentence):
     with pytest.raises(LewelError, match=sentence):
-        config.check(replace(TINY, accumulate=accumulate), processes=processes)
+        schema.check(replace(TINY, accumulate=accumulate), processes=processes)

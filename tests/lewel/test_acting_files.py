@@ -14,11 +14,13 @@ from small_sets import write_cifar
 from tiny_runs import TINY
 from torchvision import datasets
 
-from lewel import checkpoint, cli, recipe
-from lewel.config import Data
+from lewel import cli
 from lewel.data import build
 from lewel.errors import LewelError
-from lewel.method import Method
+from lewel.methods.method import Method
+from lewel.recipe import plain
+from lewel.recipe.schema import Data
+from lewel.run import checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -96,7 +98,7 @@ def test_the_lines_of_the_readme_that_load_the_official_weights_do_not_act(write
 def test_a_recipe_does_not_act(made, tmp_path):
     (tmp_path / "recipe.yaml").write_text(f"epochs: !!python/object/apply:os.mkdir ['{made}']\n")
     with pytest.raises(LewelError, match="cannot read the recipe"):
-        recipe.load(tmp_path / "recipe.yaml")
+        plain.load(tmp_path / "recipe.yaml")
     assert not made.exists()
 
 

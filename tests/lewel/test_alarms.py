@@ -9,12 +9,14 @@ import pytest
 import torch
 from tiny_runs import TINY, run_in
 
-from lewel import checkpoint, log, watch
-from lewel.config import Optim
 from lewel.errors import LewelError
-from lewel.method import Method as Model
-from lewel.session import prepare
+from lewel.evaluation import health
+from lewel.methods.method import Method as Model
+from lewel.recipe.schema import Optim
+from lewel.run import checkpoint
+from lewel.run.session import prepare
 from lewel.train import train
+from lewel.watching import log
 
 CALM = r"lower --optim\.lr or a longer --optim\.warmup-epochs"
 
@@ -64,7 +66,7 @@ def test_fp16_that_overflows_at_every_step_stops_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("spread", "warnings"), [(0.09, 2), (0.11, 0)], ids=["collapsed", "spread"])
 def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(spread))
+    monkeypatch.setattr(health, "spread_of", lambda z: torch.tensor(spread))
     run_in(tmp_path, replace(TINY, epochs=2))
     kinds = [record["kind"] for record in log.read(tmp_path / "log.jsonl")]
     assert kinds.count("warning") == warnings
@@ -75,7 +77,7 @@ def test_a_collapsed_embedding_is_warned_of_once_an_epoch(spread, warnings, tmp_
 def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
     """The start of an EMAN run nearly collapses and recovers."""
     spreads = iter([0.01, 0.05, 0.2])
-    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(next(spreads)))
+    monkeypatch.setattr(health, "spread_of", lambda z: torch.tensor(next(spreads)))
     run_in(tmp_path, replace(TINY, epochs=1))
     assert "warning" not in {record["kind"] for record in log.read(tmp_path / "log.jsonl")}
 
@@ -90,7 +92,7 @@ def test_one_step_of_little_spread_is_no_collapse(tmp_path, monkeypatch):
 def test_a_run_resumed_within_an_epoch_is_judged_by_the_whole_of_it(spreads, warned, tmp_path, monkeypatch):
     """Killed after the first of the second epoch's three steps."""
     left = iter(spreads)
-    monkeypatch.setattr(watch, "spread_of", lambda z: torch.tensor(next(left)))
+    monkeypatch.setattr(health, "spread_of", lambda z: torch.tensor(next(left)))
     run = replace(TINY, epochs=2, save_every=4)
     run_in(tmp_path, run, epochs=2)  # checkpoints: of the epoch, and of step 4
     run_in(tmp_path, run, resume=tmp_path / "checkpoints" / "step-00000004.pt")

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lewel import losses
 from lewel.errors import LewelError
-from lewel.losses import aligned_info_nce
+from lewel.methods import losses
+from lewel.methods.losses import aligned_info_nce
 
 K, TEMPERATURE = 5, 0.2
 

@@ -10,7 +10,7 @@ import torch
 from lewel import bench, cli, heap, timing
 from lewel.bench import Candidate, Case, make_views
 from lewel.errors import LewelError
-from lewel.step import Stepper
+from lewel.run.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
 SMALL = ["--image-size", "16", "--batch", "8", "--seconds", "0.01"]

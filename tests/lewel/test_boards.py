@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 from tiny_runs import TINY, run_in
 
-from lewel import log
 from lewel.commands import train as command
-from lewel.config import Train
 from lewel.errors import LewelError
+from lewel.recipe.schema import Train
+from lewel.watching import log
 
 STAND_IN = """
 class Error(Exception):

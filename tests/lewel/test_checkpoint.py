@@ -15,10 +15,13 @@ import torch
 from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 
-from lewel import checkpoint, log, recipe, report
-from lewel.config import Train
-from lewel.session import Session, prepare
+from lewel.recipe import plain
+from lewel.recipe.schema import Train
+from lewel.results import report
+from lewel.run import checkpoint
+from lewel.run.session import Session, prepare
 from lewel.train import train
+from lewel.watching import log
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -161,9 +164,9 @@ class TestUnusableCheckpoint:
         """What may change is where things are, how often is said something, and who computes; nothing else."""
         free = {"preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend"}
         free |= {"data.root", "data.download", "data.workers"}
-        keys = [change.split(":")[0] for change in recipe.differences(TINY, different(TINY))]
-        assert len(keys) == len(recipe._flat(recipe.to_plain(TINY)))
-        changes = recipe.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
+        keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
+        assert len(keys) == len(plain._flat(plain.to_plain(TINY)))
+        changes = plain.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
         assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
 
     def test_of_other_data(self, folder, monkeypatch):

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 from tiny_runs import TINY
 
-from lewel import cli, data, log, recipe, report
+from lewel import cli, data
 from lewel.commands import train as commands_train
+from lewel.recipe import plain
+from lewel.results import report
+from lewel.watching import log
 
 SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method.queue", "256"]
 
@@ -47,7 +50,7 @@ def test_command_line_errors_are_sentences_with_status_2(arguments, sentence, mo
 
 
 def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml(replace(TINY, epochs=1)))
+    (tmp_path / "tiny.yaml").write_text(plain.to_yaml(replace(TINY, epochs=1)))
     out = str(tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", str(tmp_path / "tiny.yaml"), "--out", out])
     cli.main()
@@ -61,7 +64,7 @@ def test_train_and_eval_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_nothing_to_continue_is_said_and_the_log_starts_anew(tmp_path, monkeypatch, capsys):
     """As after a run that was killed in its first epoch."""
-    (tmp_path / "config.yaml").write_text(recipe.to_yaml(replace(TINY, epochs=1)))
+    (tmp_path / "config.yaml").write_text(plain.to_yaml(replace(TINY, epochs=1)))
     (tmp_path / "log.jsonl").write_text('{"kind": "baselines", "step": 0, "knn_pixels": 0, "knn_untrained": 0}\n')
     config, out = str(tmp_path / "config.yaml"), str(tmp_path)
     monkeypatch.setattr("sys.argv", ["lewel", "train", "--config", config, "--out", out, "--resume", "auto"])

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image as files
 from matplotlib.figure import Figure
 
-from lewel import curves
+from lewel.results import curves
 
 
 def log(steps: int = 3, *, aligned: bool = True, loss: float = 4.0) -> list[dict]:

@@ -8,8 +8,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from lewel.config import Augmentation
-from lewel.data import augment
+from lewel.data import batched
+from lewel.recipe.schema import Augmentation
 
 SIZE = 64
 NOTHING = Augmentation(
@@ -23,10 +23,10 @@ def pictures(count: int, size: int = SIZE) -> torch.Tensor:
     return (torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear") * 255).to(torch.uint8)
 
 
-def no_draws(count: int, size: int = SIZE) -> augment.Draws:
+def no_draws(count: int, size: int = SIZE) -> batched.Draws:
     """Draws that change nothing: the whole image."""
     zeros = np.zeros(count)
-    return augment.Draws(
+    return batched.Draws(
         crop=np.tile([0.0, 0.0, size, size], (count, 1)),
         flip=zeros > 0,
         order=np.full((count, 4), -1),
@@ -39,19 +39,19 @@ def no_draws(count: int, size: int = SIZE) -> augment.Draws:
 
 def in_unit(views: torch.Tensor) -> torch.Tensor:
     """Views without their normalisation."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augment.MEAN, augment.STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (batched.MEAN, batched.STD))
     return views * std + mean
 
 
-def draws_of(config: Augmentation, count: int = 20_000, view: int = 0) -> augment.Draws:
-    return augment.draw(config, SIZE, view, seed=5, epoch=2, indices=np.arange(count))
+def draws_of(config: Augmentation, count: int = 20_000, view: int = 0) -> batched.Draws:
+    return batched.draw(config, SIZE, view, seed=5, epoch=2, indices=np.arange(count))
 
 
 class TestOperations:
     """Each operation equals torchvision's on float images, to rounding."""
 
-    def check(self, draws: augment.Draws, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-        got = in_unit(augment.apply(pictures(len(expected)), draws))
+    def check(self, draws: batched.Draws, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+        got = in_unit(batched.apply(pictures(len(expected)), draws))
         assert float((got - expected).abs().max()) < tolerance
 
     def test_no_draws_change_nothing(self):
@@ -105,7 +105,7 @@ class TestOperations:
             return x
 
         def blur(x: torch.Tensor) -> torch.Tensor:
-            taps = 2 * augment.blur_radius(SIZE) + 1
+            taps = 2 * batched.blur_radius(SIZE) + 1
             return tv.gaussian_blur(x, [taps, taps], [0.57, 0.57])
 
         changes = [crop, tv.horizontal_flip, jitter, blur, lambda x: tv.solarize(x, 128 / 255)]
@@ -133,7 +133,7 @@ class TestOperations:
             sigma=np.full(4, 0.57),
             solarize=np.ones(4) > 0,
         )
-        got = in_unit(augment.apply(pictures(4), draws))
+        got = in_unit(batched.apply(pictures(4), draws))
         # Where a value is 128 to rounding it is inverted here and not there.
         assert float(((got - expected).abs() > 1e-4).float().mean()) < 1e-3
 
@@ -147,7 +147,7 @@ class TestOperations:
 
     @pytest.mark.parametrize("sigma", [0.05, 0.3, 0.57])
     def test_blur(self, sigma):
-        taps = 2 * augment.blur_radius(SIZE) + 1
+        taps = 2 * batched.blur_radius(SIZE) + 1
         expected = tv.gaussian_blur(pictures(3) / 255, [taps, taps], [sigma, sigma])
         self.check(replace(no_draws(3), sigma=np.full(3, sigma)), expected)
 
@@ -161,7 +161,7 @@ class TestOperations:
 
     def test_only_the_drawn_samples_change(self):
         solarize = np.array([False, True, False])
-        views = in_unit(augment.apply(pictures(3), replace(no_draws(3), solarize=solarize)))
+        views = in_unit(batched.apply(pictures(3), replace(no_draws(3), solarize=solarize)))
         changed = (views - pictures(3) / 255).abs().amax((1, 2, 3)) > 1e-3
         assert changed.tolist() == solarize.tolist()
 
@@ -170,7 +170,7 @@ class TestDistributions:
     """Draws against torchvision's own on 4,000 of each; bounds are about five standard errors."""
 
     def test_crop_like_torchvision(self):
-        theirs = v2.RandomResizedCrop(SIZE, scale=(0.2, 1.0), ratio=augment.ASPECT)
+        theirs = v2.RandomResizedCrop(SIZE, scale=(0.2, 1.0), ratio=batched.ASPECT)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             drawn = [theirs.make_params([torch.empty(3, SIZE, SIZE)]) for _ in range(4000)]
@@ -239,8 +239,8 @@ class TestDistributions:
     def test_blur_sigma_is_uniform_and_scales_with_the_image(self):
         sigma = draws_of(Augmentation(blur=(1.0, 1.0))).sigma * 224 / SIZE
         assert distance(sigma, np.linspace(0.1, 2.0, 20_000)) < 0.02
-        assert augment.blur_sigma(224) == pytest.approx((0.1, 2.0))
-        assert augment.blur_radius(224) == 6
+        assert batched.blur_sigma(224) == pytest.approx((0.1, 2.0))
+        assert batched.blur_radius(224) == 6
 
     def test_draws_are_independent(self):
         draws = draws_of(Augmentation(blur=(0.5, 0.5), solarize=(0.5, 0.5), gray=0.5, jitter_p=0.5))
@@ -254,11 +254,11 @@ class TestDistributions:
 class TestDeterminism:
     def test_a_sample_does_not_depend_on_its_batch_or_on_threads(self):
         images, config = pictures(12, 224), Augmentation(blur=(1.0, 1.0), solarize=(0.5, 0.5))
-        together = augment.apply(images, augment.draw(config, 224, 1, 7, 3, np.arange(12)))
+        together = batched.apply(images, batched.draw(config, 224, 1, 7, 3, np.arange(12)))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            alone = [augment.apply(images[[i]], augment.draw(config, 224, 1, 7, 3, np.array([i]))) for i in range(12)]
+            alone = [batched.apply(images[[i]], batched.draw(config, 224, 1, 7, 3, np.array([i]))) for i in range(12)]
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(torch.cat(alone), together)
@@ -273,12 +273,12 @@ class TestDeterminism:
             "epoch": 2,
             "indices": np.arange(100),
         }
-        here, there = augment.draw(**arguments), augment.draw(**(arguments | changed))
+        here, there = batched.draw(**arguments), batched.draw(**(arguments | changed))
         assert (here.factors != there.factors).any(axis=1).all()
 
     def test_no_two_views_of_a_run_or_of_its_neighbours_have_the_same_draws(self):
         every = [
-            augment.draw(Augmentation(), SIZE, view, seed, epoch, np.arange(20)).factors
+            batched.draw(Augmentation(), SIZE, view, seed, epoch, np.arange(20)).factors
             for seed in range(3)
             for epoch in range(4)
             for view in (0, 1)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lewel.config import Augmentation, Data, Train
-from lewel.config import check as check_recipe
-from lewel.data import TrainLoader, augment, build, eval_batches
+from lewel.data import TrainLoader, batched, build, eval_batches
 from lewel.data.datasets import storage_for
+from lewel.data.in_memory import MemoryImages, MemoryViews
 from lewel.data.loader import BatchKey
-from lewel.data.memory import MemoryImages, MemoryViews
 from lewel.errors import LewelError
+from lewel.recipe.schema import Augmentation, Data, Train
+from lewel.recipe.schema import check as check_recipe
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 VIEWS = Augmentation(blur=(1.0, 0.5), solarize=(0.5, 0.5))
@@ -72,7 +72,7 @@ def test_a_batch_to_evaluate_is_one_upload_and_its_labels_stay():
 
 def test_every_operation_is_among_those_views():
     """Or the counts above would say little."""
-    draws = augment.draw(VIEWS, 32, 1, 0, 0, np.arange(40))
+    draws = batched.draw(VIEWS, 32, 1, 0, 0, np.arange(40))
     assert all((draws.order == position).any(axis=0).all() for position in range(4))
     assert draws.gray.any()
     assert (draws.sigma > 0).any()

@@ -16,9 +16,9 @@ import torch
 from small_sets import checksum, marked, write_cifar, write_imagenette
 from torchvision import datasets
 
-from lewel.config import Data
 from lewel.data import Datasets, build
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data
 
 
 class Server(http.server.SimpleHTTPRequestHandler):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lewel.config import Data
 from lewel.data import build, embedded
+from lewel.recipe.schema import Data
 
 
 @pytest.fixture(scope="module")

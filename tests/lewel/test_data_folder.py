@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lewel.config import Augmentation, Data
 from lewel.data import TrainLoader, build, eval_batches
 from lewel.data.loader import BatchKey
-from lewel.data.reference import View, fit, to_tensor
+from lewel.data.per_sample import View, fit, to_tensor
 from lewel.errors import LewelError
+from lewel.recipe.schema import Augmentation, Data
 
 
 def write_image(path: Path, colour: int, size: tuple[int, int] = (40, 32)) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lewel.config import Data
 from lewel.data import Datasets, build
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lewel.config import Data
 from lewel.data import Datasets, TrainLoader, Views, build, eval_batches, spaced
 from lewel.data.loader import CPU, BatchKey
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data
 
 SIZES = {"embedded_train": 100, "embedded_test": 20, "image_size": 32}
 

@@ -10,9 +10,9 @@ from small_sets import PER_FILE, marked, write_cifar, write_imagenette, write_st
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as tv
 
-from lewel.config import Data
 from lewel.data import build, eval_batches
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data
 
 CIFARS = pytest.mark.parametrize(
     ("name", "kind", "classes"), [("cifar10", datasets.CIFAR10, 10), ("cifar100", datasets.CIFAR100, 100)]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lewel.config import Augmentation
-from lewel.data import augment
-from lewel.data.reference import View
+from lewel.data import batched
+from lewel.data.per_sample import View
+from lewel.recipe.schema import Augmentation
 
 SIZE = 32
 CHANGES = ("crop_scale", "flip", "jitter", "gray", "blur", "solarize")  # in this order
@@ -59,8 +59,8 @@ def of_reference(config: Augmentation, image: Tensor, view: int, count: int) -> 
 
 
 def of_batches(config: Augmentation, image: Tensor, view: int, count: int) -> Tensor:
-    draws = augment.draw(config, image.shape[-1], view, seed=5, epoch=2, indices=np.arange(count))
-    return pixels(augment.apply(image.expand(count, -1, -1, -1), draws))
+    draws = batched.draw(config, image.shape[-1], view, seed=5, epoch=2, indices=np.arange(count))
+    return pixels(batched.apply(image.expand(count, -1, -1, -1), draws))
 
 
 def distance(a: Tensor, b: Tensor) -> float:

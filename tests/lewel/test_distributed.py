@@ -14,9 +14,10 @@ from in_turns import InTurns
 from tiny_runs import assert_equal, in_double
 from two_processes import LOCAL, NOISE, PASSES, RUNS, SYNCED, online_knn
 
-from lewel import checkpoint, log
-from lewel.session import Session, build, prepare
+from lewel.run import checkpoint
+from lewel.run.session import Session, build, prepare
 from lewel.train import train
+from lewel.watching import log
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from lewel import encoders
-from lewel.config import Data, Encoder, Train
+from lewel.methods import encoders
+from lewel.recipe.schema import Data, Encoder, Train
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from saved_runs import saved
 from tiny_runs import TINY, assert_equal
 from torch import Tensor, nn
 
-import lewel.config
-import lewel.encoders
+import lewel.methods.encoders
+import lewel.recipe.schema
 from lewel import cli
-from lewel.config import Encoder
 from lewel.errors import LewelError
-from lewel.export import export
+from lewel.recipe.schema import Encoder
+from lewel.results.export import export
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -158,7 +158,7 @@ def test_the_target_network_is_exported_only_on_request(tiny, tmp_path):
 )
 def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, sentence, to, tiny, monkeypatch):
     path, run = tiny.folder, replace(TINY, encoder=encoder)
-    monkeypatch.setattr("lewel.report.newest", lambda folder: (path, {}, run))
+    monkeypatch.setattr("lewel.results.report.newest", lambda folder: (path, {}, run))
     with pytest.raises(LewelError, match=sentence):
         export(tiny.folder, to)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from matplotlib import image as files
 
-from lewel import figures
-from lewel.data.augment import normalise
+from lewel.data.batched import normalise
+from lewel.results import figures
 
 
 def maps_of(*patterns: torch.Tensor) -> torch.Tensor:

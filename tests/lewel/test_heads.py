@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel.config import Heads
-from lewel.heads import MLP, AlignedHead, CoupledHead, MoCoHead, aligned_head
+from lewel.methods.heads import MLP, AlignedHead, CoupledHead, MoCoHead, aligned_head
+from lewel.recipe.schema import Heads
 
 N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3
 ABLATED = [{}, {"coupling": "separate"}, {"maps": "random"}, {"maps": "uniform"}]

@@ -13,7 +13,8 @@ import killed_run
 import pytest
 from tiny_runs import assert_equal
 
-from lewel import checkpoint, log
+from lewel.run import checkpoint
+from lewel.watching import log
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lewel import knn
+from lewel.evaluation import knn
 
 
 def test_votes_are_weighted_by_similarity(monkeypatch):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from lewel import log
-from lewel.config import Train
+from lewel.recipe.schema import Train
+from lewel.watching import log
 
 
 def test_images_per_second_and_the_share_of_waiting(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel import losses
+from lewel.methods import losses
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 from tiny_runs import METHODS, TINY
 
-from lewel import heap, memory, presets
-from lewel.config import Heads, Train
-from lewel.session import build
-from lewel.step import Stepper
+from lewel import heap
+from lewel.cost import memory
+from lewel.recipe import presets
+from lewel.recipe.schema import Heads, Train
+from lewel.run.session import build
+from lewel.run.step import Stepper
 
 LARS = replace(TINY.optim, name="lars", decay_all=False)
 WIDE = replace(TINY, data=replace(TINY.data, batch_size=64), method=replace(TINY.method, queue=64))

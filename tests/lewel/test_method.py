@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lewel import distributed, losses, optim
-from lewel.config import Data, Encoder, Heads, Method, Optim, Train
+from lewel import distributed
 from lewel.errors import LewelError
-from lewel.heads import MLP, CoupledHead, MoCoHead
-from lewel.method import Method as Model
-from lewel.method import Step
-from lewel.momentum import follow, split_bn
+from lewel.methods import losses
+from lewel.methods.heads import MLP, CoupledHead, MoCoHead
+from lewel.methods.method import Method as Model
+from lewel.methods.method import Step
+from lewel.methods.momentum import follow, split_bn
+from lewel.recipe.schema import Data, Encoder, Heads, Method, Optim, Train
+from lewel.run import optim
 
 SWITCHES = {
     "moco_v2": Method(w_aligned=0.0),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lewel.momentum import follow, split_bn
+from lewel.methods.momentum import follow, split_bn
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

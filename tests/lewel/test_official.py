@@ -12,10 +12,10 @@ from tiny_runs import METHODS, TINY, assert_equal
 from torch import Tensor
 from torch.nn import functional as F
 
-from lewel import checkpoint
-from lewel.config import Encoder
 from lewel.errors import LewelError
-from lewel.method import Method
+from lewel.methods.method import Method
+from lewel.recipe.schema import Encoder
+from lewel.run import checkpoint
 
 RUN = replace(TINY, method=METHODS["lewel_b-eman"])
 MLPS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lewel import optim
-from lewel.config import Optim
+from lewel.recipe.schema import Optim
+from lewel.run import optim
 
 
 def parameters() -> tuple[nn.Parameter, nn.Parameter]:

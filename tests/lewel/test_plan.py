@@ -8,7 +8,12 @@ import pytest
 from tiny_runs import TINY
 
 import lewel_kernels
-from lewel import boards, cli, data, plan, recipe, report, session
+from lewel import cli, data
+from lewel.cost import plan
+from lewel.recipe import plain
+from lewel.results import report
+from lewel.run import session
+from lewel.watching import boards
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ class TestImages:
         assert f"counted in {root}; the set of imagenet/lewel_m_100 has 1,281,167\n" in plan.text(run, 1)
 
     def test_of_nobody_s_set_must_be_there(self, dry, tmp_path):
-        (tmp_path / "mine.yaml").write_text(recipe.to_yaml(replace(TINY, data=replace(TINY.data, name="folder"))))
+        (tmp_path / "mine.yaml").write_text(plain.to_yaml(replace(TINY, data=replace(TINY.data, name="folder"))))
         assert "data.root is empty; --data.root must name" in dry("--config", str(tmp_path / "mine.yaml"))
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from lewel import config, presets, recipe
-from lewel.config import Augmentation
 from lewel.errors import LewelError
-from lewel.session import check_size
-from lewel.step import rates
+from lewel.recipe import plain, presets, schema
+from lewel.recipe.schema import Augmentation
+from lewel.run.session import check_size
+from lewel.run.step import rates
 
 B_HEADS, M_HEADS = (4096, 256, 4), (2048, 128, 4)  # hidden, maps, groups
 STEPS = 1251  # an epoch of ImageNet at batch 1024
@@ -49,7 +49,7 @@ VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
 
 
 # The numbers, each from its source.
-#   embedded: measured here; lewel/presets/embedded.py says what was tried
+#   embedded: measured here; lewel/recipe/presets/embedded.py says what was tried
 #   cifar10, 4 epochs: measured with a prototype of BasicBlocks 1-1-1-1 (SGD .12 or .2, T .2, queue 4096, m .99)
 #   cifar10, 200 epochs: MoCo's demo (T .1, m .99, queue 4096, SplitBN 8, SGD .06 at batch 512), and lightly's BYOL
 #       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: rate a quarter, decay four times
@@ -186,12 +186,12 @@ def of_its_family(table, name):
 @ALL
 def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
     preset = presets.PRESETS[name]
-    config.check(preset.run)
+    schema.check(preset.run)
     check_size(preset.run, preset.images)
     assert preset.run.preset == name
     assert f"/{preset.run.method.name}" in name
     (tmp_path / "recipe.yaml").write_text(presets.describe(name))
-    assert recipe.load(tmp_path / "recipe.yaml") == preset.run
+    assert plain.load(tmp_path / "recipe.yaml") == preset.run
 
 
 @ALL
@@ -233,7 +233,7 @@ def test_the_pace_of_a_preset(name):
 def test_a_preset_departs_from_the_default_recipe_in_nothing_else(name):
     """Than what the tables of this file say; and of the embedded set it has the images that are named."""
     run = presets.get(name)
-    assert recipe.differences(config.Train(), run, ignore=COVERED) == []
+    assert plain.differences(schema.Train(), run, ignore=COVERED) == []
     assert run.data.name == (name.split("/")[0] if "imagenet/" not in name and "imagenet100/" not in name else "folder")
     assert run.method.w_aligned == (0.5 if "/lewel" in name else 0)
     if run.data.name == "embedded":
@@ -242,14 +242,14 @@ def test_a_preset_departs_from_the_default_recipe_in_nothing_else(name):
 
 def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set():
     """What a recipe that names nothing gets, and what presets leave as it is."""
-    assert recipe.to_plain(config.Train()) == {
+    assert plain.to_plain(schema.Train()) == {
         **{"preset": "custom", "epochs": 20, "seed": 0, "accumulate": 1, "precision": "fp32", "channels_last": True},
         **{"compile": False, "backend": None, "knn_every": 1, "knn_bank": 0, "log_every": 10, "save_every": 0},
         **{"keep": 2, "wandb": "", "out": ""},
         "data": {
             **{"name": "embedded", "root": "", "download": False, "classes": "", "train_list": "", "image_size": 64},
             **{"storage": "auto", "embedded_train": 6000, "embedded_test": 1000, "batch_size": 256, "workers": 0},
-            "augmentation": recipe.to_plain(config.Train())["data"]["augmentation"],  # see VIEWS
+            "augmentation": plain.to_plain(schema.Train())["data"]["augmentation"],  # see VIEWS
         },
         "encoder": {"name": "tiny", "stem": "small", "last_stride": 2},
         "heads": {
@@ -279,7 +279,7 @@ def test_the_switches_of_a_preset_are_those_of_its_source(name):
 
 
 @pytest.mark.parametrize(
-    "run", [config.Train(), *(p.run for p in presets.PRESETS.values())], ids=lambda run: run.preset
+    "run", [schema.Train(), *(p.run for p in presets.PRESETS.values())], ids=lambda run: run.preset
 )
 def test_the_views_of_a_preset_are_those_of_its_source(run):
     """The default ones are those of LEWEL's official release for its BYOL type."""
@@ -316,8 +316,8 @@ def test_the_published_log_has_the_preset_s_steps():
 def test_a_baseline_differs_from_its_lewel_in_the_branch_alone(baseline, name):
     """And, for the paper's MoCo type and where each has the rate that is best for it, in the rate."""
     run = presets.get(name)
-    plain = replace(run, preset=baseline, method=replace(run.method, w_aligned=0.0))
-    differences = recipe.differences(presets.get(baseline), plain)
+    without = replace(run, preset=baseline, method=replace(run.method, w_aligned=0.0))
+    differences = plain.differences(presets.get(baseline), without)
     own_rate = "/lewel_m" in name and name.split("/")[0] in ("embedded", "imagenet", "imagenet100")
     expected = ["optim.lr"] if own_rate else []
     assert [change.split(":")[0] for change in differences] == expected

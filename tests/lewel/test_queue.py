@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from lewel.losses import unit
-from lewel.queue import KeyQueue
+from lewel.methods.key_queue import KeyQueue
+from lewel.methods.losses import unit
 
 
 def test_keys_leave_in_the_order_they_came():

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lewel import config, presets, recipe
 from lewel.commands.train import parse
-from lewel.config import Augmentation, Data, Heads, Method, Optim, Train
 from lewel.errors import LewelError
-from lewel.session import check_size
+from lewel.recipe import plain, presets, schema
+from lewel.recipe.schema import Augmentation, Data, Heads, Method, Optim, Train
+from lewel.run.session import check_size
 
 
 def augmented(**changes: Any) -> Train:
@@ -50,7 +50,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml)
     with pytest.raises(LewelError, match=sentence.replace("[", r"\[").replace("?", r"\?")):
-        recipe.load(path)
+        plain.load(path)
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
 )
 def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
     with pytest.raises(LewelError, match=sentence):
-        config.check(run)
+        schema.check(run)
 
 
 def changed(run: Train, key: str, value: Any) -> Train:
     """run with the setting that a key like "data.augmentation.flip" names."""
-    plain = table = recipe.to_plain(run)
+    values = table = plain.to_plain(run)
     *parts, last = key.split(".")
     for part in parts:
         table = table[part]
     assert last in table
     table[last] = value
-    return recipe.from_plain(plain, source="test")
+    return plain.from_plain(values, source="test")
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -154,7 +154,7 @@ def changed(run: Train, key: str, value: Any) -> Train:
 )
 def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
     with pytest.raises(LewelError, match=f"^{key} must be positive, got {value}"):
-        config.check(changed(Train(), key, value))
+        schema.check(changed(Train(), key, value))
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
 )
 def test_what_has_a_range_is_accepted_at_its_ends_and_refused_beyond(key, lowest, highest, unit):
     for value in (lowest, highest):
-        config.check(changed(Train(), key, value))
+        schema.check(changed(Train(), key, value))
     for value in (lowest - unit, *([highest + unit] if highest < 10**9 else [])):
         with pytest.raises(LewelError, match=f"^{key} must lie between {lowest} and "):
-            config.check(changed(Train(), key, value))
+            schema.check(changed(Train(), key, value))
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_both_views_of_a_symmetric_step_fill_the_queue():
     ],
 )
 def test_what_can_run_is_accepted(run):
-    config.check(run)
+    schema.check(run)
 
 
 def test_groups_of_keys_are_asked_for_of_one_process_only():
     """Several shuffle theirs, unless they are told to split."""
-    config.check(Train(method=Method(split_bn=3)), processes=2)
+    schema.check(Train(method=Method(split_bn=3)), processes=2)
     with pytest.raises(LewelError, match="got 128 in 3 groups"):
-        config.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
+        schema.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
     with pytest.raises(LewelError, match="shuffle needs several processes"):
-        config.check(Train(method=Method(key_bn="shuffle")))
-    config.check(Train(method=Method(key_bn="shuffle")), processes=2)
+        schema.check(Train(method=Method(key_bn="shuffle")))
+    schema.check(Train(method=Method(key_bn="shuffle")), processes=2)
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_groups_of_keys_are_asked_for_of_one_process_only():
 )
 def test_settings_of_the_aligned_branch_are_refused_without_it(key, value):
     run = changed(Train(), f"heads.{key}", value)
-    config.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
+    schema.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
     with pytest.raises(LewelError, match=f"^heads.{key} {value} says nothing without the aligned branch"):
-        config.check(replace(run, method=Method(w_aligned=0)))
+        schema.check(replace(run, method=Method(w_aligned=0)))
 
 
 @pytest.mark.parametrize("method", [{"symmetric": True}, {"key_bn": "plain"}, {"key_bn": "split"}], ids=str)
 def test_settings_of_infonce_are_refused_with_byol(method):
-    config.check(Train(method=Method(**method)))
+    schema.check(Train(method=Method(**method)))
     with pytest.raises(LewelError, match=r"^method.symmetric and method.key_bn are about infonce"):
-        config.check(Train(method=Method(loss="byol", **method)))
+        schema.check(Train(method=Method(loss="byol", **method)))
 
 
 SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
@@ -266,10 +266,10 @@ SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
 def test_settings_of_data_are_accepted_where_something_reads_them(setting, value, fits, name):
     run = Train(data=Data(name=name, **{setting: value}))
     if name in fits:
-        config.check(run)
+        schema.check(run)
     else:
         with pytest.raises(LewelError):
-            config.check(run)
+            schema.check(run)
 
 
 def test_command_line_changes_a_preset():
@@ -281,7 +281,7 @@ def test_command_line_changes_a_preset():
 
 def test_command_line_changes_a_yaml_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(recipe.to_yaml(Train(epochs=7, data=Data(workers=3))))
+    path.write_text(plain.to_yaml(Train(epochs=7, data=Data(workers=3))))
     run = parse([f"--config={path}", "--seed", "4"]).run
     assert run == Train(epochs=7, data=Data(workers=3), seed=4)
 

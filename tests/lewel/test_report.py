@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from tiny_runs import assert_same
 
-from lewel import data, figures, report, watch
+from lewel import data
 from lewel.errors import LewelError
+from lewel.evaluation import health
+from lewel.results import figures, report
 
 
 def test_summary_shows_the_result_beside_its_baselines(finished):
@@ -54,7 +56,7 @@ def test_the_best_map_is_measured_on_other_images_than_it_was_chosen_on(finished
     maps[1::2, 1] = left.flip(1)
     boxes = torch.tensor([[0.0, 0.0, 16.0, 32.0]]).repeat(16, 1)  # the left half
     session = dataclasses.replace(finished, sets=dataclasses.replace(finished.sets, test_boxes=boxes))
-    monkeypatch.setattr(watch, "maps_of", lambda *_: (maps, None, None))
+    monkeypatch.setattr(health, "maps_of", lambda *_: (maps, None, None))
     assert report.mass_in_boxes(session)[:3] == pytest.approx((50, 0, 50))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lewel.config import Data, Method, Optim, Train
-from lewel.schedules import learning_rate, target_momentum
-from lewel.step import rates
+from lewel.recipe.schema import Data, Method, Optim, Train
+from lewel.run.schedules import learning_rate, target_momentum
+from lewel.run.step import rates
 
 STEPS = 1251
 

@@ -9,10 +9,11 @@ import torch
 from tiny_runs import METHODS, TINY, losses_of, run_in
 from torch import nn
 
-from lewel import distributed, norm
+from lewel import distributed
 from lewel.errors import LewelError
-from lewel.norm import synchronise
-from lewel.session import _check_shares, prepare
+from lewel.methods import norm
+from lewel.methods.norm import synchronise
+from lewel.run.session import _check_shares, prepare
 
 
 def test_compiled_encoders_train_the_same_from_one_graph_a_network(tmp_path, monkeypatch):

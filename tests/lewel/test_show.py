@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lewel import cli, curves
+from lewel import cli
 from lewel.commands import show
 from lewel.errors import LewelError
+from lewel.results import curves
 
 STEP = {"kind": "step", "loss": 1.25, "z_std": 0.9, "lr": 0.1, "momentum": 0.99}
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_equal, losses_of, run_in
 
-from lewel import distributed, losses, session
-from lewel.config import Optim, Train
-from lewel.method import Method
-from lewel.step import Stepper
+from lewel import distributed
+from lewel.methods import losses
+from lewel.methods.method import Method
+from lewel.recipe.schema import Optim, Train
+from lewel.run import session
+from lewel.run.step import Stepper
 
 PASSES = list(torch.randn(2, 2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 

@@ -14,15 +14,18 @@ import torch
 from PIL import Image
 from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
-from lewel import checkpoint, evaluate, knn, log, recipe, watch
-from lewel.config import Optim, Train
-from lewel.data import augment
+from lewel.data import batched
 from lewel.data.loader import BatchKey
-from lewel.evaluate import knn_accuracy
-from lewel.method import Method as Model
-from lewel.session import prepare
-from lewel.step import Outcome
+from lewel.evaluation import features, health, knn
+from lewel.evaluation.features import knn_accuracy
+from lewel.methods.method import Method as Model
+from lewel.recipe import plain
+from lewel.recipe.schema import Optim, Train
+from lewel.run import checkpoint
+from lewel.run.session import prepare
+from lewel.run.step import Outcome
 from lewel.train import _Loop, train
+from lewel.watching import log
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -85,7 +88,7 @@ def test_automatic_precision_is_bf16_where_the_processor_has_it(native, precisio
 
 
 def test_run_folder_tells_the_whole_story(finished):
-    assert recipe.load(finished.folder / "config.yaml") == TINY
+    assert plain.load(finished.folder / "config.yaml") == TINY
     assert [path.name for path in checkpoint.found(finished.folder / "checkpoints")] == [
         "step-00000006.pt",
         "step-00000009.pt",
@@ -125,7 +128,7 @@ def test_the_loop_is_these_steps(name, tmp_path):
         epoch, batch = divmod(step, 2)
         indices = np.random.default_rng([3, epoch]).permutation(32)[16 * batch : 16 * (batch + 1)]
         first, second = (
-            augment.apply(images[indices], augment.draw(run.data.augmentation, 32, view, 3, epoch, indices))
+            batched.apply(images[indices], batched.draw(run.data.augmentation, 32, view, 3, epoch, indices))
             for view in (0, 1)
         )
         m = momentum if run.method.momentum_schedule == "cosine" else 0.9
@@ -153,10 +156,10 @@ def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_b
     assert_equal(weights(session), before)  # no batch statistics were taken
     encoder = session.method.online.encoder.eval()
     (*arguments, classes), sets = seen[0], session.sets
-    for images, features, labels in ((sets.bank, *arguments[:2]), (sets.test, *arguments[2:])):
+    for images, rows, labels in ((sets.bank, *arguments[:2]), (sets.test, *arguments[2:])):
         pixels, expected = images[np.arange(len(images))]
         with torch.no_grad():
-            torch.testing.assert_close(features, encoder(pixels).mean((2, 3)))
+            torch.testing.assert_close(rows, encoder(pixels).mean((2, 3)))
         assert torch.equal(labels, expected)
     assert classes == 10
 
@@ -165,7 +168,7 @@ def test_knn_has_a_bank_of_so_many_images_and_features_as_exact_as_the_precision
     """Every seventh of 48; the encoder in bf16, the mean over positions in float32."""
     session, seen = prepare(replace(TINY, knn_bank=7, precision="bf16"), tmp_path), []
     monkeypatch.setattr(knn, "correct", lambda *arguments: seen.append(arguments) or 8)
-    evaluate.knn_accuracy(session)
+    features.knn_accuracy(session)
     pixels, labels = session.sets.bank[np.arange(7) * 48 // 7]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         maps = session.method.online.encoder.eval()(pixels)
@@ -190,7 +193,7 @@ def test_map_statistics_are_of_images_of_every_class(tmp_path, monkeypatch):
     run = replace(TINY, epochs=1, data=replace(TINY.data, embedded_test=600))
     session, seen = prepare(run, tmp_path), []
     monkeypatch.setattr(
-        watch, "map_statistics", lambda _, images: seen.append(images) or {"map_entropy": 0, "map_spread": 0}
+        health, "map_statistics", lambda _, images: seen.append(images) or {"map_entropy": 0, "map_spread": 0}
     )
     train(session, None)
     places = [i * 600 // 256 for i in range(256)]
@@ -214,19 +217,19 @@ def test_unreadable_images_are_counted_in_the_log(tmp_path):
 
 def test_an_epoch_is_saved_before_it_is_evaluated_and_evaluated_when_it_was_not(tmp_path, monkeypatch):
     """A scheduler does not wait for an evaluation."""
-    run, whole = replace(TINY, epochs=2), evaluate.knn_accuracy
+    run, whole = replace(TINY, epochs=2), features.knn_accuracy
 
     def killed(session):
         if session.steps_done == 3:
             raise KeyboardInterrupt
         return whole(session)
 
-    monkeypatch.setattr(evaluate, "knn_accuracy", killed)
+    monkeypatch.setattr(features, "knn_accuracy", killed)
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path, run)
     (newest,) = checkpoint.found(tmp_path / "checkpoints")
     assert newest.name == "step-00000003.pt"
-    monkeypatch.setattr(evaluate, "knn_accuracy", whole)
+    monkeypatch.setattr(features, "knn_accuracy", whole)
     for _ in range(2):  # the second time there is nothing left to do
         run_in(tmp_path, run, resume=newest)
         epochs = [r["epoch"] for r in log.read(tmp_path / "log.jsonl") if r["kind"] == "epoch"]
@@ -246,7 +249,7 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
     monkeypatch.setattr(knn, "correct", lambda bank, *_: widths.append(bank.shape[1]) or 0)
     for side in (64, 96):
         data = replace(TINY.data, image_size=side, embedded_train=16)
-        evaluate.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
+        features.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
     assert widths == [3 * 64 * 64, 3 * 32 * 32]
 
 

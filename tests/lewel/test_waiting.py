@@ -11,10 +11,13 @@ from tiny_runs import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lewel import presets, session, train, watch
-from lewel.config import Optim, Train
-from lewel.session import prepare
-from lewel.step import Outcome, Stepper
+from lewel import train
+from lewel.evaluation import health
+from lewel.recipe import presets
+from lewel.recipe.schema import Optim, Train
+from lewel.run import session
+from lewel.run.session import prepare
+from lewel.run.step import Outcome, Stepper
 
 LARS = Optim(name="lars", decay_all=False, warmup_epochs=1)
 METHODS = {
@@ -126,7 +129,7 @@ def test_an_epoch_reads_the_device_on_logged_steps_only(
         assert all(x.is_meta for x in values.values())
         return dict.fromkeys(values, 1.0)
 
-    monkeypatch.setattr(watch, "read", read)
+    monkeypatch.setattr(health, "read", read)
     for name in ("_log_baselines", "_log_epoch"):
         monkeypatch.setattr(train, name, lambda *_: None)
     monkeypatch.setattr(train._Loop, "_save", lambda _: None)

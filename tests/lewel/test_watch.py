@@ -9,19 +9,19 @@ import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_equal
 
-from lewel import watch
-from lewel.method import Method
+from lewel.evaluation import health
+from lewel.methods.method import Method
 
 
 def test_spread_of_embeddings_is_one_on_the_sphere_and_zero_when_collapsed():
     for width in (16, 64, 256):
-        assert float(watch.spread_of(torch.randn(4096, width))) == pytest.approx(1, abs=0.03)
-    assert float(watch.spread_of(torch.ones(64, 64) * torch.rand(64, 1))) == pytest.approx(0, abs=1e-6)
+        assert float(health.spread_of(torch.randn(4096, width))) == pytest.approx(1, abs=0.03)
+    assert float(health.spread_of(torch.ones(64, 64) * torch.rand(64, 1))) == pytest.approx(0, abs=1e-6)
 
 
 def test_spread_stays_where_the_embedding_is():
     """A meta tensor has no values: whoever asks for one, as a copy to the host would, fails."""
-    spread = watch.spread_of(torch.empty(8, 4, device="meta", requires_grad=True))
+    spread = health.spread_of(torch.empty(8, 4, device="meta", requires_grad=True))
     assert (spread.device.type, spread.shape, spread.requires_grad) == ("meta", (), False)
 
 
@@ -35,28 +35,28 @@ def test_numbers_are_read_in_one_piece(monkeypatch):
         "z_std": torch.tensor(0.5, dtype=torch.bfloat16),
         "worst": torch.tensor(float("inf")),
     }
-    assert watch.read(values) == {"loss": 2.5, "z_std": 0.5, "worst": float("inf")}
+    assert health.read(values) == {"loss": 2.5, "z_std": 0.5, "worst": float("inf")}
     assert moves == [(3,)]
 
 
 def test_peak_memory_of_the_process_holds_what_was_allocated_and_freed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torch.ones(300 * 2**18)  # 300 MiB
-    assert 300 < watch.peak_memory() < 2**20
+    assert 300 < health.peak_memory() < 2**20
 
 
 def test_peak_memory_on_a_gpu_is_that_of_its_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
-    assert watch.peak_memory() == 3
+    assert health.peak_memory() == 3
 
 
 def test_map_statistics_of_uniform_maps(monkeypatch):
     features = torch.rand(2, 4, 3, 3)
     uniform = torch.full((2, 8, 3, 3), 1 / 9)
     pooled = features.mean((2, 3)).unsqueeze(1).expand(-1, 2, -1)
-    monkeypatch.setattr(watch, "maps_of", lambda method, images: (uniform, pooled, features))
-    assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
+    monkeypatch.setattr(health, "maps_of", lambda method, images: (uniform, pooled, features))
+    assert health.map_statistics(None, None) == pytest.approx({"map_entropy": 1, "map_spread": 0}, abs=1e-6)
 
 
 def test_map_statistics_by_hand(monkeypatch):
@@ -64,9 +64,9 @@ def test_map_statistics_by_hand(monkeypatch):
     features = torch.tensor([[1.0, 3, 5, 7], [2, 2, 2, 10]]).view(2, 1, 2, 2)
     maps = torch.tensor([[0.5, 0, 0, 0.5], [0, 0, 0, 1]]).view(2, 1, 2, 2)
     pooled = torch.tensor([4.0, 10]).view(2, 1, 1)
-    monkeypatch.setattr(watch, "maps_of", lambda method, images: (maps, pooled, features))
+    monkeypatch.setattr(health, "maps_of", lambda method, images: (maps, pooled, features))
     # Entropies ln 2 and 0 over ln 4; distances 0 from GAP 4, 6 from GAP 4.
-    assert watch.map_statistics(None, None) == pytest.approx({"map_entropy": 0.25, "map_spread": 0.75}, abs=1e-6)
+    assert health.map_statistics(None, None) == pytest.approx({"map_entropy": 0.25, "map_spread": 0.75}, abs=1e-6)
 
 
 def test_maps_are_those_of_the_online_network_in_eval_mode():
@@ -76,7 +76,7 @@ def test_maps_are_those_of_the_online_network_in_eval_mode():
         for parameter in method.online.parameters():  # to tell it from the target
             parameter.mul_(1.1)
     before = copy.deepcopy(method.state_dict())
-    maps, pooled, features = watch.maps_of(method, images)
+    maps, pooled, features = health.maps_of(method, images)
     assert all(module.training for module in method.online.modules())
     assert_equal(method.state_dict(), before)  # no batch statistics were taken
     method.eval()
@@ -106,7 +106,7 @@ class TestMassInBoxes:
         ids=["all", "a cell", "two cells", "two halves", "four corners", "part of a cell"],
     )
     def test_cells_count_by_the_share_covered(self, box, inside, area):
-        shares, areas = watch.mass_in_boxes(self.maps, torch.tensor([box]), 8)
+        shares, areas = health.mass_in_boxes(self.maps, torch.tensor([box]), 8)
         assert shares.shape == (1, 1)
         assert float(shares) == pytest.approx(inside)
         assert float(areas) == pytest.approx(area)

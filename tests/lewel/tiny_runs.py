@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from lewel import checkpoint, log, optim
-from lewel.config import Data, Encoder, Heads, Method, Optim, Train
-from lewel.session import Session, prepare
+from lewel.recipe.schema import Data, Encoder, Heads, Method, Optim, Train
+from lewel.run import checkpoint, optim
+from lewel.run.session import Session, prepare
 from lewel.train import train
+from lewel.watching import log
 
 TINY = Train(
     data=Data(image_size=32, embedded_train=48, embedded_test=16, batch_size=16),

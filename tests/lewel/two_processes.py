@@ -14,13 +14,15 @@ import torch
 from tiny_runs import TINY, in_double, losses_of
 from torch import Tensor
 
-from lewel import checkpoint, distributed, evaluate, knn
-from lewel.config import Method, Train
-from lewel.log import RunLog
-from lewel.momentum import shuffle_bn
-from lewel.session import Session, build, in_parallel, prepare
-from lewel.step import Stepper
+from lewel import distributed
+from lewel.evaluation import features, knn
+from lewel.methods.momentum import shuffle_bn
+from lewel.recipe.schema import Method, Train
+from lewel.run import checkpoint
+from lewel.run.session import Session, build, in_parallel, prepare
+from lewel.run.step import Stepper
 from lewel.train import train
+from lewel.watching.log import RunLog
 
 # The first process describes one image of the bank more than the second.
 ODD = replace(TINY, knn_bank=47, epochs=2, knn_every=2)
@@ -62,7 +64,7 @@ def online_knn(session: Session) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "correct", look)
-        return {"accuracy": evaluate.knn_accuracy(session), **found}
+        return {"accuracy": features.knn_accuracy(session), **found}
 
 
 def random_maps(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,56 @@
+"""The reference augmentation: torchvision.transforms.v2, one sample at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from lewel.data.batched import ASPECT, MEAN, STD, blur_radius, blur_sigma, hashed
+from lewel.recipe.schema import Augmentation
+
+
+class View:
+    """One view (0 or 1) of an image: crop, flip, jitter, gray, blur, solarize, in this order."""
+
+    def __init__(self, config: Augmentation, size: int, view: int) -> None:
+        self.view = view
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=config.crop_scale, ratio=ASPECT),
+                v2.RandomHorizontalFlip(config.flip),
+                v2.RandomApply([v2.ColorJitter(*config.jitter)], p=config.jitter_p),
+                v2.RandomGrayscale(config.gray),
+                v2.RandomApply([v2.GaussianBlur(2 * blur_radius(size) + 1, blur_sigma(size))], p=config.blur[view]),
+                v2.RandomSolarize(128, p=config.solarize[view]),
+                *_TO_TENSOR,
+            ]
+        )
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> torch.Tensor:
+        """(3, S, S) float32, normalised, the same for the same (seed, epoch, index)."""
+        draw = hashed(seed, epoch, np.array([index]), self.view, 1)[0, 0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(draw >> np.uint64(1)))
+            return self.transform(image)
+
+
+_TO_TENSOR = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD))
+to_tensor = v2.Compose(list(_TO_TENSOR))
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The centre of an image, size x size pixels.
+
+    The short side becomes 8/7 of size before (256 for 224, as in ImageNet's evaluation) where the image is that large,
+    size itself where it is smaller: of a small image nothing is cut away.
+    """
+    wide = round(size * 8 / 7)
+    short = wide if min(image.size) >= wide else size
+    if min(image.size) != short:
+        scale = short / min(image.size)
+        sides = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,1 @@
+"""What the features of a run are worth, and whether it is healthy."""

@@ -1,0 +1,82 @@
+"""What a session's features are worth, computed by all its processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lewel import data, distributed
+from lewel.evaluation import health, knn
+from lewel.run.session import Session
+
+BATCH = 256  # images that are encoded at a time
+PIXELS = 32  # a bank of ImageNet's own pixels would fill 60 GB
+PICTURED = 256  # test images that the statistics of the maps are taken over
+
+
+def knn_accuracy(session: Session) -> float:
+    """kNN-200 of the online encoder's GAP features, bank from the training split, in percent.
+
+    All processes take BN's statistics of the first, which are those of the checkpoint.
+    """
+    encoder = session.method.online.encoder
+    distributed.share(encoder.buffers())
+
+    def features(images: Tensor) -> Tensor:
+        with session.method.autocast():
+            return encoder(session.to_device(images)).mean((2, 3), dtype=torch.float32)
+
+    encoder.eval()
+    with torch.compiler.set_stance("force_eager"):  # a compilation for each odd batch would cost more than it gains
+        accuracy = _knn(session, features)
+    session.method.train()
+    return accuracy
+
+
+def knn_of_pixels(session: Session) -> float:
+    """kNN-200 of the pixels themselves, in percent; of large images, those of PIXELS a side that they shrink to."""
+
+    def features(images: Tensor) -> Tensor:
+        images = session.to_device(images)
+        return (F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > 2 * PIXELS else images).flatten(1)
+
+    return _knn(session, features)
+
+
+def map_statistics(session: Session) -> dict[str, float]:
+    """Sharpness and spread of the maps over test images of every class; see watch."""
+    images, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
+    return health.map_statistics(session.method, session.to_device(images))
+
+
+def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:
+    """Each process describes its share of the bank, gets those of the others, and classifies its share of the tests."""
+    sets, world = session.sets, session.world
+    bank = _described(session, features, sets.bank, session.run.knn_bank or len(sets.bank))
+    rows, labels = (distributed.gather(_padded(x, session)) for x in bank)
+    if world.size > 1:
+        rows, labels = rows[labels >= 0], labels[labels >= 0]
+    test = _described(session, features, sets.test, len(sets.test))
+    right = knn.correct(rows, labels, *test, sets.num_classes)
+    share = torch.tensor(right / len(sets.test), device=world.device, dtype=torch.float64)
+    return 100 * world.size * float(distributed.average(share))
+
+
+def _described(
+    session: Session, features: Callable[[Tensor], Tensor], images: data.Images, count: int
+) -> tuple[Tensor, Tensor]:
+    """Rows (n, width) and labels (n,) of this process's share of count images at equal distances."""
+    mine = data.spaced(images, count)[session.world.rank :: session.world.size]
+    batches = data.eval_batches(images, BATCH, session.run.data.workers, indices=mine)
+    rows, labels = knn.describe(features, batches)
+    return rows, labels.to(rows.device)
+
+
+def _padded(x: Tensor, session: Session) -> Tensor:
+    """x (n, ...) with -1 at the end, as long as the longest of all processes."""
+    count = session.run.knn_bank or len(session.sets.bank)
+    longest = -(-min(count, len(session.sets.bank)) // session.world.size)
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)), value=-1)

@@ -1,0 +1,81 @@
+"""Numbers that tell whether a run is healthy: collapse, memory, sharpness and place of the alignment maps."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+
+import torch
+from torch import Tensor
+
+from lewel import distributed
+from lewel.methods.heads import AlignedHead
+from lewel.methods.losses import unit
+from lewel.methods.method import Method
+
+COLLAPSED = 0.1  # a run whose spread_of stays below for a whole epoch is warned of
+
+
+def spread_of(z: Tensor) -> Tensor:
+    """Standard deviation over the batch of normalised z (N, K), times sqrt(K): 1 all over the sphere, 0 collapsed.
+
+    0-dim and on the device of z, for read.
+    """
+    return unit(z.detach()).std(0).mean() * math.sqrt(z.shape[1])
+
+
+def read(values: dict[str, Tensor]) -> dict[str, float]:
+    """0-dim tensors of one device as float32 numbers, means over the processes; the host waits for the device once."""
+    stacked = distributed.average(torch.stack([value.detach().float() for value in values.values()]))
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def peak_memory() -> float:
+    """MiB that the process has held at most: tensors on the GPU where there is one, else all of its own memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@torch.no_grad()
+def maps_of(method: Method, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps A (N, K, h, w), aligned R (N, L, C), features (N, C, h, w), float32, of the online network in eval mode."""
+    head = method.online.head
+    assert isinstance(head, AlignedHead), "maps exist where method.w_aligned is above 0"
+    method.eval()
+    with method.autocast(), torch.compiler.set_stance("force_eager"):
+        features = method.online.encoder(images)
+        maps, pooled = head.maps(features)
+    method.train()
+    return maps.float().unflatten(2, features.shape[2:]), pooled.float(), features.float()
+
+
+def map_statistics(method: Method, images: Tensor) -> dict[str, float]:
+    """Mean entropy of the maps over ln P (1 = uniform), and how far aligned vectors lie from GAP, |R - GAP| / |GAP|."""
+    maps, pooled, features = maps_of(method, images)
+    maps = maps.flatten(2)
+    entropy = -(maps * maps.clamp_min(1e-12).log()).sum(-1).mean() / math.log(maps.shape[-1])
+    gap = features.mean((2, 3)).unsqueeze(1)
+    distance = (pooled - gap).norm(dim=-1) / gap.norm(dim=-1)
+    return {"map_entropy": float(entropy), "map_spread": float(distance.mean())}
+
+
+def mass_in_boxes(maps: Tensor, boxes: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    """Share of every map's mass inside the image's box (N, K), and the box's share of the image's area (N,).
+
+    maps (N, K, h, w) sum to 1 over positions; boxes (N, 4) are x0 y0 x1 y1 in pixels. A cell that the box covers in
+    part counts in part.
+    """
+    height, width = maps.shape[2:]
+    across = _overlap(boxes[:, 0], boxes[:, 2], width, image_size)
+    down = _overlap(boxes[:, 1], boxes[:, 3], height, image_size)
+    covered = down[:, :, None] * across[:, None, :]  # [N, h, w], 0 to 1
+    return (maps * covered[:, None]).sum((2, 3)), covered.mean((1, 2))
+
+
+def _overlap(low: Tensor, high: Tensor, cells: int, image_size: int) -> Tensor:
+    """Share of each of cells equal intervals of [0, image_size] inside [low, high]: (N, cells)."""
+    edges = torch.linspace(0, image_size, cells + 1)
+    inside = torch.minimum(edges[1:], high[:, None]) - torch.maximum(edges[:-1], low[:, None])
+    return inside.clamp_min(0) * cells / image_size

@@ -1,0 +1,1 @@
+"""Everything with parameters or a loss: encoders, heads, objectives, the momentum network."""

@@ -1,0 +1,64 @@
+"""ResNets cut before global average pooling: images in, a feature map out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from lewel.recipe import schema
+
+
+class Encoder(nn.Sequential):
+    """(N, 3, H, W) -> (N, channels, h, w), taken after a ReLU, so non-negative; named as in torchvision."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module], channels: int) -> None:
+        super().__init__(layers)
+        self.channels = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As inherited, but here: the compiler skips PyTorch's own files and would compile each block alone."""
+        for layer in self:
+            images = layer(images)
+        return images
+
+
+def build(settings: schema.Encoder) -> Encoder:
+    """The encoder that settings name, freshly initialised (Kaiming normal, fan out; BN 1 and 0)."""
+    if settings.name == "tiny":
+        layers, channels = _tiny()
+    else:
+        resnet = torchvision.models.get_model(settings.name, weights=None)
+        layers = OrderedDict[str, Any](resnet.named_children())
+        channels = int(layers.pop("fc").in_features)
+        del layers["avgpool"]
+    if settings.stem != "imagenet":
+        stride = 2 if settings.stem == "small2" else 1
+        layers["conv1"] = nn.Conv2d(3, layers["conv1"].weight.shape[0], 3, stride, padding=1, bias=False)
+        del layers["maxpool"]
+    for module in layers["layer4"][0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (settings.last_stride,) * 2
+    return Encoder(layers, channels)
+
+
+def _tiny(width: int = 32) -> tuple[OrderedDict[str, Any], int]:
+    """A ResNet of one BasicBlock a stage and half of ResNet-18's width."""
+    layers = OrderedDict[str, Any](
+        conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(width),
+        relu=nn.ReLU(inplace=True),
+        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+        layer1=nn.Sequential(BasicBlock(width, width)),
+    )
+    for stage in (2, 3, 4):
+        shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
+        layers[f"layer{stage}"] = nn.Sequential(BasicBlock(width, 2 * width, stride=2, downsample=shortcut))
+        width *= 2
+    return layers, width

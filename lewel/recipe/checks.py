@@ -1,0 +1,215 @@
+"""What is refused before any data are read, each refusal a sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lewel.errors import LewelError
+from lewel_kernels import BACKENDS
+
+if TYPE_CHECKING:
+    from lewel.recipe.schema import Data, Optim, Train
+
+SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
+
+
+def check(run: Train, processes: int = 1) -> None:
+    """All that the recipe and the number of processes tell; whether it fits encoder and data is found with those."""
+    _check_numbers(run)
+    _check_augmentation(run.data)
+    _check_data(run.data)
+    _check_heads(run)
+    _check_ablations(run)
+    _check_passes(run, processes)
+    if run.method.loss == "infonce":
+        _check_contrast(run, processes)
+    _check_optim(run.optim)
+    if run.backend is not None and run.backend not in BACKENDS:
+        raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {run.backend!r}")
+
+
+def _check_numbers(run: Train) -> None:
+    heads, method, data, optim = run.heads, run.method, run.data, run.optim
+    for name, value in (
+        ("heads.hidden", heads.hidden),
+        ("heads.num_maps", heads.num_maps),
+        ("heads.num_groups", heads.num_groups),
+        ("heads.tau", heads.tau),
+        ("method.temperature", method.temperature),
+        ("method.queue", method.queue),
+        ("method.split_bn", method.split_bn),
+        ("data.image_size", data.image_size),
+        ("data.embedded_train", data.embedded_train),
+        ("data.batch_size", data.batch_size),
+        ("optim.lr", optim.lr),
+        ("epochs", run.epochs),
+        ("accumulate", run.accumulate),
+        ("knn_every", run.knn_every),
+        ("log_every", run.log_every),
+        ("keep", run.keep),
+    ):
+        if not 0 < value < math.inf:
+            raise LewelError(f"{name} must be positive, got {value}")
+    for name, value, low, high in (
+        ("method.w_aligned", method.w_aligned, 0, 1),
+        ("method.momentum", method.momentum, 0, 1),
+        ("optim.weight_decay", optim.weight_decay, 0, 1),
+        ("optim.warmup_epochs", optim.warmup_epochs, 0, run.epochs),
+        ("data.workers", data.workers, 0, 1024),
+        ("heads.aligned_width", heads.aligned_width, 0, math.inf),
+        ("save_every", run.save_every, 0, math.inf),
+        ("knn_bank", run.knn_bank, 0, math.inf),
+        ("seed", run.seed, 0, 2**63 - 1),
+    ):
+        _check_between(name, value, low, high)
+
+
+def _check_between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
+
+
+def _check_augmentation(data: Data) -> None:
+    views = data.augmentation
+    low, high = views.crop_scale
+    if not 0 < low <= high <= 1:
+        raise LewelError(
+            f"data.augmentation.crop_scale must be a lowest and a highest share, above 0 and up to 1, "
+            f"got {low} and {high}"
+        )
+    for name in ("flip", "jitter_p", "gray"):
+        _check_between(f"data.augmentation.{name}", getattr(views, name), 0, 1)
+    for pair in ("blur", "solarize"):
+        for probability in getattr(views, pair):
+            _check_between(f"data.augmentation.{pair}", probability, 0, 1)
+    for name, strength, highest in zip(
+        ("brightness", "contrast", "saturation", "hue"), views.jitter, (math.inf, math.inf, math.inf, 0.5), strict=True
+    ):
+        if not 0 <= strength <= highest or strength == math.inf:
+            most = f"between 0 and {highest}" if highest < math.inf else "0 or a positive number"
+            raise LewelError(f"data.augmentation.jitter: the strength of {name} must be {most}, got {strength}")
+
+
+def _check_data(data: Data) -> None:
+    if data.batch_size < 2:
+        raise LewelError("data.batch_size must be at least 2: one image has nothing to contrast with, nor statistics")
+    if data.image_size < 2:
+        raise LewelError("data.image_size must be at least 2: an image of one pixel can be neither cropped nor blurred")
+    if data.name == "embedded":
+        if data.embedded_test < 2:
+            raise LewelError(
+                f"data.embedded_test must be at least 2, got {data.embedded_test}: "
+                "the best map is chosen on one half of the images and measured on the other"
+            )
+        if data.root:
+            raise LewelError(
+                f"data.root {data.root} says nothing about the embedded images; add --data.name folder or leave it out"
+            )
+    for setting, file in (("classes", data.classes), ("train_list", data.train_list)):
+        if file and data.name != "folder":
+            raise LewelError(
+                f"data.{setting} {file} chooses from folders of images, but {data.name} is used as a whole; "
+                "leave it out or choose --data.name folder"
+            )
+    if data.download and data.name in ("embedded", "folder"):
+        raise LewelError(f"data.download fetches sets like cifar10, and {data.name} is none; leave it out")
+    if data.storage == "files" and data.name not in ("folder", "imagenette"):
+        raise LewelError(f"the {data.name} images are in no files; choose --data.storage memory, device or auto")
+    if data.storage == "device" and data.workers:
+        raise LewelError(
+            f"data.storage device needs --data.workers 0, got {data.workers}: "
+            "workers cannot reach images on a GPU; --data.storage memory lets them prepare batches"
+        )
+
+
+def _check_heads(run: Train) -> None:
+    heads, method = run.heads, run.method
+    if heads.num_maps % heads.num_groups:
+        raise LewelError(
+            "heads.num_maps must be divisible by heads.num_groups, "
+            f"got {heads.num_maps} maps and {heads.num_groups} groups"
+        )
+    for name, temperature in (("heads.tau", heads.tau), ("method.temperature", method.temperature)):
+        if temperature < SHARPEST:
+            raise LewelError(
+                f"{name} must be at least {SHARPEST}, got {temperature}: "
+                "a sharper softmax only picks the largest value, which has no gradient"
+            )
+    if method.aligned and run.map_side < 2:
+        raise LewelError(
+            f"at data.image_size {run.data.image_size} the feature map is one position, over which alignment maps "
+            f"mean nothing; choose at least {run.encoder.stride + 1} with this encoder, or --method.w-aligned 0"
+        )
+
+
+def _check_ablations(run: Train) -> None:
+    """Settings of the aligned branch that contradict each other, or that nothing would read."""
+    heads, default = run.heads, type(run.heads)()
+    if not run.method.aligned:
+        for name in ("coupling", "maps", "semantic_projector", "aligned_width"):
+            if getattr(heads, name) != getattr(default, name):
+                raise LewelError(
+                    f"heads.{name} {getattr(heads, name)} says nothing without the aligned branch; "
+                    "give it a weight (--method.w-aligned 0.5) or leave the setting out"
+                )
+    elif heads.projector == "moco":
+        raise LewelError("heads.projector moco has no alignment maps; choose mlp or auto, or --method.w-aligned 0")
+    if heads.maps != "learned" and heads.coupling == "separate":
+        raise LewelError(f"heads.coupling separate says how maps are learned, but heads.maps is {heads.maps}")
+    if heads.semantic_projector == "shared" and heads.aligned_out != heads.num_maps:
+        raise LewelError(
+            f"heads.semantic_projector shared makes aligned embeddings of width {heads.num_maps} (heads.num_maps), "
+            f"but heads.aligned_width is {heads.aligned_width}; leave it out"
+        )
+    if run.method.loss == "byol" and (run.method.symmetric or run.method.key_bn != "auto"):
+        raise LewelError(
+            "method.symmetric and method.key_bn are about infonce, but method.loss is byol, which is symmetric and has "
+            "no keys; leave them out"
+        )
+    if run.method.gather_negatives and not (run.method.loss == "infonce" and run.method.aligned):
+        raise LewelError(f"method.gather_negatives is about the aligned loss of lewel_m, but this is {run.method.name}")
+
+
+def _check_passes(run: Train, processes: int) -> None:
+    if run.data.batch_size % (processes * run.accumulate):
+        raise LewelError(
+            f"data.batch_size must be divisible by processes times accumulate, got {run.data.batch_size} images, "
+            f"{processes} processes and {run.accumulate} passes"
+        )
+    if run.data.batch_size // (processes * run.accumulate) < 2:
+        raise LewelError(
+            f"{processes} processes and {run.accumulate} passes leave one of {run.data.batch_size} images to a pass, "
+            "which has no batch statistics; choose a larger data.batch_size"
+        )
+
+
+def _check_contrast(run: Train, processes: int) -> None:
+    method, images = run.method, run.data.batch_size // (processes * run.accumulate)
+    keys = run.keys_per_step
+    if method.queue % keys:
+        raise LewelError(
+            f"method.queue must be a multiple of the {keys} keys that a step adds, got {method.queue}; "
+            f"try {max(keys, method.queue // keys * keys)}"
+        )
+    if method.key_bn == "shuffle" and processes == 1:
+        raise LewelError("method.key_bn shuffle needs several processes (torchrun); on one, split stands in for it")
+    splits = method.key_bn == "split" or (method.key_bn == "auto" and method.batch_norm == "local" and processes == 1)
+    if splits and images % method.split_bn:
+        raise LewelError(
+            f"the images of a pass must be divisible by method.split_bn, got {images} in {method.split_bn} groups"
+        )
+    # The narrowest batch norm of the keys: over the aligned vectors or, without them, over the positions of the map.
+    per_image = run.heads.num_maps // run.heads.num_groups if method.aligned else run.map_side**2
+    if splits and method.target == "parameters" and images // method.split_bn * per_image < 2:
+        raise LewelError(
+            "method.split_bn must leave two rows a group for BN statistics, "
+            f"got {images} images in {method.split_bn} groups; choose at most {images // 2}"
+        )
+
+
+def _check_optim(optim: Optim) -> None:
+    if not 0 <= optim.momentum < 1:
+        raise LewelError(f"optim.momentum must be at least 0 and below 1, got {optim.momentum}")
+    if optim.name == "lars" and optim.decay_all:
+        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")

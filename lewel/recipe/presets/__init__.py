@@ -1,0 +1,84 @@
+"""Recipes by name, a file a data set. Each says what is known of it and where from."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from lewel.errors import LewelError
+from lewel.recipe import plain
+from lewel.recipe.presets import cifar10, embedded, imagenet, imagenet100, imagenette, stl10
+from lewel.recipe.presets.cifar10 import CIFAR10_MOCO
+from lewel.recipe.presets.preset import BYOL, LEWEL_B, LEWEL_M, MOCO_V2, Preset
+from lewel.recipe.schema import Train
+
+__all__ = [
+    "BYOL", "CIFAR10_MOCO", "LEWEL_B", "LEWEL_M", "MOCO_V2", "PRESETS",
+    "Preset", "describe", "get", "published_images", "table",
+]  # fmt: skip
+
+SETS = (embedded, cifar10, stl10, imagenette, imagenet100, imagenet)  # from the smallest to the largest
+PRESETS = {
+    name: replace(preset, run=replace(preset.run, preset=name))
+    for part in SETS
+    for name, preset in part.PRESETS.items()
+}
+
+
+def get(name: str) -> Train:
+    """The recipe of a preset, or an error that names the nearest one."""
+    return _preset(name).run
+
+
+def published_images(run: Train) -> int | None:
+    """Training images of the set of the preset that run started from; None where run reads other data."""
+    preset = PRESETS.get(run.preset)
+    if preset is None:
+        return None
+    # The preset's own classes are not in the repository: the list of ImageNet-100 is the user's file.
+    named = run.data.classes and not run.preset.startswith("imagenet100/")
+    same = (run.data.name, run.data.train_list) == (preset.run.data.name, preset.run.data.train_list)
+    return preset.images if same and not named else None
+
+
+def describe(name: str) -> str:
+    """One recipe as YAML, which `lewel train --config` reads, under what is known of it."""
+    preset = _preset(name)
+    known = {"reaches": preset.expected, "from": preset.source, "an epoch takes": preset.cost}
+    return "".join(f"# {key} {value}\n" for key, value in known.items() if value) + plain.to_yaml(preset.run)
+
+
+def table() -> str:
+    """All presets, one a line of at most 160 characters."""
+    header = (
+        "preset", "training images", "method", "encoder", "epochs", "batch", "optimizer", "expected", "an epoch takes",
+        "source",
+    )  # fmt: skip
+    rows = [header, *(_row(name, preset) for name, preset in PRESETS.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(name: str, preset: Preset) -> tuple[str, ...]:
+    run = preset.run
+    return (
+        name,
+        f"{preset.images:,} at {run.data.image_size}",
+        run.method.name,
+        f"{run.encoder.name} {run.encoder.stem}",
+        str(run.epochs),
+        str(run.data.batch_size),
+        f"{run.optim.name} {run.optim.lr * run.data.batch_size / 256:.4g}",
+        preset.expected,
+        preset.cost,
+        preset.source,
+    )
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise LewelError(f"there is no preset {name!r}; {meant}`lewel presets` lists all")
+    return PRESETS[name]

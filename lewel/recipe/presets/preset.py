@@ -1,0 +1,36 @@
+"""What a preset is, and what presets of several data sets share: the four methods and the views of two papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lewel.recipe.schema import Augmentation, Method, Train
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe and what is known of it."""
+
+    run: Train
+    images: int
+    """training images of the whole set"""
+    expected: str = ""
+    """what it is known to reach: a measure and percent"""
+    source: str = "untuned"
+    """where the recipe and what it reaches are from"""
+    cost: str = ""
+    """what an epoch takes, and on what"""
+
+
+MOCO_V2 = Method(loss="infonce", w_aligned=0.0)
+LEWEL_M = replace(MOCO_V2, w_aligned=0.5)
+BYOL = Method(loss="byol", w_aligned=0.0, momentum_schedule="cosine")
+LEWEL_B = replace(BYOL, w_aligned=0.5)
+# As in MoCo v2, and as in LEWEL's official release for its BYOL type.
+MOCO_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.5, 0.5), solarize=(0.0, 0.0))
+BYOL_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarize=(0.0, 0.2))
+
+
+def aligned(run: Train) -> Train:
+    """The same recipe with LEWEL's branch: lewel_m of moco_v2, lewel_b of byol."""
+    return replace(run, method=replace(run.method, w_aligned=LEWEL_M.w_aligned))

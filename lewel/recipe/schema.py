@@ -1,0 +1,213 @@
+"""The only schema: nested frozen dataclasses, which command line, run folder and checkpoints follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lewel.recipe.checks import check
+
+__all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train", "check"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How one view is made from an image. Pairs are (first view, second view)."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """share of the image's area that a crop keeps, lowest and highest; the aspect ratio is 3/4 to 4/3"""
+    flip: float = 0.5
+    """probability of a horizontal flip"""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """strength of brightness, contrast, saturation and hue, in a random order"""
+    jitter_p: float = 0.8
+    """probability of the colour jitter"""
+    gray: float = 0.2
+    """probability of a gray image"""
+    blur: tuple[float, float] = (1.0, 0.1)
+    """probability of a Gaussian blur; sigma ~ U(0.1, 2.0) pixels at 224, in proportion to the image size"""
+    solarize: tuple[float, float] = (0.0, 0.2)
+    """probability of inverting every value of 128 and above"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, at which size."""
+
+    name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette"] = "embedded"
+    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder a class (ImageNet)"""
+    root: str = ""
+    """the folder that holds the images, or, for a set by name, its unpacked archive"""
+    download: bool = False
+    """a set by name: fetch it into root if it is not there"""
+    classes: str = ""
+    """folder: a file with one class folder a line, the only ones used (ImageNet-100)"""
+    train_list: str = ""
+    """folder: a file with one training image a line, the only ones used (the 1 % and 10 % lists)"""
+    image_size: int = 64
+    """side of the square images that the network sees, in pixels"""
+    storage: Literal["auto", "files", "memory", "device"] = "auto"
+    """files: torchvision decodes and augments each sample; memory: the centres of all images are decoded once, and the
+    workers augment batches of them; device: the same on the training device, without workers; auto: files for folder
+    and imagenette, for the others device on a GPU without workers, else memory"""
+    embedded_train: int = 6000
+    """embedded: number of training images"""
+    embedded_test: int = 1000
+    """embedded: number of test images"""
+    batch_size: int = 256
+    """images of one optimizer step, in all processes together"""
+    workers: int = 0
+    """processes that prepare batches; the run is the same for any number"""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A ResNet cut before global average pooling."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "tiny"] = "tiny"
+    """tiny: one BasicBlock of width 32, 64, 128 and 256 each; the others are torchvision's"""
+    stem: Literal["imagenet", "small", "small2"] = "small"
+    """imagenet: 7x7 stride 2 and max pooling; small: 3x3 stride 1; small2: 3x3 stride 2"""
+    last_stride: Literal[1, 2] = 2
+    """stride of the last stage; 1 doubles the side of the map"""
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image, a side, for one position of the map."""
+        return {"imagenet": 4, "small": 1, "small2": 2}[self.stem] * 4 * self.last_stride
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Widths of projectors and predictors, and how the alignment maps are read."""
+
+    hidden: int = 512
+    """D, hidden width of every MLP"""
+    num_maps: int = 64
+    """K, number of alignment maps and width of the global embedding"""
+    num_groups: int = 8
+    """G, channel groups; an image has K / G aligned vectors"""
+    tau: float = 1.0
+    """temperature of the softmax over positions (E3)"""
+    projector: Literal["auto", "mlp", "moco"] = "auto"
+    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; auto: moco for moco_v2 only"""
+    coupling: Literal["coupled", "separate"] = "coupled"
+    """coupled: the projector of the global embedding is read per position; separate: maps have an MLP of their own"""
+    maps: Literal["learned", "random", "uniform"] = "learned"
+    """random: softmax of normalised noise, drawn anew for every image and step; uniform: every map is GAP"""
+    semantic_projector: Literal["separate", "shared"] = "separate"
+    """shared: the projector of the global embedding also projects the aligned representations"""
+    aligned_width: int = 0
+    """width of the aligned embeddings; 0 means num_maps"""
+
+    @property
+    def aligned_out(self) -> int:
+        """Width of the aligned embeddings."""
+        return self.aligned_width or self.num_maps
+
+
+@dataclass(frozen=True)
+class Method:
+    """The three switches (loss, target, w_aligned) and their settings: moco_v2, lewel_m, byol or lewel_b."""
+
+    loss: Literal["infonce", "byol"] = "infonce"
+    """infonce: contrast with a queue of keys; byol: predict the target, no negatives"""
+    target: Literal["parameters", "eman"] = "parameters"
+    """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
+    w_aligned: float = 0.5
+    """weight of the aligned loss, the global loss has 1 - w_aligned; 0 switches the aligned branch off, 1 the other"""
+    momentum: float = 0.99
+    """m of the momentum network at the start"""
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: m rises towards 1, which it would reach one step after the last"""
+    temperature: float = 0.2
+    """infonce: temperature of both losses"""
+    queue: int = 4096
+    """infonce: number of keys kept as negatives of the global loss"""
+    symmetric: bool = False
+    """infonce: both views query, and the two directions are summed (byol always does)"""
+    batch_norm: Literal["local", "sync"] = "local"
+    """which images BN takes its statistics over: those of one process, or of all"""
+    key_bn: Literal["auto", "shuffle", "split", "plain"] = "auto"
+    """infonce: shuffle: keys are shuffled among the processes; split: a process's images are split_bn groups; plain: as
+    queries; auto: plain with batch_norm sync, else shuffle among several processes and split on one"""
+    split_bn: int = 8
+    """infonce: virtual groups of a process's images that keys take their BN statistics over"""
+    gather_negatives: bool = False
+    """infonce: negatives of the aligned loss from all processes, not only from the query's own"""
+
+    @property
+    def aligned(self) -> bool:
+        """Whether there are maps and an aligned loss."""
+        return self.w_aligned > 0
+
+    @property
+    def name(self) -> str:
+        """The method that the switches make."""
+        return {"infonce": ("moco_v2", "lewel_m"), "byol": ("byol", "lewel_b")}[self.loss][self.aligned]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its schedule: linear warm-up per step, then half a cosine to zero."""
+
+    name: Literal["sgd", "lars"] = "sgd"
+    lr: float = 0.12
+    """learning rate per 256 images; the effective one is lr * data.batch_size / 256"""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_all: bool = True
+    """whether biases and BN parameters decay too; lars allows only False, and leaves them out of its scaling as well"""
+    warmup_epochs: float = 0.5
+
+
+@dataclass(frozen=True)
+class Train:
+    """One run, complete: what is written to the run folder and into every checkpoint."""
+
+    preset: str = "custom"
+    """name of the preset that this recipe started from"""
+    data: Data = field(default_factory=Data)
+    encoder: Encoder = field(default_factory=Encoder)
+    heads: Heads = field(default_factory=Heads)
+    method: Method = field(default_factory=Method)
+    optim: Optim = field(default_factory=Optim)
+    epochs: int = 20
+    seed: int = 0
+    """fixes initial weights, order and augmentation; the embedded images are the same for every seed"""
+    accumulate: int = 1
+    """forward and backward passes of one optimizer step, each over data.batch_size / accumulate images"""
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    """bf16, fp16: autocast, with norms, alignment maps and losses in fp32, and for fp16 a gradient scaler; auto: bf16
+    where the device has it"""
+    channels_last: bool = True
+    """memory format of images and convolutions"""
+    compile: bool = False
+    """torch.compile for the encoders"""
+    backend: str | None = None
+    """backend of the aligned pooling, one of lewel_kernels'; None chooses"""
+    knn_every: int = 1
+    """online kNN after every so many epochs, and after the last"""
+    knn_bank: int = 0
+    """training images that the bank of the online kNN holds, at equal distances; 0 means all"""
+    log_every: int = 10
+    """steps between two lines of the log"""
+    save_every: int = 0
+    """a checkpoint after every so many steps too, not only after every epoch"""
+    keep: int = 2
+    """checkpoints that are kept, the newest ones"""
+    wandb: str = ""
+    """project of Weights & Biases that the run is also logged to (pip install "lewel[wandb]")"""
+    out: str = ""
+    """run folder; empty means runs/<preset>, with a number if that is taken"""
+
+    @property
+    def map_side(self) -> int:
+        """Positions of the feature map, a side."""
+        return -(-self.data.image_size // self.encoder.stride)
+
+    @property
+    def keys_per_step(self) -> int:
+        """infonce: keys that a step adds to the queue, those of both views where symmetric."""
+        return self.data.batch_size * (2 if self.method.symmetric else 1)

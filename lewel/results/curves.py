@@ -1,0 +1,162 @@
+"""The curves of one run or several, from their logs, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from lewel.evaluation.health import COLLAPSED
+from lewel.results.figures import FAINT, INK, STYLE, save
+
+Runs = Mapping[str, Sequence[dict[str, Any]]]  # the records of every log, by the name of its run
+Limits = tuple[float | None, float | None]
+
+POINTS = 300  # of a curve: a longer log is drawn as means over stretches
+FEW = 15  # points that are marked each
+DASHES: tuple[Any, ...] = ("-", (0, (3, 1)), (0, (1, 1)))
+BASELINES: dict[str, tuple[str, Any]] = {"knn_untrained": ("untrained", "--"), "knn_pixels": ("raw pixels", ":")}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Quantities of a log, key and name, that are drawn together: on the left axis and on the right one."""
+
+    title: str
+    left: dict[str, str]
+    right: dict[str, str] = field(default_factory=dict)
+    limits: Limits = (None, None)
+    right_limits: Limits = (None, None)
+    log_from: float | None = None  # the left axis is logarithmic from here on, linear below
+
+
+PANELS = (
+    Panel("loss", {"loss": "weighted sum", "loss_global": "global", "loss_aligned": "aligned"}),
+    Panel("kNN accuracy on the test images, %", {"knn": "trained"}, limits=(0, None)),
+    Panel("spread of the embedding", {"z_std": "std of normalised z · √K"}, limits=(0, 1.15)),
+    Panel(
+        "distance of the maps from uniform ones",
+        {"map_entropy": "1 − entropy / ln P", "map_spread": "|R − GAP| / |GAP|"},
+        limits=(0, None),
+        log_from=1e-4,
+    ),
+    Panel(
+        "schedules",
+        {"lr": "learning rate"},
+        {"momentum": "momentum (right)"},
+        limits=(0, None),
+        right_limits=(None, 1.0005),
+    ),
+    Panel(
+        "speed",
+        {"images_per_s": "images/s"},
+        {"data_wait": "share of waiting for data (right)"},
+        limits=(0, None),
+        right_limits=(0, 1),
+    ),
+)
+
+
+def draw(path: Path, runs: Runs) -> None:
+    """The panels above, with kNN's baselines and the mark of a collapse; what a log lacks is left out.
+
+    One run has a colour a quantity; of several, each has a colour and a quantity its dashes.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
+        axes = figure.subplots(2, 3, sharex=True)
+        for axis, panel in zip(axes.flat, PANELS, strict=True):
+            _draw_panel(axis, panel, runs)
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        if len(runs) > 1:
+            names = [
+                Line2D([], [], color=_colour(index, runs, INK), linewidth=3, label=name)
+                for index, name in enumerate(runs)
+            ]
+            figure.legend(handles=names, loc="outside upper left", ncols=6, fontsize=10)
+        save(figure, path)
+
+
+def thinned(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Mean, lowest and highest, (3, M), of M <= 300 stretches of nearly equal length, in the order of values."""
+    stretches = np.array_split(np.asarray(values, dtype=float), min(len(values), POINTS))
+    return np.array([(stretch.mean(), stretch.min(), stretch.max()) for stretch in stretches]).T
+
+
+def _draw_panel(axis: Axes, panel: Panel, runs: Runs) -> None:
+    legend = _draw_side(axis, panel.left, runs, first=0)
+    if panel.right:
+        right = axis.twinx()
+        legend += _draw_side(right, panel.right, runs, first=len(panel.left))
+        right.set_ylim(*panel.right_limits)
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+    if "knn" in panel.left:
+        legend += _draw_baselines(axis, runs)
+    if not legend:
+        axis.text(0.5, 0.5, "not in the log", color=FAINT, ha="center", transform=axis.transAxes)
+    if "z_std" in panel.left:
+        legend.append(axis.axhline(COLLAPSED, color=FAINT, linestyle=":", label="collapsed below"))
+    if panel.log_from:
+        axis.set_yscale("symlog", linthresh=panel.log_from)
+        axis.update_datalim([(0, 1)], updatex=False)  # uniform maps, all zero, have no scale of their own
+    axis.set_ylim(*panel.limits)
+    axis.set_title(panel.title, loc="left", pad=20, fontweight="bold")
+    # Between the title and the axes a legend covers no curve.
+    axis.legend(handles=legend, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, handlelength=1.6)
+
+
+def _draw_side(axis: Axes, quantities: dict[str, str], runs: Runs, *, first: int) -> list[Line2D]:
+    """Draws the quantities, of which the panel has drawn `first` before, and gives their entries of the legend."""
+    legend, single = [], len(runs) == 1
+    for part, (key, name) in enumerate(quantities.items(), start=first):
+        curves = {index: curve for index, log in enumerate(runs.values()) if (curve := _curve(log, key)).size}
+        dashes = DASHES[0 if single else part]
+        for index, (steps, mean, low, high) in curves.items():
+            colour = _colour(index, runs, f"C{part}")
+            few = "o" if len(steps) < FEW else ""
+            axis.plot(steps, mean, color=colour, linestyle=dashes, marker=few, markersize=3, zorder=3 - 0.1 * part)
+            if single and not few:
+                axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        if curves:
+            legend.append(Line2D([], [], color=f"C{part}" if single else INK, linestyle=dashes, label=name))
+    return legend
+
+
+def _draw_baselines(axis: Axes, runs: Runs) -> list[Line2D]:
+    """kNN before training, and on raw pixels: of one run with the numbers, of several in their colours."""
+    legend, single = [], len(runs) == 1
+    for key, (name, dashes) in BASELINES.items():
+        found = [(index, r[key]) for index, log in enumerate(runs.values()) for r in log if key in r]
+        for index, value in found:
+            axis.axhline(value, color=_colour(index, runs, FAINT), linestyle=dashes, linewidth=1)
+        if found:
+            label = f"{name} {found[0][1]:.1f}" if single else name
+            legend.append(Line2D([], [], color=FAINT if single else INK, linestyle=dashes, lw=1, label=label))
+    return legend
+
+
+def _colour(index: int, runs: Runs, alone: str) -> Any:
+    """Of one run among several; alone, the colour of the quantity."""
+    count = max(10, len(runs))
+    several = matplotlib.colormaps["tab10" if count == 10 else "turbo"].resampled(count)
+    return several(index) if len(runs) > 1 else alone
+
+
+def _curve(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Steps, and mean, lowest and highest value there: (4, M), M = 0 if the log says nothing about the key."""
+    found = [r for r in records if r["kind"] in ("step", "epoch") and key in r]
+    if not found:
+        return np.empty((4, 0))
+    values = np.array([r[key] for r in found])
+    values = 1 - values if key == "map_entropy" else values  # tells 0.999 from 0.99 on a log scale
+    return np.vstack([thinned([r["step"] for r in found])[:1], thinned(values)])

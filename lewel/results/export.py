@@ -1,0 +1,177 @@
+"""The encoder of a run as a file that another library loads, and the lines that load it there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import safetensors.torch
+import torch
+
+from lewel.data.batched import MEAN, STD
+from lewel.errors import LewelError
+from lewel.methods.encoders import Encoder
+from lewel.methods.method import Method
+from lewel.recipe import schema
+from lewel.results import report
+from lewel.run import checkpoint
+
+Library = Literal["torchvision", "timm", "detectron2", "mmseg", "safetensors"]
+Which = Literal["online", "target"]
+
+TORCHVISION = """\
+model = torchvision.models.{name}()
+model.load_state_dict(torch.load({path}), strict=False)  # the file has no fc: the classifier is yours to train"""
+TIMM = """\
+model = timm.create_model("{name}", num_classes=0)
+model.load_state_dict(torch.load({path}))"""
+# Size, strides, colours and deviations are not detectron2's defaults, which are those of Caffe2's ResNet-50.
+DETECTRON2 = """\
+cfg.merge_from_list(["MODEL.WEIGHTS", {path}, "MODEL.RESNETS.DEPTH", {depth}, \
+"MODEL.RESNETS.RES2_OUT_CHANNELS", {res2}, "MODEL.RESNETS.STRIDE_IN_1X1", False])
+cfg.merge_from_list(["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", {mean}, "MODEL.PIXEL_STD", {std}])  # not BGR"""
+# Most configurations there have ResNetV1c, with another stem, and a pretrained that excludes init_cfg.
+MMSEG = """\
+backbone = dict(type="ResNet", depth={depth}, init_cfg=dict(type="Pretrained", checkpoint={path}))  # without prefix
+model = dict(pretrained=None, backbone=backbone)  # images as usual: bgr_to_rgb=True, mean={mean}, std={std}"""
+SAFETENSORS = """\
+encoder = lewel.methods.encoders.build(lewel.recipe.schema.{settings}).eval()
+encoder.load_state_dict(safetensors.torch.load_file({path}))"""
+
+
+class Trained(NamedTuple):
+    """An encoder, its weights named as in torchvision, and where it comes from."""
+
+    encoder: Encoder
+    run: schema.Train
+    network: Which
+    epochs: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a library wants its file."""
+
+    suffix: str
+    pack: Callable[[Trained], bytes]
+    use: str
+
+
+def _torch_file(trained: Trained) -> bytes:
+    file = io.BytesIO()
+    torch.save(dict(trained.encoder.state_dict()), file)
+    return file.getvalue()
+
+
+def _detectron2_file(trained: Trained) -> bytes:
+    weights = {detectron2_name(name): value.numpy() for name, value in trained.encoder.state_dict().items()}
+    content = {"model": weights, "__author__": "lewel", "matching_heuristics": True}
+    return pickle.dumps(content, protocol=4)  # protocol 5 names a module of numpy 2 that numpy 1 lacks
+
+
+def _safetensors_file(trained: Trained) -> bytes:
+    run = trained.run
+    known = {
+        "format": "pt",
+        "method": run.method.name,
+        "network": trained.network,
+        "epochs": str(trained.epochs),
+        "steps": str(trained.steps),
+        "preset": run.preset,
+        "encoder": json.dumps([run.encoder.name, run.encoder.stem, run.encoder.last_stride]),
+        "mean": json.dumps(MEAN),
+        "std": json.dumps(STD),
+    }
+    return safetensors.torch.save(trained.encoder.state_dict(), known)
+
+
+FORMATS: dict[Library, Format] = {
+    "torchvision": Format(".pth", _torch_file, TORCHVISION),
+    "timm": Format(".pth", _torch_file, TIMM),
+    "detectron2": Format(".pkl", _detectron2_file, DETECTRON2),
+    "mmseg": Format(".pth", _torch_file, MMSEG),
+    "safetensors": Format(".safetensors", _safetensors_file, SAFETENSORS),
+}
+
+
+def export(folder: Path, to: Library, out: Path | None = None, network: Which = "online") -> str:
+    """Writes the encoder of a run's newest checkpoint for a library, and returns what to tell about it.
+
+    Without out the file lies in the run folder. Raises LewelError for an encoder that the library does not know.
+    """
+    path, state, run = report.newest(folder)
+    _check_known(run.encoder, to)
+    kind = FORMATS[to]
+    out = out or folder / f"{run.encoder.name}-{network}-{to}{kind.suffix}"
+    if out.suffix != kind.suffix:
+        raise LewelError(f"a file for {to} must end in {kind.suffix}, got --out {out}")
+    method = Method(run)
+    checkpoint.load_weights(method, state, path)
+    trained = Trained(getattr(method, network).encoder, run, network, state["epoch"], state["step"])
+    _write(out, kind.pack(trained))
+    return (
+        f"wrote {out}: the {network} encoder of {run.method.name} after {trained.epochs} epochs, {trained.steps} steps"
+        f"\n{to} loads it with\n\n{how_to_load(trained, to, out)}\n"
+    )
+
+
+def how_to_load(trained: Trained, to: Library, path: Path) -> str:
+    """Python that loads the file; images are RGB, normalised by the mean and deviation of ImageNet."""
+    name = trained.run.encoder.name
+    return FORMATS[to].use.format(
+        path=json.dumps(str(path), ensure_ascii=False),
+        name=name,
+        depth=name.removeprefix("resnet"),
+        res2=trained.encoder.channels // 8,
+        settings=trained.run.encoder,
+        mean=[round(255 * value, 3) for value in MEAN],
+        std=[round(255 * value, 3) for value in STD],
+    )
+
+
+def detectron2_name(name: str) -> str:
+    """detectron2's name of a weight that torchvision names name: layer1.0.bn1.bias is res2.0.conv1.norm.bias."""
+    if not name.startswith("layer"):
+        name = f"stem.{name}"
+    for number in (1, 2, 3, 4):
+        name = name.replace(f"layer{number}.", f"res{number + 1}.").replace(f"bn{number}.", f"conv{number}.norm.")
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def _check_known(encoder: schema.Encoder, to: Library) -> None:
+    if to == "safetensors":
+        return
+    instead = "export it --to safetensors, which lewel.methods.encoders loads"
+    if encoder.name == "tiny":
+        raise LewelError(f"{to} has no such encoder as tiny, only lewel has; {instead}")
+    if encoder.stem != "imagenet":
+        raise LewelError(f"the {encoder.stem} stem is a 3x3 convolution, and {to}'s {encoder.name} has 7x7; {instead}")
+    if encoder.last_stride != 2:
+        raise LewelError(
+            f"the last stage has stride {encoder.last_stride}, and with the 2 of {to}'s {encoder.name} "
+            f"its weights would give other features; {instead}"
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Under a temporary name first, so that path is never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LewelError(f"could not write {path}: {error.strerror}; choose another --out") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

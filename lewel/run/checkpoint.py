@@ -1,0 +1,170 @@
+"""Checkpoints: one file with everything that the next step depends on, or a sentence why not.
+
+There is no generator among it: order, augmentation and every draw of a step are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lewel.errors import LewelError
+from lewel.methods.method import Method
+from lewel.methods.official import load_official as load_official  # the public name is lewel.checkpoint.load_official
+from lewel.recipe import plain
+from lewel.recipe.schema import Train
+from lewel.run.session import Session
+
+FORMAT = "lewel checkpoint 3"
+KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
+FREE_TO_CHANGE = (
+    "preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend",
+    "data.root", "data.download", "data.workers",
+)  # fmt: skip
+
+
+class CheckpointError(LewelError):
+    """A checkpoint that cannot be used, or could not be written."""
+
+
+def save(session: Session) -> Path:
+    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes all but the run.keep newest."""
+    state = {
+        "format": FORMAT,
+        "config": plain.to_plain(session.run),
+        "step": session.steps_done,
+        "epoch": session.epochs_done,
+        "images": len(session.sets.train),
+        "processes": session.world.size,
+        "seconds": session.seconds,
+        "method": session.method.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "scaler": session.scaler.state_dict(),
+    }
+    folder = session.folder / "checkpoints"
+    path = folder / name_of(session.steps_done)
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".step-*"):  # of a process that was killed while it wrote
+            stale.unlink()
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        for old in found(folder)[: -session.run.keep]:
+            old.unlink()
+    except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
+        raise CheckpointError(f"could not write {path}: {_reason(error)}; {_offer(path)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
+    return path
+
+
+def name_of(step: int) -> str:
+    """The file name of the checkpoint after so many steps."""
+    return f"step-{step:08d}.pt"
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns them."""
+    later = [path for path in found(folder) if path.name > name_of(step)]
+    for path in later:
+        path.unlink()
+    return later
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, or the reason why it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}; {_offer(path)}") from None
+    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
+        raise CheckpointError(
+            f"{path} is truncated or no checkpoint at all ({_reason(error)}); {_offer(path)}"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} was not written by this version of lewel train (no '{FORMAT}' in it); {_offer(path)}"
+        )
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise CheckpointError(f"{path} is incomplete (it lacks {', '.join(missing)}); {_offer(path)}")
+    return state
+
+
+def config_of(state: dict[str, Any], path: Path) -> Train:
+    """The recipe that a checkpoint was trained with."""
+    return plain.from_plain(state["config"], source=str(path))
+
+
+def restore(path: Path, session: Session) -> str:
+    """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
+
+    Returns what there is to say about it, possibly nothing. With another number of training images, order and schedule
+    would be others; with another number of processes, only the batches of BN and of the aligned InfoNCE are.
+    """
+    state, run, images = read(path), session.run, len(session.sets.train)
+    old = config_of(state, path)
+    if old.method.name != run.method.name:
+        raise CheckpointError(
+            f"{path} holds {old.method.name} but this run is {run.method.name}; "
+            f"resume it with the recipe it was trained with, or start {run.method.name} in another folder (--out)"
+        )
+    changed = plain.differences(old, run, ignore=FREE_TO_CHANGE)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained with another recipe ({'; '.join(changed)}); "
+            "a resumed run continues exactly, so undo the change or start anew in another folder (--out)"
+        )
+    if state["images"] != images:
+        raise CheckpointError(
+            f"{path} was trained on {state['images']} images but there are {images} now; "
+            "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
+        )
+    load_weights(session.method, state, path)
+    try:
+        session.optimizer.load_state_dict(state["optimizer"])
+        session.scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({_reason(error)})") from None
+    session.steps_done, session.seconds = state["step"], state["seconds"]
+    later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
+    said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
+    if state["processes"] != session.world.size:
+        before = f"{state['processes']} before"
+        said += f"; in {session.world.size} processes, {before}: batch norm and the aligned loss see other batches"
+    return said
+
+
+def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
+    """Puts the networks and the queue of a checkpoint into method."""
+    try:
+        method.load_state_dict(state["method"])
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit its recipe ({_reason(error)}); {_offer(path)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0].split(". ")[0] if str(error) else ""
+    return text if len(text) > 8 else f"{type(error).__name__} {text}".strip()
+
+
+def _offer(path: Path) -> str:
+    """The sentence that names what can be used instead of path."""
+    others = [other for other in found(path.parent) if other.name < path.name]
+    if not others:
+        return "there is no earlier checkpoint beside it; nothing was changed"
+    return f"the one before it is {others[-1]}, continue from there with --resume {others[-1]}; nothing was changed"

@@ -1,0 +1,55 @@
+"""Which folder a run is written to, and which checkpoint it continues from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from lewel.errors import LewelError
+from lewel.recipe import schema
+from lewel.run import checkpoint
+
+
+def choose(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
+    """The run folder and the checkpoint to continue from; a folder that holds a run is never written over."""
+    if resume and resume != "auto":
+        return _continued(run.out, Path(resume).resolve())
+    base = Path(run.out or Path("runs", run.preset.replace("/", "-")))
+    taken = [base] if _holds_run(base) else []
+    if not run.out:
+        taken += sorted(
+            (folder for folder in base.parent.glob(f"{base.name}-*") if folder.name[len(base.name) + 1 :].isdigit()),
+            key=lambda folder: int(folder.name[len(base.name) + 1 :]),
+        )
+    if resume and taken:
+        checkpoints = checkpoint.found(taken[-1] / "checkpoints")
+        return taken[-1], checkpoints[-1] if checkpoints else None
+    if not taken:
+        return base, None
+    if run.out:
+        raise LewelError(f"{base} holds a run already; continue it with --resume auto or choose another --out")
+    number = int(taken[-1].name[len(base.name) + 1 :] or 1) + 1
+    return base.with_name(f"{base.name}-{number}"), None
+
+
+def _continued(out: str, path: Path) -> tuple[Path, Path]:
+    if not path.is_file():
+        raise LewelError(f"there is no checkpoint {path} to resume from")
+    if not out and path.parent.name != "checkpoints":
+        raise LewelError(f"{path} lies in no run folder's checkpoints/, so --out must say where the run goes on")
+    folder = Path(out).resolve() if out else path.parent.parent
+    if folder != path.parent.parent and _holds_run(folder):
+        raise LewelError(f"{folder} holds another run already; choose another --out to continue {path} in")
+    return folder, path
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise LewelError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --out") from None
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists()

@@ -1,0 +1,96 @@
+"""SGD and LARS, with biases and BN parameters left out of decay where the recipe says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lewel.recipe import schema
+
+
+def build(settings: schema.Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of settings, its learning rate still to be set by the schedule."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay, "adapt": True},
+        {
+            "params": [p for p in trained if p.ndim <= 1],
+            "weight_decay": settings.weight_decay if settings.decay_all else 0.0,
+            "adapt": False,
+        },
+    ]
+    if settings.name == "lars":
+        return LARS(groups, momentum=settings.momentum)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=True)
+    for p in trained if settings.momentum else []:
+        # Else the first step makes it, out of memory as it is if a gradient scaler skips that step.
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with a learning rate per tensor (You et al. 2017); groups with adapt=False take the plain one.
+
+    local = eta |w| / (|g| + wd |w|);  d = (g + wd w) * local * lr;  v = momentum v + d;  w = w - v
+    A tensor of zeros, or without a gradient anywhere (|g| = 0), has local = 1.
+
+    A gradient scaler hands over its scale and what it found (grad_scale, found_inf), so that neither a step nor its
+    omission waits for the device.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: list[dict], *, momentum: float, eta: float = 1e-3) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "eta": eta})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        # Where there is no scaler there are no such attributes: it multiplies the grad_scale that it finds by its own.
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            grads = [p.grad for p in weights]
+            if scale is not None:
+                grads = list(torch._foreach_div(grads, scale))
+            update = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                update = _scaled(update, self._local_rates(weights, grads, group))
+            torch._foreach_mul_(update, group["lr"])
+            velocities = [self._velocity(p) for p in weights] if group["momentum"] else []
+            # v = momentum v + d, w = w - v, or nothing at all where the scaler found an infinity: one kernel.
+            torch._fused_sgd_(
+                weights, update, velocities, weight_decay=0.0, momentum=group["momentum"],
+                lr=1.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=found_inf,
+            )  # fmt: skip
+
+    def _velocity(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state["velocity"] = torch.zeros_like(weight)
+        return state["velocity"]
+
+    @staticmethod
+    def _local_rates(weights: list[Tensor], grads: list[Tensor], group: dict) -> Tensor:
+        """One rate a tensor, (len(weights),)."""
+        w = torch.stack(torch._foreach_norm(weights))
+        g = torch.stack(torch._foreach_norm(grads))
+        rates = group["eta"] * w / (g + group["weight_decay"] * w)
+        return torch.where((w > 0) & (g > 0), rates, torch.ones_like(rates))
+
+
+def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
+    """Each dense tensor times its own of factors (len(tensors),), in one product: foreach would launch one for each."""
+    sizes = [t.numel() for t in tensors]
+    counts = torch.tensor(sizes).to(factors.device, non_blocking=True)
+    # In the order of memory, whatever the strides.
+    flat = torch.cat([t.as_strided((size,), (1,)) for t, size in zip(tensors, sizes, strict=True)])
+    flat *= factors.repeat_interleave(counts, output_size=len(flat))
+    return [
+        part.as_strided(t.shape, t.stride(), part.storage_offset())
+        for part, t in zip(flat.split(sizes), tensors, strict=True)
+    ]

@@ -1,0 +1,124 @@
+"""The parts of a run, made from its recipe: data, method, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lewel import data, distributed
+from lewel.errors import LewelError
+from lewel.methods import norm
+from lewel.methods.method import Method
+from lewel.recipe.schema import Train
+from lewel.run import optim
+
+
+@dataclass
+class Session:
+    """A run in one process, and how far it has come."""
+
+    run: Train
+    folder: Path
+    world: distributed.World
+    sets: data.Datasets
+    loader: data.TrainLoader
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    steps_done: int = 0
+    seconds: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.epochs * len(self.loader)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs."""
+        return self.steps_done // len(self.loader)
+
+    def to_device(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
+        return images.to(device=self.device, memory_format=layout, non_blocking=True)
+
+
+def prepare(run: Train, folder: Path) -> Session:
+    """Data and a freshly initialised method, in each of the processes that torchrun started; the seed alone decides."""
+    world = distributed.join()
+    run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
+    sets = data.build(run.data, run.seed, world.device)
+    check_size(run, len(sets.train))
+    _check_shares(run, sets, world.size)
+    torch.backends.cudnn.benchmark = True  # images have one size
+    loader = data.TrainLoader(
+        sets.train, run.data.batch_size, run.data.workers,
+        rank=world.rank, world=world.size, accumulate=run.accumulate, device=world.device,
+    )  # fmt: skip
+    method, optimizer = build(run, world.device)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16")
+    return Session(run, folder, world, sets, loader, method, optimizer, scaler)
+
+
+def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimizer]:
+    """The method with fresh weights, and its optimizer; precision is no longer "auto"."""
+    torch.manual_seed(run.seed)
+    method = Method(run)
+    if run.method.batch_norm == "sync":
+        norm.synchronise(method, device)
+    method = method.to(device)
+    if run.channels_last:
+        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.compile:
+        method.online.encoder.compile()
+        method.target.encoder.compile()
+    return method, optim.build(run.optim, method.parameters())
+
+
+def in_parallel(method: Method) -> nn.Module:
+    """What to call for a pass: method itself, or in DDP, which averages the gradients over the processes.
+
+    Before each step all take the BN buffers of the first process; so its checkpoint is that of all. The queue is the
+    same everywhere by construction.
+    """
+    if distributed.size() == 1:
+        return method
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, ["queue.keys"])
+    return DistributedDataParallel(method, gradient_as_bucket_view=True)
+
+
+def precision_on(device: torch.device) -> Literal["fp32", "bf16"]:
+    """What "auto" stands for: bf16 where the device multiplies it natively; elsewhere it is slower than fp32."""
+    on_gpu = device.type == "cuda"
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    )
+    return "bf16" if native else "fp32"
+
+
+def check_size(run: Train, images: int) -> None:
+    """What can only be refused once the number of training images is known."""
+    if images < run.data.batch_size:
+        raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
+    keys = images // run.data.batch_size * run.keys_per_step
+    if run.method.loss == "infonce" and run.method.queue > keys:
+        raise LewelError(
+            f"method.queue holds {run.method.queue} keys but an epoch of {images} images makes only {keys}, so most "
+            f"images would meet an old key of their own among the negatives; choose at most {keys}"
+        )
+
+
+def _check_shares(run: Train, sets: data.Datasets, processes: int) -> None:
+    """Each process describes a part of the bank and of the test images."""
+    bank = min(run.knn_bank or len(sets.bank), len(sets.bank))
+    for name, images in (("images in the kNN bank", bank), ("test images", len(sets.test))):
+        if images < processes:
+            raise LewelError(f"there are only {images} {name} for {processes} processes, which share them out")

@@ -1,0 +1,88 @@
+"""One optimizer step, from the views of its passes to the momentum network that follows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lewel import distributed
+from lewel.methods.method import Method
+from lewel.methods.method import Step as Pass
+from lewel.recipe.schema import Train
+from lewel.run import schedules
+
+
+class Outcome(NamedTuple):
+    """What a step says of itself; all of it stays on the device."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    z: Tensor  # online global embeddings of the first view, of the last pass
+
+
+class Stepper:
+    """Takes optimizer steps; call is the method, or DDP around it."""
+
+    def __init__(
+        self, method: Method, call: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        self.method, self.call, self.optimizer, self.scaler = method, call, optimizer, scaler
+
+    def take(
+        self, passes: Iterable[tuple[Tensor, Tensor]], count: int, *, step: int, lr: float, momentum: float
+    ) -> Outcome:
+        """One step over count passes, each two views (N, 3, H, W) of the same images; step is counted from 0.
+
+        Gradients are averaged over the passes. Every random number of a pass is a function of the seed, the number of
+        the pass and the process, so that a run that is continued draws what it would have drawn.
+        """
+        self.optimizer.zero_grad()
+        done: list[Pass] = []
+        for number, (first, second) in enumerate(passes):
+            draw = step * count + number
+            torch.manual_seed(_seed(self.method.seed, draw, distributed.rank()))
+            last = number == count - 1
+            with contextlib.nullcontext() if last else self._without_exchange():
+                outcome = self.call(first, second, momentum if number == 0 else None, draw)
+                self.scaler.scale(outcome.loss / count).backward()
+            done.append(outcome)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        keys = [outcome.keys for outcome in done if outcome.keys is not None]
+        self.method.finish(torch.cat(keys) if keys else None, momentum)
+        parts = {name: _mean(outcome.parts[name] for outcome in done) for name in done[0].parts}
+        return Outcome(_mean(outcome.loss for outcome in done), parts, done[-1].z)
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Where gradients accumulate, the processes exchange only those of the last pass."""
+        return self.call.no_sync() if distributed.size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
+
+
+def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
+    """Learning rate and momentum of the target network at an optimizer step."""
+    total_steps = run.epochs * steps_per_epoch
+    lr = schedules.learning_rate(
+        step,
+        peak=run.optim.lr * run.data.batch_size / 256,
+        warmup_steps=round(run.optim.warmup_epochs * steps_per_epoch),
+        total_steps=total_steps,
+    )
+    momentum = schedules.target_momentum(
+        step, start=run.method.momentum, schedule=run.method.momentum_schedule, total_steps=total_steps
+    )
+    return lr, momentum
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack([loss.detach() for loss in losses]).mean()
