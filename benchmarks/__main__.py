@@ -7,12 +7,13 @@ import sys
 
 import torch
 
-from benchmarks import commands, session
-from benchmarks.cases import DTYPES, LAYOUTS, SUITES
+from benchmarks import commands
+from benchmarks.documents.tables import KERNELS
+from benchmarks.gpu import session
+from benchmarks.gpu.tune_space import SHAPES
+from benchmarks.op.cases import DTYPES, LAYOUTS, SUITES
+from benchmarks.op.providers import PROVIDERS
 from benchmarks.options import command, count, device, duration, limit
-from benchmarks.providers import PROVIDERS
-from benchmarks.tables import KERNELS
-from benchmarks.tune_space import SHAPES
 from lewel_kernels import BACKENDS
 
 
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         command(chosen, "parts", commands.run_parts, "where the time of a training run goes, in percent of a step"),
     ]
     try:
-        from benchmarks import parts, step
+        from benchmarks.training import parts, step
     except ModuleNotFoundError as missing:  # of the trainer; everything else is worth having without it
         sentence = f"this times the trainer, which needs {missing.name}: pip install '.[train]'"
         for one in trainers:

@@ -12,14 +12,16 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import aligned_loss, machine, overhead, prologue, report, results, session, tune, tune_space
-from benchmarks.cases import DTYPES, LAYOUTS, SUITES, Case
-from benchmarks.cost import Rates
-from benchmarks.measure import Row, measure, sentence
-from benchmarks.providers import PROVIDERS, prepare_compiler
-from benchmarks.rates import measure_rates
-from benchmarks.tables import markdown
-from lewel import heap, timing
+from benchmarks import heap, machine, timing
+from benchmarks.documents.tables import markdown
+from benchmarks.gpu import session, tune, tune_space
+from benchmarks.op import overhead, prologue, report, results
+from benchmarks.op.cases import DTYPES, LAYOUTS, SUITES, Case
+from benchmarks.op.cost import Rates
+from benchmarks.op.measure import Row, measure, sentence
+from benchmarks.op.providers import PROVIDERS, prepare_compiler
+from benchmarks.op.rates import measure_rates
+from benchmarks.training import aligned_loss
 from lewel.errors import LewelError
 
 WRITE_BUDGET = "python -m lewel_kernels.triton.budget --write writes their budget"
@@ -164,10 +166,13 @@ def run_tune(options: argparse.Namespace) -> None:
 
 
 def run_plot(options: argparse.Namespace) -> int:
-    from benchmarks import documents, plot  # only here are matplotlib and the trainer needed
+    from benchmarks.documents import (
+        plot,
+        quotes,  # only here are matplotlib and the trainer needed
+    )
 
     try:
-        return _plot(documents, plot, check=options.check)
+        return _plot(quotes, plot, check=options.check)
     except ValueError as error:  # results that a document quotes are missing
         sys.exit(str(error))
 
@@ -186,7 +191,7 @@ def _plot(documents: ModuleType, plot: ModuleType, *, check: bool) -> int:
 
 
 def run_build(options: argparse.Namespace) -> int:
-    from benchmarks import build  # only here and below is triton needed
+    from benchmarks.gpu import build  # only here and below is triton needed
 
     recorder = results.Recorder("build", options.device, quiet_machine(options.device))
     failed = False
@@ -199,14 +204,14 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def run_accuracy(options: argparse.Namespace) -> None:
-    from benchmarks import accuracy
+    from benchmarks.op import accuracy
 
     print(markdown(accuracy.HEADER, accuracy.rows(options.backend, options.draws)))
 
 
 def run_right(options: argparse.Namespace) -> int:
     start = time.monotonic()
-    from benchmarks import right
+    from benchmarks.gpu import right
 
     device, backend = options.device, options.backend
     recorder = results.Recorder(f"right-{backend}", device, quiet_machine(device))
@@ -249,8 +254,10 @@ def run_session(options: argparse.Namespace) -> int:
 
 
 def run_steps(options: argparse.Namespace) -> None:
-    from benchmarks import step
-    from lewel import bench  # the trainer wants more packages than the rest
+    from benchmarks.training import (
+        bench,  # the trainer wants more packages than the rest
+        step,
+    )
 
     recorder = results.Recorder("step", options.device, quiet_machine(options.device))
     measured = False
@@ -272,7 +279,7 @@ def run_steps(options: argparse.Namespace) -> None:
 
 
 def run_parts(options: argparse.Namespace) -> None:
-    from benchmarks import parts
+    from benchmarks.training import parts
 
     if torch.cuda.is_available() and torch.device(options.device).type == "cpu":
         sys.exit("A run trains on the GPU where there is one: add --device cuda.")

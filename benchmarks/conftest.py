@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import options
-from benchmarks.providers import PROVIDERS, prepare_compiler
-from lewel.heap import keep_heap
+from benchmarks.heap import keep_heap
+from benchmarks.op.providers import PROVIDERS, prepare_compiler
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lewel import timing
+from benchmarks import timing
 
 ROOT = Path(__file__).parent
 PACKAGES = ("torch", "triton")

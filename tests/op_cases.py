@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.parity import Errors, compare, typical_share
-from benchmarks.providers import eager_activated, eager_maps, eager_pool
+from benchmarks.op.parity import Errors, compare, typical_share
+from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import __main__, accuracy
+from benchmarks import __main__
+from benchmarks.op import accuracy
 
 
 def test_a_row_for_each_call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

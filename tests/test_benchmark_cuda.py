@@ -25,9 +25,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import __main__, aligned_loss, commands, machine, overhead, providers, rates, results, session, tune
-from benchmarks.cost import MODES
-from lewel import heap, timing
+from benchmarks import __main__, commands, heap, machine, timing
+from benchmarks.gpu import session, tune
+from benchmarks.op import overhead, providers, rates, results
+from benchmarks.op.cost import MODES
+from benchmarks.training import aligned_loss
 
 ROOT = Path(__file__).parents[1]
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -339,7 +341,7 @@ def test_step(gpu: SimpleNamespace) -> None:
 
 
 def test_on_a_gpu_a_step_is_a_resnet_in_the_dtype_of_the_gpu(gpu: SimpleNamespace) -> None:
-    from benchmarks import step
+    from benchmarks.training import step
 
     options = SimpleNamespace(device="cuda:0", encoder=None, image_size=None, batch=None, precision=None)
     assert list(map(str, step.cases(options))) == ["resnet50, 224x224, batch 128, bf16"]  # type: ignore[arg-type]

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from benchmarks import __main__, documents, plot, results, session, tables
-from benchmarks.cases import QUICK, Case
-from benchmarks.cost import MODES, Rates, floor_seconds, least
-from benchmarks.measure import Row
+from benchmarks import __main__
+from benchmarks.documents import plot, quotes, tables
+from benchmarks.gpu import session
+from benchmarks.op import results
+from benchmarks.op.cases import QUICK, Case
+from benchmarks.op.cost import MODES, Rates, floor_seconds, least
+from benchmarks.op.measure import Row
 
 RATES = Rates(copy=50e9, matmul=400e9)
 CONTEXT = {
@@ -55,9 +58,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def papers(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of two documents that must have one table of speed each, and have an empty one."""
-    monkeypatch.setattr(documents, "DOCUMENTS", dict.fromkeys(documents.DOCUMENTS, ("speed",)))
+    monkeypatch.setattr(quotes, "DOCUMENTS", dict.fromkeys(quotes.DOCUMENTS, ("speed",)))
     (tmp_path / "docs").mkdir()
-    for name in documents.DOCUMENTS:
+    for name in quotes.DOCUMENTS:
         (tmp_path / name).write_text(f"before\n{BLOCK.format('')}\nafter\n")
     return tmp_path
 
@@ -123,99 +126,99 @@ def test_a_busy_machine_is_told(busy: float | None, told: bool) -> None:
 def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(
     toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
-    documents.write(papers)
-    assert documents.stale(papers) == []
+    assert len(quotes.stale(papers)) == len(quotes.DOCUMENTS)
+    quotes.write(papers)
+    assert quotes.stale(papers) == []
     readme = papers / "README.md"
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     capsys.readouterr()
     readme.write_text(text.replace("| 2.00 |", "| 2.50 |"))
-    assert documents.stale(papers) == [readme]
+    assert quotes.stale(papers) == [readme]
     told = capsys.readouterr().err.splitlines()
     assert told[0] == f"{readme}: line 7 is"
     assert ("| 2.50 |" in told[1], told[2], "| 2.00 |" in told[3]) == (True, "and the data say", True)
     readme.write_text(text.replace("after\n", ""))  # outside the block
-    assert documents.stale(papers) == []
+    assert quotes.stale(papers) == []
     readme.write_text(text)
     toy.write_text(toy.read_text().replace('"p50": 4.0', '"p50": 4.5'))
-    assert len(documents.stale(papers)) == len(documents.DOCUMENTS)
+    assert len(quotes.stale(papers)) == len(quotes.DOCUMENTS)
 
 
 def test_a_document_that_lacks_a_block_is_stale(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    documents.write(papers)
+    quotes.write(papers)
     readme = papers / "README.md"
     text = readme.read_text()
     other = (papers / "docs/performance.md").read_text()
     for broken in ("", text.replace("<!-- end", "<!-- End"), text.replace("generated: speed", "generated: memory")):
         readme.write_text(broken)
-        assert documents.stale(papers) == [readme]
+        assert quotes.stale(papers) == [readme]
         assert "README.md lacks a whole block <!-- generated: ... --> of speed" in capsys.readouterr().err
         (papers / "docs/performance.md").write_text(other.replace("| 2.00 |", "| 2.50 |"))
         with pytest.raises(ValueError, match=r"README.md lacks a whole block .* of speed"):
-            documents.write(papers)
+            quotes.write(papers)
         assert readme.read_text() == broken
         assert "| 2.50 |" in (papers / "docs/performance.md").read_text()  # nothing is written
         (papers / "docs/performance.md").write_text(other)
     readme.write_text(text)
-    assert documents.stale(papers) == []
+    assert quotes.stale(papers) == []
 
 
 def test_a_block_counts_as_often_as_it_is_expected(papers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    documents.write(papers)
-    monkeypatch.setitem(documents.DOCUMENTS, "README.md", ("speed", "speed"))
-    assert documents.stale(papers) == [papers / "README.md"]
+    quotes.write(papers)
+    monkeypatch.setitem(quotes.DOCUMENTS, "README.md", ("speed", "speed"))
+    assert quotes.stale(papers) == [papers / "README.md"]
     (papers / "README.md").write_text(2 * (papers / "README.md").read_text())
-    assert documents.stale(papers) == []
+    assert quotes.stale(papers) == []
 
 
 def test_the_documents_have_the_blocks_that_they_must_have() -> None:
-    for name, expected in documents.DOCUMENTS.items():
-        found = [block[2] for block in documents.BLOCK.finditer((documents.ROOT / name).read_text())]
+    for name, expected in quotes.DOCUMENTS.items():
+        found = [block[2] for block in quotes.BLOCK.finditer((quotes.ROOT / name).read_text())]
         assert sorted(found) == sorted(expected), name
 
 
 def test_a_document_without_results_is_stale(toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    documents.write(papers)
+    quotes.write(papers)
     toy.unlink()
-    assert documents.stale(papers) == [papers / name for name in documents.DOCUMENTS]
+    assert quotes.stale(papers) == [papers / name for name in quotes.DOCUMENTS]
     assert "README.md: there are no results of suite quick on toy; known devices: [" in capsys.readouterr().err
     with pytest.raises(ValueError, match="there are no results of suite quick on toy"):
-        documents.write(papers)
+        quotes.write(papers)
 
 
 def test_a_linked_picture_must_exist(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    documents.write(papers)
+    quotes.write(papers)
     path = papers / "docs/performance.md"
     text = path.read_text()
     path.write_text(text + "![Elsewhere](https://example.com/a.png) ![It](pictures/it.png) [again](pictures/it.png)\n")
-    assert documents.stale(papers) == [path]
+    assert quotes.stale(papers) == [path]
     assert "docs/performance.md: the picture pictures/it.png does not exist" in capsys.readouterr().err
     (papers / "docs/pictures").mkdir()
     (papers / "docs/pictures/it.png").touch()
-    assert documents.stale(papers) == []
+    assert quotes.stale(papers) == []
     assert not capsys.readouterr().err
 
 
 def test_a_picture_that_no_data_stand_behind_is_stale(
     toy: Path, papers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    documents.write(papers)
-    folder = papers / documents.PICTURES
+    quotes.write(papers)
+    folder = papers / quotes.PICTURES
     written = plot.write("toy", folder)
-    assert folder == papers / plot.FOLDER.relative_to(documents.ROOT)
-    assert documents.stale(papers) == []
+    assert folder == papers / plot.FOLDER.relative_to(quotes.ROOT)
+    assert quotes.stale(papers) == []
     orphan = written[0].rename(folder / "toy-scaling.png")
-    assert documents.stale(papers) == [orphan]
+    assert quotes.stale(papers) == [orphan]
     assert "toy-scaling.png: no results stand behind this picture; delete it" in capsys.readouterr().err
     toy.unlink()
-    assert set(documents.stale(papers)) >= {orphan, written[1]}
+    assert set(quotes.stale(papers)) >= {orphan, written[1]}
 
 
 def test_a_block_that_nobody_generates_is_a_sentence() -> None:
     with pytest.raises(ValueError, match="there is no generator 'sped'"):
-        documents.regenerate("<!-- generated: sped -->\n<!-- end of generated -->")
+        quotes.regenerate("<!-- generated: sped -->\n<!-- end of generated -->")
 
 
 def test_results_that_are_not_there_are_a_sentence(toy: Path) -> None:
@@ -297,11 +300,11 @@ def test_memory_outside_the_error_budget_is_drawn(toy: Path) -> None:
 def test_check_fails_where_documents_are_stale(
     papers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(documents, "ROOT", tmp_path)
-    monkeypatch.setattr(documents.stale, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(documents.write, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(quotes, "ROOT", tmp_path)
+    monkeypatch.setattr(quotes.stale, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(quotes.write, "__defaults__", (tmp_path,))
     for function in (plot.stale, plot.write):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path / documents.PICTURES,))
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / quotes.PICTURES,))
     for arguments, status in ((["plot", "--check"], 1), (["plot"], 0), (["plot", "--check"], 0)):
         with pytest.raises(SystemExit) as done:
             __main__.main(arguments)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from benchmarks import __main__, build, commands, results, right, session, tables
-from benchmarks.right import Request, Row
-from benchmarks.tune_space import SHAPES, TINY
+from benchmarks import __main__, commands
+from benchmarks.documents import tables
+from benchmarks.gpu import build, right, session
+from benchmarks.gpu.right import Request, Row
+from benchmarks.gpu.tune_space import SHAPES, TINY
+from benchmarks.op import results
 from lewel_kernels import dispatch, functional
 from lewel_kernels.native.toolchain import BuildError
 from lewel_kernels.triton import configs, offline

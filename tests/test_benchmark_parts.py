@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__, parts, results, tables
-from lewel import data, heap, train
+from benchmarks import __main__, heap
+from benchmarks.documents import tables
+from benchmarks.op import results
+from benchmarks.training import parts
+from lewel import data, train
 from lewel.evaluation import health
 from lewel.methods import method
 from lewel.recipe.schema import Heads, Train

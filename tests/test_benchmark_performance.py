@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import aligned_loss, documents, footprint, performance, results, roofline
-from benchmarks.cases import PAPER, SUITES, Case, Shape, make_inputs
-from benchmarks.cost import MODES, Cost, Rates, floor_of, floor_seconds, least
-from benchmarks.measure import Row, call_of
-from benchmarks.providers import PROVIDERS
+from benchmarks.documents import performance, quotes
+from benchmarks.gpu import roofline
+from benchmarks.op import footprint, results
+from benchmarks.op.cases import PAPER, SUITES, Case, Shape, make_inputs
+from benchmarks.op.cost import MODES, Cost, Rates, floor_of, floor_seconds, least
+from benchmarks.op.measure import Row, call_of
+from benchmarks.op.providers import PROVIDERS
+from benchmarks.training import aligned_loss
 
 CASES = {shape.name: Case(shape, "channels_last", "bf16") for shape in PAPER}
 GPUS = {gpu.name: gpu for gpu in roofline.GPUS}
@@ -193,7 +196,7 @@ def test_what_is_said_about_the_predictions() -> None:
         f"{parts['M256']:.0f} MB at shape M and {parts['B256']:.0f} MB at shape B",
         f"Eager takes {min(ratios['eager']):.2f} to {max(ratios['eager']):.2f} times the floor",
     }
-    text = " ".join((documents.ROOT / "docs/performance.md").read_text().split())
+    text = " ".join((quotes.ROOT / "docs/performance.md").read_text().split())
     assert [sentence for sentence in said if sentence not in text] == []
 
 
@@ -305,7 +308,7 @@ def test_the_largest_loss_that_was_measured(stored: Path) -> None:
 
 
 def test_every_block_of_a_document_has_a_generator() -> None:
-    assert {name for names in documents.DOCUMENTS.values() for name in names} <= documents.GENERATORS.keys()
+    assert {name for names in quotes.DOCUMENTS.values() for name in names} <= quotes.GENERATORS.keys()
 
 
 def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__, machine, performance, prologue, results, roofline, tables
-from benchmarks.cases import Case, Shape
-from benchmarks.cost import MODES
-from lewel import heap
+from benchmarks import __main__, heap, machine
+from benchmarks.documents import performance, tables
+from benchmarks.gpu import roofline
+from benchmarks.op import prologue, results
+from benchmarks.op.cases import Case, Shape
+from benchmarks.op.cost import MODES
 
 TINY = Shape("tiny", N=4, C=32, D=48, K=16, H=3, W=3)
 CONTEXT = {"run": "2026-01-02", "date": "2026-01-02T03:04:05", "device": "Toy", "driver": "1", "instructions": None,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import graphs, machine, measure, providers, rates
-from benchmarks.cases import Case, Inputs, Shape, make_inputs
-from benchmarks.cost import MODES, Rates
-from lewel import timing
+from benchmarks import machine, timing
+from benchmarks.op import graphs, measure, providers, rates
+from benchmarks.op.cases import Case, Inputs, Shape, make_inputs
+from benchmarks.op.cost import MODES, Rates
 
 CASE = Case(Shape("tiny", N=4, C=32, D=16, K=16, H=3, W=5), "nchw", "fp32")
 RATES = Rates(copy=1e9, matmul=1e9)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results, tables
-from benchmarks.cases import QUICK, Case
-from benchmarks.measure import Row
+from benchmarks.documents import tables
+from benchmarks.op import results
+from benchmarks.op.cases import QUICK, Case
+from benchmarks.op.measure import Row
 
 CONTEXT: dict[str, Any] = {
     "suite": "quick", "run": "2026-01-02T03:04:05+00:00", "date": "2026-01-02T03:04:05+00:00", "device": "Toy 3000",

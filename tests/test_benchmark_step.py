@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
-from benchmarks import __main__, machine, results, step, tables, training
-from benchmarks.step import find_problem, measure
-from benchmarks.training import Candidate
-from lewel import heap
-from lewel.bench import Case, make_views
+from benchmarks import __main__, heap, machine
+from benchmarks.documents import tables
+from benchmarks.op import results
+from benchmarks.training import candidates, step
+from benchmarks.training.bench import Case, make_views
+from benchmarks.training.candidates import Candidate
+from benchmarks.training.step import find_problem, measure
 from lewel.run.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
@@ -103,7 +105,7 @@ def test_without_its_baseline_a_method_has_no_overhead(monkeypatch: pytest.Monke
 def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
     wrong, name: str, precision: str, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(training.OPS, "fused", wrong)
+    monkeypatch.setitem(candidates.OPS, "fused", wrong)
     baseline = step.BASELINES[method]
     fake_times(
         monkeypatch,
@@ -130,7 +132,7 @@ def test_each_variant_runs_its_own_code_and_leaves_the_op_in_place(monkeypatch: 
     called: list[str] = []
 
     def counted(name: str):
-        own = training.OPS[name]
+        own = candidates.OPS[name]
 
         def op(*args, **options):
             called.append(name)
@@ -139,8 +141,8 @@ def test_each_variant_runs_its_own_code_and_leaves_the_op_in_place(monkeypatch: 
         return op
 
     before = lewel_kernels.fused_align_aggregate
-    for name in training.OPS:
-        monkeypatch.setitem(training.OPS, name, counted(name))
+    for name in candidates.OPS:
+        monkeypatch.setitem(candidates.OPS, name, counted(name))
     views = make_views(CASE)[0]
     for method, variant in PAIRS:
         called.clear()

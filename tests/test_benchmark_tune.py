@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import __main__, tune, tune_space
-from benchmarks.tune import Tuner
-from benchmarks.tune_space import Choice, Problem, problems
+from benchmarks import __main__
+from benchmarks.gpu import tune, tune_space
+from benchmarks.gpu.tune import Tuner
+from benchmarks.gpu.tune_space import Choice, Problem, problems
 
 pytest.importorskip("triton")
 KEY = "maps_bwd bf16 K64"
@@ -239,7 +240,7 @@ def test_where_nothing_can_be_tuned_a_sentence_says_so(
 
 def test_a_rehearsal_writes_no_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tables = {path: path.read_text() for path in map(tune.table_of, ("sm80", "sm90"))}
-    monkeypatch.setattr("lewel.heap.keep_heap", lambda: True)  # not in the process of the other tests
+    monkeypatch.setattr("benchmarks.heap.keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(tune, "Compiler", lambda *_: NotCompiled())
     monkeypatch.setattr(tune, "TINY_BATCHES", (1,))
     monkeypatch.setattr(tune, "TINY_CHOICES", 1)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import __main__, cases, commands, footprint, machine, providers, report, results
-from benchmarks import measure as measure_module
-from benchmarks.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
-from benchmarks.cost import MODES, Cost, Rates, floor_seconds, least
-from benchmarks.measure import BASES, measure
-from benchmarks.parity import compare
-from benchmarks.rates import measure_rates
-from lewel import heap, timing
+from benchmarks import __main__, commands, heap, machine, timing
+from benchmarks.op import cases, footprint, providers, report, results
+from benchmarks.op import measure as measure_module
+from benchmarks.op.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
+from benchmarks.op.cost import MODES, Cost, Rates, floor_seconds, least
+from benchmarks.op.measure import BASES, measure
+from benchmarks.op.parity import compare
+from benchmarks.op.rates import measure_rates
 from lewel_kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -245,8 +245,8 @@ def test_peak_bytes() -> None:
     """In a process of its own: two blocks of 64 MiB at once, then one after another; the holes of the heap are none."""
     code = (
         "import torch\n"
-        "from lewel.heap import peak_bytes\n"
-        "from lewel.heap import keep_heap\n"
+        "from benchmarks.heap import peak_bytes\n"
+        "from benchmarks.heap import keep_heap\n"
         "keep_heap()\n"
         "holes = [torch.ones(i << 20) for i in range(1, 20)]\n"
         "del holes[::2]\n"
@@ -425,7 +425,7 @@ def test_the_heap_keeps_what_is_freed() -> None:
     """After a few rounds a tensor of 64 MB costs no page faults (in a process of its own: the setting stays)."""
     code = (
         "import resource, torch\n"
-        "from lewel.heap import keep_heap\n"
+        "from benchmarks.heap import keep_heap\n"
         "assert keep_heap()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(16):\n"

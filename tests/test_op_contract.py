@@ -12,7 +12,7 @@ from op_cases import BY_NAME, CASES, SHARP, SMALL, OpCase, beyond_contract, make
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from benchmarks.parity import Errors, compare, typical_share
+from benchmarks.op.parity import Errors, compare, typical_share
 from lewel_kernels import dispatch, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 

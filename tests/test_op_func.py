@@ -13,7 +13,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.providers import eager_activated, eager_maps, eager_pool
+from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import fused_align_aggregate, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")

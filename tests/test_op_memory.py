@@ -9,7 +9,7 @@ import torch
 from op_cases import OpCase, OpInputs, make
 from torch import Tensor
 
-from benchmarks.providers import eager_maps, eager_pool
+from benchmarks.op.providers import eager_maps, eager_pool
 from lewel_kernels import fused_align_aggregate
 
 CASE = OpCase("memory", N=4, C=64, D=32, K=16, G=4, space=(7, 7), bias=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import footprint
-from benchmarks.cases import Case, Shape, make_inputs
-from benchmarks.cost import MODES
-from benchmarks.measure import call_of
-from benchmarks.providers import PROVIDERS, refusal
-from lewel import timing
+from benchmarks import timing
+from benchmarks.op import footprint
+from benchmarks.op.cases import Case, Shape, make_inputs
+from benchmarks.op.cost import MODES
+from benchmarks.op.measure import call_of
+from benchmarks.op.providers import PROVIDERS, refusal
 from lewel_kernels import BACKENDS
 
 TINY = Case(Shape("tiny", N=1, C=16, D=16, K=8, H=2, W=2), "channels_last", "fp32")

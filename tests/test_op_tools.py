@@ -25,10 +25,10 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import Case, Shape, make_inputs
-from benchmarks.cost import MODES, least
-from benchmarks.measure import call_of
-from benchmarks.providers import PROVIDERS
+from benchmarks.op.cases import Case, Shape, make_inputs
+from benchmarks.op.cost import MODES, least
+from benchmarks.op.measure import call_of
+from benchmarks.op.providers import PROVIDERS
 from lewel_kernels import BACKENDS, AlignAggregate, align_aggregate, dispatch, explain, fused_align_aggregate
 
 ANY = [None, *BACKENDS]

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lewel import bench, cli, heap, timing
-from lewel.bench import Candidate, Case, make_views
+from benchmarks import heap, timing
+from benchmarks.training import bench
+from benchmarks.training.bench import Candidate, Case, make_views
+from lewel import cli
 from lewel.errors import LewelError
 from lewel.run.step import Stepper
 

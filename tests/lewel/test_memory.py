@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from tiny_runs import METHODS, TINY
 
-from lewel import heap
+from benchmarks import heap
 from lewel.cost import memory
 from lewel.recipe import presets
 from lewel.recipe.schema import Heads, Train

@@ -1,0 +1,1 @@
+"""What documents quote of the measurements: tables, arithmetic, pictures."""

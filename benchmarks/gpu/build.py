@@ -1,0 +1,98 @@
+"""The kernels compiled before anything is measured: how many, how long, what is wrong with them.
+
+Triton keeps what it compiles on disk, under all that goes into it: the first launch finds it there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from benchmarks.gpu import right
+from benchmarks.gpu.tune_space import FIRST
+from lewel_kernels import native
+from lewel_kernels.native import builder, cuda
+from lewel_kernels.native.targets import TARGETS
+from lewel_kernels.triton import budget, offline
+from lewel_kernels.triton.offline import Request
+
+LEAST_CAPABILITY = 80  # of what Triton compiles the kernels for
+REHEARSED = 2  # requests, and the architecture that they are compiled for where there is no GPU
+REHEARSED_CAPABILITY = 90
+FILES = len(right.DTYPES)  # that nvcc compiles at once: csrc/cuda has one for each dtype
+
+
+@dataclass
+class Row:
+    """What was compiled together; a problem is a sentence."""
+
+    case: dict[str, str]  # kernels: the backend's name; architecture; of which calls
+    count: int | None  # of kernels for a GPU; None where they are for the processor
+    seconds: float
+    problem: str | None
+
+
+def measure(device: str) -> Iterator[Row]:
+    """A row as each is there. The two compilers work at the same time, Triton's for the most valuable calls first."""
+    backends = ("cuda",) if torch.device(device).type == "cuda" else ("cpu", "cuda")
+    works = batches(device)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        pending = [*(first.submit(library, name) for name in backends), *(second.submit(work) for work in works)]
+        for done in as_completed(pending):
+            yield done.result()
+
+
+def library(backend: str) -> Row:
+    """The library of a backend; that of cuda for the GPU that TORCH_CUDA_ARCH_LIST names, or emulated."""
+    start = time.monotonic()
+    case = {"kernels": backend, "architecture": "", "calls": "all"}
+    name = cuda.target() if backend == "cuda" else backend
+    try:
+        build = builder.build(TARGETS[name])
+        info = native.build_info(name)
+    except (RuntimeError, ValueError) as error:
+        return Row(case, None, time.monotonic() - start, f"the {backend} backend cannot be built: {error}")
+    case["architecture"] = str(info.get("archs") or info["isa"])
+    # Each has a section of its own in the code for a GPU, whatever its architecture.
+    found = set(re.findall(rb"\.text\.(_ZN5lewel4cuda\w+)", build.library.read_bytes()))
+    return Row(case, len(found) or None, build.seconds or 0.0, None)
+
+
+def batches(device: str) -> list[Callable[[], Row]]:
+    """What Triton is to compile: all that `right` launches; a little of it on the CPU."""
+    every = right.requests(device, "triton")
+    if torch.device(device).type != "cuda":
+        return [partial(kernels, "rehearsed", every[:REHEARSED], REHEARSED_CAPABILITY)]
+    major, minor = torch.cuda.get_device_capability(device)
+    if (capability := 10 * major + minor) < LEAST_CAPABILITY:
+        return []
+    heads = [request for request in every if request.name in FIRST]
+    others = [request for request in every if request.name not in FIRST]
+    return [partial(kernels, name, some, capability) for name, some in (("heads", heads), ("wider maps", others))]
+
+
+def kernels(calls: str, requests: Sequence[Request], capability: int) -> Row:
+    """The distinct kernels of some calls, by as many processes as nvcc leaves cores."""
+    start = time.monotonic()
+    every = [replace(request, capabilities=(capability,)) for request in requests]
+    case = {"kernels": "triton", "architecture": f"sm_{capability}", "calls": calls}
+    try:
+        reports = offline.compile_all(every, [capability], max(1, (os.cpu_count() or 1) - FILES))
+    except RuntimeError as error:
+        return Row(case, None, time.monotonic() - start, str(error).strip())
+    known = capability in offline.SHARED_LIMITS
+    found = [fault for report in reports if known or report.error for fault in budget.faults(report)]
+    return Row(case, len(reports), time.monotonic() - start, "; ".join(found) or None)
+
+
+def print_row(row: Row) -> None:
+    what = f"{row.case['kernels']}, {row.case['calls']}, for {row.case['architecture'] or 'nothing'}"
+    count = "" if row.count is None else f"{row.count} kernels in "
+    print(f"{what}: {count}{row.seconds:.1f} s{f'; {row.problem}' if row.problem else ''}", flush=True)

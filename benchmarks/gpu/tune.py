@@ -1,0 +1,428 @@
+"""The offline tuner of the triton backend: block sizes, warps and pipeline stages, tried on the GPU that is there.
+
+A candidate is dropped untimed when the compiler finds a fault with it (lewel_kernels/triton/budget.py), and refused
+when its results are not those of the configuration in force. What is timed is a kernel with the launches that its
+configuration decides about: the statistics that it needs where one tile does not hold all positions, the sums of its
+parts. No configuration depends on N, so one must be faster over all of `BATCHES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout  # another one before Python 3.11
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine, timing
+from benchmarks.gpu.tune_space import Choice, Problem, kernel_of, stages
+from benchmarks.op import graphs
+from benchmarks.op.cases import DTYPES
+
+if TYPE_CHECKING:
+    from lewel_kernels.triton.launch import Call, Launch
+    from lewel_kernels.triton.offline import Request
+
+ROOT = Path(__file__).parents[2]
+BATCHES = (32, 128, 256)
+GAIN = 1.03  # what a candidate must gain to take the place of the configuration in force
+SECONDS = 0.08  # spent on a candidate at each N; a winner is timed again for longer
+TWINS = 3  # how many of what was best in one 16-bit dtype are tried in the next
+TINY_BATCHES, TINY_CHOICES = (1, 2), 2  # of a rehearsal
+# What each kernel writes that does not depend on its configuration; of p_delta, in parts, the sum.
+WRITTEN = {
+    "project": ("p_heat", "p_norm"), "pool": ("p_r",), "dense": ("p_heat", "p_norm"), "dense_sum": ("p_r",),
+    "pool_bwd": ("p_df", "p_da", "p_delta"), "maps_bwd": ("p_dm",), "pixels_bwd": ("p_dx",), "sum": ("p_sum",),
+}  # fmt: skip
+# A choice, and a function that waits for the compiler, some seconds at most, and returns the sentences against it.
+Asked = tuple[Choice, Callable[[float | None], list[str]]]
+
+# Compiling, in processes of their own: beside the GPU's work, and where Triton is not told to interpret.
+
+
+class Compiler:
+    """What the compiler finds wrong with each choice; what it compiles then waits in Triton's cache for the launch."""
+
+    EACH = 4  # choices for one process: few, so that the first are there soon
+
+    def __init__(self, capability: int, processes: int) -> None:
+        self.capability = capability
+        self._threads = ThreadPoolExecutor(processes)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                process.kill()
+        self._threads.shutdown(cancel_futures=True)
+
+    def warm(self, request: Request) -> Future[list[list[str]]]:
+        """Compiles all that a call launches, as it is configured now."""
+        return self._threads.submit(self._work, request, None, [])
+
+    def submit(self, problem: Problem, choices: Sequence[Choice]) -> list[Asked]:
+        """Each choice with the question what speaks against it."""
+        made: list[Asked] = []
+        for start in range(0, len(choices), self.EACH):
+            part = choices[start : start + self.EACH]
+            future = self._threads.submit(self._work, problem.request, problem.key, part)
+            made += [(choice, partial(_sentences, future, i)) for i, choice in enumerate(part)]
+        return made
+
+    def _work(self, request: Request, key: str | None, choices: Sequence[Choice]) -> list[list[str]]:
+        work = {"request": asdict(request), "capability": self.capability, "key": key,
+                "choices": [asdict(choice) for choice in choices]}  # fmt: skip
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        with self._lock:
+            if self._closed:
+                return []
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.gpu.tune"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+            )  # fmt: skip
+            self._running.add(process)
+        out, err = process.communicate(json.dumps(work))
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode:
+            raise RuntimeError(f"a process that compiles kernels ended with status {process.returncode}:\n{err}")
+        found: list[list[str]] = json.loads(out)
+        return found
+
+
+def _sentences(future: Future[list[list[str]]], index: int, timeout: float | None) -> list[str]:
+    return future.result(timeout)[index]
+
+
+def compiled(work: Mapping[str, Any]) -> list[list[str]]:
+    """What one process is told to do: the faults of each choice, or nothing where everything is only compiled."""
+    from lewel_kernels.triton import budget, configs, offline
+
+    request = offline.Request.from_json(work["request"])
+    capability, key = work["capability"], work["key"]
+    arch = configs.architecture((capability // 10, capability % 10))
+    if key is None:
+        for launch in offline.launches_of(request, capability):
+            offline.compile_launch(launch, capability)
+        return []
+    found = []
+    for told in work["choices"]:
+        choice = Choice(tuple((name, size) for name, size in told["blocks"]), told["num_warps"], told["num_stages"])
+        with configs.in_force(arch, key, choice.entry()):
+            (launch,) = (x for x in offline.launches_of(request, capability) if x.config.key == key)
+            try:
+                found.append(budget.faults(offline.compile_launch(launch, capability, str(request))))
+            except Exception as error:  # the compiler's own, ptxas', or any of Python in a kernel
+                found.append([f"it does not compile: {str(error).strip() or repr(error)}".split("\n", 1)[0]])
+    return found
+
+
+# Running.
+
+
+class Wrong(Exception):
+    """A candidate's results are not those of the configuration in force."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The calls of a problem at one N, and its launches as they are configured now, one list for each call."""
+
+    n: int
+    calls: list[Call]
+    present: list[list[Launch]]
+
+
+def make_call(request: Request, device: str, arch: str, seed: int) -> Call:
+    """A call on random inputs in channels_last, features and pixels behind a ReLU."""
+    from lewel_kernels.triton.launch import Call
+
+    r, dtype = request, DTYPES[request.dtype]
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device=device)
+
+    features, pixels = (normal(r.N, r.P, channels).relu().to(dtype).transpose(1, 2) for channels in (r.C, r.D))
+    weight = (normal(r.K, r.D) / r.D**0.5).to(dtype)
+    scale, shift = (normal(r.D).abs(), 0.1 * normal(r.D)) if r.affine else (None, None)
+    return Call(features, pixels, weight, None, scale, shift, r.G, r.temperature, 1e-12, arch)
+
+
+def planned(call: Call, key: str, seed: int = 0) -> list[Launch]:
+    """The launches that a key decides about, after all of the call ran once: their inputs are what they will be."""
+    from lewel_kernels.triton import backward_launches, forward_launches
+
+    n, c, _, _, l, _ = call.sizes
+    generator = torch.Generator(call.features.device).manual_seed(seed)
+    grad = torch.randn(n, l, c, generator=generator, device=call.features.device).to(call.dtype)
+    (_, _, heat, norm), launches = forward_launches.plan(call, out_dtype=call.dtype, return_maps=False)
+    _, backward = backward_launches.plan(call, grad, None, heat, norm, needs=(True,) * 6)
+    launches += backward
+    for launch in launches:
+        launch.run()
+    return stages(launches)[key]
+
+
+def field(problem: Problem, n: int, device: str, arch: str) -> Field:
+    request = replace(problem.request, N=n)
+    call = make_call(request, device, arch, 0)
+    on_gpu = torch.device(device).type == "cuda"
+    together = 2 * machine.cache_bytes(device) if on_gpu else 0  # times of the interpreter mean nothing anyhow
+    count = max(2, -(-together // (call.features.nbytes + call.pixels.nbytes)))
+    calls = [call, *(make_call(request, device, arch, seed) for seed in range(1, count))]
+    return Field(n, calls, [planned(call, problem.key) for call in calls])
+
+
+def _results(stage: list[Launch]) -> list[tuple[str, Tensor]]:
+    kernels = [kernel_of(launch.config.key) for launch in stage]
+    found = []
+    for kernel, launch in zip(kernels, stage, strict=True):
+        if kernel == "sum" and "pool_bwd" in kernels:  # of the parts of delta, which are summed below
+            continue
+        for name in WRITTEN.get(kernel, ()):
+            x = launch.arguments[name]
+            found.append((name, x.sum(0) if name == "p_delta" else x))
+    return found
+
+
+def difference(present: list[Launch], candidate: list[Launch], dtype: torch.dtype) -> str | None:
+    """A sentence where results differ by more than another order of sums and one rounding to dtype, else None."""
+    eps = torch.finfo(dtype).eps
+    for (name, a), (_, b) in zip(_results(candidate), _results(present), strict=True):
+        a, b = a.double(), b.double()
+        allowed = 2 * eps * (b.abs() + b.square().mean().sqrt())
+        if not bool(((a - b).abs() <= allowed).all()):  # written so that a NaN fails
+            return f"{name} differs by up to {(a - b).abs().max().item():.2e}"
+    return None
+
+
+def seconds_of(every: Mapping[str, list[list[Launch]]], device: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds of the launches of each name, in rounds. On a GPU as replays of a graph: the host is slower than them."""
+    calls = {name: [partial(_run, stage) for stage in found] for name, found in every.items()}
+    if torch.device(device).type != "cuda":  # a rehearsal
+        return {name: [timing.sample(x[0], device, 1)] for name, x in calls.items()}
+    replays = {name: graphs.capture(x)[0] for name, x in calls.items()}
+    times = timing.interleave(replays, device, seconds)
+    return {name: [t / len(calls[name]) for t in ts] for name, ts in times.items()}
+
+
+def _run(stage: list[Launch]) -> None:
+    for launch in stage:
+        launch.run()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A choice beside the configuration in force; seconds are those at the largest N."""
+
+    choice: Choice
+    gain: float
+    before: float
+    after: float
+
+
+def compare(key: str, fields: Sequence[Field], choice: Choice, device: str, arch: str, seconds: float) -> Timed:
+    """A choice against the configuration in force, the two in turns.
+
+    Raises:
+        Wrong: its results are others.
+    """
+    from lewel_kernels.triton import configs
+
+    ratios = []
+    before = after = 0.0
+    for f in fields:
+        with configs.in_force(arch, key, choice.entry()):
+            candidate = [planned(call, key) for call in f.calls]
+        for i in {0, len(f.calls) - 1}:
+            if told := difference(f.present[i], candidate[i], f.calls[i].dtype):
+                raise Wrong(f"{told} at N={f.n}")
+        times = seconds_of({"present": f.present, "candidate": candidate}, device, seconds)
+        ratios.append(timing.ratio(times["present"], times["candidate"]))
+        before, after = median(times["present"]), median(times["candidate"])
+    return Timed(choice, geometric_mean(ratios), before, after)
+
+
+@dataclass
+class Found:
+    """What became of a key."""
+
+    problem: Problem
+    present: Choice
+    timed: list[Timed]  # fastest first
+    winner: Timed | None  # confirmed; None keeps what is in force
+    dropped: int
+
+    @property
+    def choice(self) -> Choice:
+        return self.present if self.winner is None else self.winner.choice
+
+    def verdict(self, batches: Sequence[int]) -> str:
+        """What was found, for a person and for the provenance of the entry."""
+        n, tried = f"N={batches[-1]}", f"{len(self.timed)} timed, {self.dropped} dropped"
+        if self.winner is None:
+            return f"{1e6 * self.timed[0].before:.1f} us at {n}, kept against {tried}"
+        times = f"{1e6 * self.winner.before:.1f} us before and {1e6 * self.winner.after:.1f} us after at {n}"
+        over = ", ".join(map(str, batches))
+        return f"{times}, x {self.winner.gain:.2f} over N={over}, best of {tried}"
+
+
+@dataclass
+class Tuner:
+    """Tunes key after key. ``path`` is the table that is rewritten after each; None writes nothing."""
+
+    device: str
+    capability: int
+    path: Path | None
+    where: str  # the GPU, the day, the commit: the beginning of a provenance
+    batches: Sequence[int] = BATCHES
+    most: int | None = None  # choices for each key
+    deadline: float = float("inf")  # by time.monotonic
+
+    @property
+    def arch(self) -> str:
+        from lewel_kernels.triton import configs
+
+        return configs.architecture((self.capability // 10, self.capability % 10))
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def run(self, every: Sequence[Problem], compiler: Compiler) -> list[Found]:
+        """What was found until the deadline."""
+        warm = {request: compiler.warm(request) for request in dict.fromkeys(problem.request for problem in every)}
+        first: dict[str, Problem] = {}
+        for problem in every:
+            first.setdefault(problem.twin, problem)
+        asked = {problem.key: compiler.submit(problem, problem.choices()[: self.most]) for problem in first.values()}
+        found: list[Found] = []
+        for problem in every:
+            try:
+                warm[problem.request].result(_timeout(self.left()))
+                new = self.tune(problem, asked.get(problem.key, []))
+            except FutureTimeout:
+                new = None
+            if new is not None:
+                found.append(new)
+                print(f"{problem.key}: {new.choice}; {new.verdict(self.batches)}", flush=True)
+                if self.path is not None:
+                    provenance = f"{self.where}: {new.verdict(self.batches)}"
+                    write(self.path, self.arch, {problem.key: new.choice.entry(provenance)})
+                if first[problem.twin] is problem:
+                    best = dict.fromkeys([new.choice, *(timed.choice for timed in new.timed[:TWINS])])
+                    twins = (other for other in every if other.twin == problem.twin and other is not problem)
+                    asked |= {other.key: compiler.submit(other, list(best)) for other in twins}
+            if self.left() <= 0:
+                break
+        done = {new.problem.key for new in found}
+        if left := [problem.key for problem in every if problem.key not in done]:
+            print(f"Nothing was timed for these keys, which keep what they have: {'; '.join(left)}")
+        return found
+
+    def tune(self, problem: Problem, asked: Iterable[Asked]) -> Found | None:
+        """None where no choice could be timed."""
+        fields = [field(problem, n, self.device, self.arch) for n in self.batches]
+        found = Found(problem, choice_of(fields[0].present[0], problem.key), [], None, 0)
+        for choice, faults in asked:
+            if self.left() <= 0:
+                break
+            if choice == found.present:
+                continue
+            try:
+                sentences = faults(_timeout(self.left()))
+            except FutureTimeout:
+                break
+            if not sentences:
+                try:
+                    found.timed.append(compare(problem.key, fields, choice, self.device, self.arch, SECONDS))
+                except Exception as error:  # a launch that the device refuses costs only itself
+                    sentences = [f"{type(error).__name__}: {error}".split("\n", 1)[0]]
+            if sentences:
+                found.dropped += 1
+                print(f"  {problem.key}: {choice} is dropped: {sentences[0]}")
+        if not found.timed:
+            return None
+        found.timed.sort(key=lambda timed: -timed.gain)
+        if found.timed[0].gain >= GAIN:
+            again = compare(problem.key, fields, found.timed[0].choice, self.device, self.arch, 4 * SECONDS)
+            found.winner = again if again.gain >= GAIN else None
+        return found
+
+
+def _timeout(seconds: float) -> float | None:
+    return None if seconds == float("inf") else max(0.0, seconds)
+
+
+def choice_of(stage: list[Launch], key: str) -> Choice:
+    """How the kernel of the key is launched."""
+    (config,) = (launch.config for launch in stage if launch.config.key == key)
+    return Choice(tuple(config.blocks.items()), config.num_warps, config.num_stages)
+
+
+def table_of(arch: str) -> Path:
+    from lewel_kernels.triton import configs
+
+    return configs.FOLDER / f"{arch}.json"
+
+
+def write(path: Path, arch: str, entries: Mapping[str, dict[str, Any]]) -> None:
+    """Puts entries into a table: sorted, one on each line. The old table or the new one is there, nothing between."""
+    table: dict[str, Any] = json.loads(path.read_text())["entries"] if path.exists() else {}
+    table.update(entries)
+    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
+    new = path.with_suffix(".new")
+    new.write_text(f'{{\n  "architecture": "{arch}",\n  "entries": {{\n{lines}\n  }}\n}}\n')
+    new.replace(path)
+
+
+def refusal(device: str) -> str | None:
+    """Why nothing can be tuned there, as a sentence, or None."""
+    from lewel_kernels import triton as backend
+
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    if torch.device(device).type == "cpu":
+        if backend.INTERPRETED:
+            return None
+        return (
+            "on the CPU kernels are interpreted, which must be said before Python starts: "
+            "TRITON_INTERPRET=1 python -m benchmarks tune --device cpu"
+        )
+    if backend.INTERPRETED:
+        return "TRITON_INTERPRET=1 has the kernels interpreted on the CPU; unset it to tune on a GPU"
+    from lewel_kernels.triton import configs
+    from lewel_kernels.triton.offline import SHARED_LIMITS
+
+    major, minor = torch.cuda.get_device_capability(device)
+    tuned = [c for c in SHARED_LIMITS if (configs.FOLDER / f"{configs.architecture(divmod(c, 10))}.json").exists()]
+    if 10 * major + minor not in tuned:
+        known = " and ".join(f"sm_{capability}" for capability in tuned)
+        return f"there are tables for {known}; this GPU is sm_{major}{minor}, which takes the rule in configs.py"
+    return None
+
+
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):  # Triton prints what ptxas refuses
+        answer = compiled(json.load(sys.stdin))
+    print(json.dumps(answer))
