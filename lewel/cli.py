@@ -16,10 +16,9 @@ USAGE = """usage: lewel COMMAND ...
   show RUN...                                             curves of runs, also while they train, and a line about each
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
-  export RUN --to torchvision|timm|...                    the encoder as a file for another library
-  bench                                                   what each method's step costs on this machine"""
+  export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
 # Each a module of lewel.commands, imported when it is called.
-COMMANDS = ("train", "presets", "show", "eval", "maps", "export", "bench")
+COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
 
 def main() -> None:
@@ -41,6 +40,8 @@ def main() -> None:
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+    elif arguments[0] == "bench":
+        raise LewelError("lewel bench has become python -m benchmarks step, in a checkout of the project")
     elif arguments[0] not in COMMANDS:
         raise LewelError(f"there is no command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
     else:

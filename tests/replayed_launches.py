@@ -13,7 +13,8 @@ import triton
 from torch import Tensor
 
 import lewel_kernels.triton as backend
-from lewel_kernels.triton import offline, replay
+from benchmarks.compiled import triton_reports
+from lewel_kernels.triton import replay
 
 launched: list[tuple[Any, ...]] = []
 
@@ -23,13 +24,13 @@ class Utilities:
         return 0, 0, 32, 0, 1024
 
     def get_device_properties(self, _: Any) -> dict[str, int]:
-        return {"max_shared_mem": offline.SHARED_LIMITS[90]}
+        return {"max_shared_mem": triton_reports.SHARED_LIMITS[90]}
 
     def unload_module(self, *_: Any) -> None:
         pass
 
 
-class Driver(offline._Driver):
+class Driver(triton_reports._Driver):
     utils = Utilities()
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

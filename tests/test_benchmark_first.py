@@ -16,6 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from benchmarks import __main__, commands
+from benchmarks.compiled import triton_reports
 from benchmarks.documents import tables
 from benchmarks.gpu import build, right, session
 from benchmarks.gpu.right import Request, Row
@@ -23,7 +24,7 @@ from benchmarks.gpu.tune_space import SHAPES, TINY
 from benchmarks.op import results
 from lewel_kernels import dispatch, functional
 from lewel_kernels.native.toolchain import BuildError
-from lewel_kernels.triton import configs, offline
+from lewel_kernels.triton import configs
 
 M, B = (Request(name, s.N, s.C, s.D, s.K, 4, s.P, "fp32", temperature=0.05) for name, s in list(TINY.items())[:2])
 PLAIN = functional.fused_align_aggregate
@@ -358,7 +359,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespac
     )
     pretended = SimpleNamespace(asked=[], reports=[report()], error=None)
 
-    def compile_all(requests: list[Request], capabilities: list[int], processes: int) -> list[offline.Report]:
+    def compile_all(requests: list[Request], capabilities: list[int], processes: int) -> list[triton_reports.Report]:
         pretended.asked.append((requests, capabilities, processes))
         return pretended.reports
 
@@ -367,15 +368,15 @@ def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespac
             raise pretended.error
         return SimpleNamespace(library=library, seconds=31.5)
 
-    monkeypatch.setattr(build.offline, "compile_all", compile_all)
+    monkeypatch.setattr(build.triton_reports, "compile_all", compile_all)
     monkeypatch.setattr(build.builder, "build", built)
     monkeypatch.setattr(build.native, "build_info", lambda name: {"archs": "sm_90"})
     monkeypatch.setattr(build.os, "cpu_count", lambda: 16)
     return pretended
 
 
-def report(**facts: Any) -> offline.Report:
-    return offline.Report("project_kernel", "project bf16", "", "", "M bf16", 90, **facts)
+def report(**facts: Any) -> triton_reports.Report:
+    return triton_reports.Report("project_kernel", "project bf16", "", "", "M bf16", 90, **facts)
 
 
 def test_both_kinds_are_built_and_recorded(

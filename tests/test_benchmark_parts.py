@@ -42,7 +42,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("owner", "name", "part"),
     [
-        (data.augment, "apply", "data"),
+        (data.batched, "apply", "data"),
         (method.losses, "info_nce", "forward"),
         (torch.autograd, "backward", "backward"),
         (torch.optim.SGD, "step", "optimizer"),

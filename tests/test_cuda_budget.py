@@ -1,7 +1,7 @@
 """The CUDA kernels, compiled for GPUs that need not be here: none spills, each keeps its budget of registers.
 
 nvcc compiles for sm_80, NVRTC 12.9 for sm_70; sm_90 is left to the tool. After a change that is meant:
-python -m lewel_kernels.native.budget --write.
+python -m benchmarks.compiled.cuda_budget --write.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import kept
 import pytest
 
-from lewel_kernels.native import budget as budgets
-from lewel_kernels.native import launched, nvcc, nvrtc, offline
-from lewel_kernels.native.offline import Report
+from benchmarks.compiled import cuda_budget as budgets
+from benchmarks.compiled import cuda_launches, cuda_reports, nvrtc
+from benchmarks.compiled.cuda_reports import Report
+from lewel_kernels.native import nvcc
 from lewel_kernels.native.toolchain import BuildError, find_compiler
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ CAPABILITIES = (70, 80)
 
 
 def skip_without(capability: int) -> None:
-    if reason := offline.unavailable(capability):
+    if reason := cuda_reports.unavailable(capability):
         pytest.skip(reason)
 
 
@@ -34,10 +35,10 @@ def reports(request: pytest.FixtureRequest) -> list[Report]:
     skip_without(capability)
 
     def write(path: Path) -> None:
-        path.write_text(json.dumps([asdict(report) for report in offline.compile_all([capability])]))
+        path.write_text(json.dumps([asdict(report) for report in cuda_reports.compile_all([capability])]))
 
     compilers = [find_compiler().version]
-    if not offline.unavailable(80):
+    if not cuda_reports.unavailable(80):
         compilers.append(nvcc.find().version)
     if library := nvrtc.find():
         compilers.append(nvrtc.Compiler(library).name)
@@ -71,7 +72,7 @@ def test_kernels_keep_their_budget(reports: list[Report], budget: dict[str, Any]
 @pytest.mark.timeout(900)
 def test_every_kernel_that_is_launched_is_compiled(reports: list[Report]) -> None:
     capability = reports[0].capability
-    kernels = set(launched.shared_bytes(capability))
+    kernels = set(cuda_launches.shared_bytes(capability))
     if capability < 80:
         kernels = {kernel for kernel in kernels if "BFloat16" not in kernel}
     assert {report.kernel for report in reports} == kernels
@@ -80,7 +81,7 @@ def test_every_kernel_that_is_launched_is_compiled(reports: list[Report]) -> Non
 
 
 def test_the_budget_has_every_architecture(budget: dict[str, Any]) -> None:
-    archs = {f"sm_{capability}" for capability in offline.SHARED_LIMITS}
+    archs = {f"sm_{capability}" for capability in cuda_reports.SHARED_LIMITS}
     assert set(budget) == {budgets.COMPILERS, *archs}
     assert set(budget[budgets.COMPILERS]) == archs
     assert set(budget["sm_80"]) == set(budget["sm_90"])
@@ -186,7 +187,7 @@ ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack s
 ptxas info    : Function properties for _Z6calledv
     16 bytes stack frame, 16 bytes spill stores, 8 bytes spill loads
 """
-    assert offline.resources(log) == {
+    assert cuda_reports.resources(log) == {
         "_Z1fv": {"registers": 50, "shared": 128, "stack": 0, "spill_stores": 0, "spill_loads": 0},
         "_Z1gv": {"registers": 255, "shared": 0, "stack": 24, "spill_stores": 16, "spill_loads": 12},
     }
@@ -202,7 +203,7 @@ def test_instructions_are_counted_by_kernel() -> None:
     .section    .text._Z1gv,"ax",@progbits
         /*0160*/                   FADD R4, R4, R10 ;
     """
-    assert offline.tensor_cores(sass) == {"_Z1fv": {"HMMA": 2}, "_Z1gv": {}}
+    assert cuda_reports.tensor_cores(sass) == {"_Z1fv": {"HMMA": 2}, "_Z1gv": {}}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_instructions_are_counted_by_kernel() -> None:
     ],
 )
 def test_kernels_are_named_as_in_their_sources(name: str, expected: str) -> None:
-    assert offline.short(offline.demangled(name)) == expected
+    assert cuda_reports.short(cuda_reports.demangled(name)) == expected
 
 
 # A library of which nothing is good, to be compiled by the tools themselves.
@@ -288,10 +289,10 @@ def bad_library(tmp_path: Path) -> Path:
 HALF = ["indexing_kernel<Half>", "plain_kernel<Half>", "product_kernel<Half>", "spilling_kernel<Half, 96>"]
 
 
-@pytest.mark.parametrize("capability", sorted(offline.SHARED_LIMITS))
+@pytest.mark.parametrize("capability", sorted(cuda_reports.SHARED_LIMITS))
 def test_what_is_wrong_with_a_library_is_seen(bad_library: Path, capability: int) -> None:
     skip_without(capability)
-    reports = offline.compile_kernels(bad_library, [capability], known=[*HALF, "plain_kernel<BFloat16>"])
+    reports = cuda_reports.compile_kernels(bad_library, [capability], known=[*HALF, "plain_kernel<BFloat16>"])
     found = {report.kernel: report for report in reports}
     assert set(found) == {*HALF, *(["plain_kernel<BFloat16>"] if capability >= 80 else [])}
     assert all(report.registers and report.capability == capability for report in reports)
@@ -312,7 +313,7 @@ def test_a_kernel_that_does_not_compile_is_named(bad_library: Path, capability: 
     skip_without(capability)
     header = bad_library / "cuda/bad_kernels.h"
     header.write_text(header.read_text().replace("bits *= 3;", 'bits *= 3;\n  asm("no instruction;");'))
-    reports = offline.compile_kernels(bad_library, [capability], threads=1, known=HALF)
+    reports = cuda_reports.compile_kernels(bad_library, [capability], threads=1, known=HALF)
     bad = [report for report in reports if report.error]
     # NVRTC compiles the others without it. nvcc does not.
     names = ["plain_kernel<Half>"] if capability == 70 else ["kernels_bfloat16.cu", "kernels_half.cu"]
@@ -330,14 +331,14 @@ def test_sm_70_is_compiled_where_there_is_no_nvcc(bad_library: Path, monkeypatch
         raise BuildError("there is none")
 
     monkeypatch.setattr(nvcc, "find", none)
-    if reason := offline.unavailable(70):  # nvdisasm may be the toolkit's
+    if reason := cuda_reports.unavailable(70):  # nvdisasm may be the toolkit's
         pytest.skip(reason)
-    assert offline.unavailable(80) == "there is none"
-    reports = offline.compile_kernels(bad_library, [70], known=["product_kernel<Half>", "plain_kernel<BFloat16>"])
+    assert cuda_reports.unavailable(80) == "there is none"
+    reports = cuda_reports.compile_kernels(bad_library, [70], known=["product_kernel<Half>", "plain_kernel<BFloat16>"])
     assert [report.kernel for report in reports] == ["product_kernel<Half>"]
 
 
 def test_a_kernel_that_no_call_launches_is_an_error(fine: Report) -> None:
-    assert offline._with_shared(replace(fine, shared=24), {fine.kernel: 1000}) == replace(fine, shared=1024)
-    (sentence,) = budgets.faults(offline._with_shared(fine, {}))
+    assert cuda_reports._with_shared(replace(fine, shared=24), {fine.kernel: 1000}) == replace(fine, shared=1024)
+    (sentence,) = budgets.faults(cuda_reports._with_shared(fine, {}))
     assert sentence.startswith("some_kernel<Half, 128> on sm_80 is launched by no call")

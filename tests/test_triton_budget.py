@@ -1,6 +1,6 @@
 """The Triton kernels, compiled for sm_80 and sm_90 without a GPU: none spills, each keeps its budget of registers.
 
-After a change that is meant: python -m lewel_kernels.triton.budget --write.
+After a change that is meant: python -m benchmarks.compiled.triton_budget --write.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from lewel_kernels.triton import INTERPRETED, configs, offline  # noqa: E402
-from lewel_kernels.triton import budget as budgets  # noqa: E402
-from lewel_kernels.triton.offline import Report  # noqa: E402
+from benchmarks.compiled import triton_budget as budgets  # noqa: E402
+from benchmarks.compiled import triton_reports  # noqa: E402
+from benchmarks.compiled.triton_reports import Report  # noqa: E402
+from lewel_kernels.triton import INTERPRETED, configs  # noqa: E402
 
 # The first test that asks for reports compiles everything, unless an earlier run has.
 pytestmark = pytest.mark.timeout(900)
@@ -32,12 +33,12 @@ CAPABILITIES = (80, 89, 90)
 @pytest.fixture
 def reports() -> list[Report]:
     def write(path: Path) -> None:
-        found = offline.compile_all(offline.SHIPPED, CAPABILITIES, processes=2)
+        found = triton_reports.compile_all(triton_reports.SHIPPED, CAPABILITIES, processes=2)
         path.write_text(json.dumps([asdict(report) for report in found]))
 
     versions = (torch.__version__, triton.__version__, triton.knobs.nvidia.ptxas.version)
     path = kept.kept("triton_reports", [*versions, *kept.files("lewel_kernels")], write)
-    return [offline._from_json(report) for report in json.loads(path.read_text())]
+    return [triton_reports._from_json(report) for report in json.loads(path.read_text())]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_everything_shipped_is_compiled_once(reports: list[Report]) -> None:
     for capability in (80, 90):
         names, dtypes = zip(*(r.key.split()[:2] for r in reports if r.capability == capability), strict=True)
         assert set(names) == set(configs._RULES)
-        assert set(dtypes) == set(offline.DTYPES)
+        assert set(dtypes) == set(triton_reports.DTYPES)
     anonymous = [replace(report, request="") for report in reports]
     assert all(report not in anonymous[:i] for i, report in enumerate(anonymous))
 
@@ -156,7 +157,7 @@ def described(script: str, *arguments: str) -> Any:
 def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> None:
     """Registers and stack as NVIDIA's tool reads them from the binary; the process can go on to launch on a GPU."""
     found = described("spilling_kernel.py", str(capability))
-    report = offline._from_json(found["report"])
+    report = triton_reports._from_json(found["report"])
     assert report.spill_stores > 0
     assert {"REG": report.registers, "STACK": report.stack} == found["said"]
     (sentence,) = budgets.faults(report)
@@ -168,7 +169,7 @@ def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> No
 def test_a_kernel_that_races_is_seen(budget: dict[str, Any]) -> None:
     if triton.__version__ != budget["triton"]:
         pytest.skip(f"it races with Triton {budget['triton']}; {triton.__version__} may have mended it")
-    report = offline._from_json(described("racing_kernel.py"))
+    report = triton_reports._from_json(described("racing_kernel.py"))
     assert report.buffers == [[2, 3], [3, 3]]
     (sentence,) = budgets.faults(report)
     assert sentence.startswith("racing_kernel (racing bf16; a test) on sm_90 races with itself")
@@ -225,14 +226,14 @@ PRODUCT = "      %d = ttng.warp_group_dot {}, {}, %sum {{isAsync = true}} : ..."
 )  # fmt: skip
 def test_buffers_are_counted(a: int, b: int, pending: int, operands: list[tuple[str, str]], found: list[Any]) -> None:
     products = "\n".join(PRODUCT.format(*pair) for pair in operands)
-    assert offline.buffers(LOOP.format(a=a, b=b, pending=pending, products=products)) == found
+    assert triton_reports.buffers(LOOP.format(a=a, b=b, pending=pending, products=products)) == found
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are interpreted with --device cpu only")
 def test_what_is_interpreted_cannot_be_compiled() -> None:
-    launch, *_ = offline.launches_of(offline.SHIPPED[0], 80)
+    launch, *_ = triton_reports.launches_of(triton_reports.SHIPPED[0], 80)
     with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
-        offline.compile_launch(launch, 80)
+        triton_reports.compile_launch(launch, 80)
 
 
 def test_accesses_are_counted_by_their_bytes() -> None:
@@ -249,5 +250,5 @@ def test_accesses_are_counted_by_their_bytes() -> None:
     wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%f1}, %rd1, %rd2, p, 1, 1, 0, 1;
     wgmma.commit_group.sync.aligned;
     """
-    found = offline.instructions(ptx)
+    found = triton_reports.instructions(ptx)
     assert found == {"tensor_cores": {"mma.sync": 1, "wgmma": 1}, "loads": {2: 1, 4: 1, 16: 4}, "stores": {8: 1}}

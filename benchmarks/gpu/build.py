@@ -15,13 +15,13 @@ from functools import partial
 
 import torch
 
+from benchmarks.compiled import triton_budget, triton_reports
+from benchmarks.compiled.triton_reports import Request
 from benchmarks.gpu import right
 from benchmarks.gpu.tune_space import FIRST
 from lewel_kernels import native
 from lewel_kernels.native import builder, cuda
 from lewel_kernels.native.targets import TARGETS
-from lewel_kernels.triton import budget, offline
-from lewel_kernels.triton.offline import Request
 
 LEAST_CAPABILITY = 80  # of what Triton compiles the kernels for
 REHEARSED = 2  # requests, and the architecture that they are compiled for where there is no GPU
@@ -84,11 +84,11 @@ def kernels(calls: str, requests: Sequence[Request], capability: int) -> Row:
     every = [replace(request, capabilities=(capability,)) for request in requests]
     case = {"kernels": "triton", "architecture": f"sm_{capability}", "calls": calls}
     try:
-        reports = offline.compile_all(every, [capability], max(1, (os.cpu_count() or 1) - FILES))
+        reports = triton_reports.compile_all(every, [capability], max(1, (os.cpu_count() or 1) - FILES))
     except RuntimeError as error:
         return Row(case, None, time.monotonic() - start, str(error).strip())
-    known = capability in offline.SHARED_LIMITS
-    found = [fault for report in reports if known or report.error for fault in budget.faults(report)]
+    known = capability in triton_reports.SHARED_LIMITS
+    found = [fault for report in reports if known or report.error for fault in triton_budget.faults(report)]
     return Row(case, len(reports), time.monotonic() - start, "; ".join(found) or None)
 
 

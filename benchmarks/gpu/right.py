@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.compiled.triton_reports import DTYPES, Request, launches_of
 from benchmarks.gpu.tune_space import FIRST, SHAPES, TINY
 from benchmarks.op import parity
 from benchmarks.op.cases import NUM_GROUPS, TEMPERATURE, Shape
@@ -25,7 +26,6 @@ from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, explain, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 from lewel_kernels.triton import configs
-from lewel_kernels.triton.offline import DTYPES, Request, launches_of
 
 # Each launches other kernels, or the same ones compiled otherwise. A bias first: only with one are its gradient's sums
 # taken beside the products of the weight's.

@@ -1,9 +1,9 @@
 """The offline tuner of the triton backend: block sizes, warps and pipeline stages, tried on the GPU that is there.
 
-A candidate is dropped untimed when the compiler finds a fault with it (lewel_kernels/triton/budget.py), and refused
-when its results are not those of the configuration in force. What is timed is a kernel with the launches that its
-configuration decides about: the statistics that it needs where one tile does not hold all positions, the sums of its
-parts. No configuration depends on N, so one must be faster over all of `BATCHES`.
+A candidate is dropped untimed when the compiler finds a fault with it (benchmarks/compiled/triton_budget.py), and
+refused when its results are not those of the configuration in force. What is timed is a kernel with the launches that
+its configuration decides about: the statistics that it needs where one tile does not hold all positions, the sums of
+its parts. No configuration depends on N, so one must be faster over all of `BATCHES`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from benchmarks.op import graphs
 from benchmarks.op.cases import DTYPES
 
 if TYPE_CHECKING:
+    from benchmarks.compiled.triton_reports import Request
     from lewel_kernels.triton.launch import Call, Launch
-    from lewel_kernels.triton.offline import Request
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (32, 128, 256)
@@ -116,22 +116,23 @@ def _sentences(future: Future[list[list[str]]], index: int, timeout: float | Non
 
 def compiled(work: Mapping[str, Any]) -> list[list[str]]:
     """What one process is told to do: the faults of each choice, or nothing where everything is only compiled."""
-    from lewel_kernels.triton import budget, configs, offline
+    from benchmarks.compiled import triton_budget, triton_reports
+    from lewel_kernels.triton import configs
 
-    request = offline.Request.from_json(work["request"])
+    request = triton_reports.Request.from_json(work["request"])
     capability, key = work["capability"], work["key"]
     arch = configs.architecture((capability // 10, capability % 10))
     if key is None:
-        for launch in offline.launches_of(request, capability):
-            offline.compile_launch(launch, capability)
+        for launch in triton_reports.launches_of(request, capability):
+            triton_reports.compile_launch(launch, capability)
         return []
     found = []
     for told in work["choices"]:
         choice = Choice(tuple((name, size) for name, size in told["blocks"]), told["num_warps"], told["num_stages"])
         with configs.in_force(arch, key, choice.entry()):
-            (launch,) = (x for x in offline.launches_of(request, capability) if x.config.key == key)
+            (launch,) = (x for x in triton_reports.launches_of(request, capability) if x.config.key == key)
             try:
-                found.append(budget.faults(offline.compile_launch(launch, capability, str(request))))
+                found.append(triton_budget.faults(triton_reports.compile_launch(launch, capability, str(request))))
             except Exception as error:  # the compiler's own, ptxas', or any of Python in a kernel
                 found.append([f"it does not compile: {str(error).strip() or repr(error)}".split("\n", 1)[0]])
     return found
@@ -411,8 +412,8 @@ def refusal(device: str) -> str | None:
         )
     if backend.INTERPRETED:
         return "TRITON_INTERPRET=1 has the kernels interpreted on the CPU; unset it to tune on a GPU"
+    from benchmarks.compiled.triton_reports import SHARED_LIMITS
     from lewel_kernels.triton import configs
-    from lewel_kernels.triton.offline import SHARED_LIMITS
 
     major, minor = torch.cuda.get_device_capability(device)
     tuned = [c for c in SHARED_LIMITS if (configs.FOLDER / f"{configs.architecture(divmod(c, 10))}.json").exists()]

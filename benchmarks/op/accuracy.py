@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 
+from benchmarks.compiled.triton_reports import Request
 from benchmarks.gpu import right
 from benchmarks.op import parity
-from lewel_kernels.triton.offline import Request
 
 # Sizes at which sums are short, few or long for what is summed, each at the temperature that shows it.
 CASES = tuple(

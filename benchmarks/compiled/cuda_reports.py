@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lewel_kernels.native import launched, nvcc, nvrtc, target
-from lewel_kernels.native.nvrtc import CompileError
+from benchmarks.compiled import cuda_launches, nvrtc
+from benchmarks.compiled.nvrtc import CompileError
+from lewel_kernels.native import nvcc, target
 from lewel_kernels.native.targets import CUDA
 from lewel_kernels.native.toolchain import BuildError, find_compiler
 
@@ -195,7 +196,7 @@ def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str,
 
 def compile_all(capabilities: Sequence[int], threads: int = 2) -> list[Report]:
     """Reports of all kernels of the library, for architectures that `unavailable` has nothing against."""
-    shared = {capability: launched.shared_bytes(capability) for capability in capabilities}
+    shared = {capability: cuda_launches.shared_bytes(capability) for capability in capabilities}
     known = {kernel for kernels in shared.values() for kernel in kernels}
     reports = compile_kernels(target.sources(), capabilities, threads, known)
     return [_with_shared(report, shared[report.capability]) for report in reports]
@@ -206,7 +207,7 @@ def _with_shared(report: Report, shared: dict[str, int]) -> Report:
         return report
     if report.kernel not in shared:
         return replace(
-            report, error="is launched by no call that lewel_kernels/native/launched.py makes; add one there"
+            report, error="is launched by no call that benchmarks/compiled/cuda_launches.py makes; add one there"
         )
     return replace(report, shared=report.shared + shared[report.kernel])
 

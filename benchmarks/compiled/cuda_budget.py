@@ -1,7 +1,7 @@
 """What no CUDA kernel may do, and what each may take: registers, shared memory, tensor cores.
 
-`python -m lewel_kernels.native.budget` compiles all kernels without a GPU, prints a table, and checks it against the
-committed budget.
+`python -m benchmarks.compiled.cuda_budget` compiles all kernels without a GPU, prints a table, and checks it against
+the committed budget.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lewel_kernels.native.offline import SHARED_LIMITS, Report, compile_all, unavailable
+from benchmarks.compiled.cuda_reports import SHARED_LIMITS, Report, compile_all, unavailable
 
 BUDGET = Path("tests/cuda_budget.json")
-WRITE = "python -m lewel_kernels.native.budget --write"
+WRITE = "python -m benchmarks.compiled.cuda_budget --write"
 COMPILERS = "compilers"
 # Kernels that multiply no matrices. Any other one in 16 bits needs tensor cores.
 WITHOUT_PRODUCTS = {"softmax_kernel", "maps_kernel", "maps_bwd_kernel", "sum_kernel"}
@@ -116,7 +116,7 @@ def table(reports: Iterable[Report]) -> str:
 
 def main() -> int:
     every = {f"sm_{capability}": capability for capability in sorted(SHARED_LIMITS)}
-    parser = argparse.ArgumentParser(prog="python -m lewel_kernels.native.budget", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled.cuda_budget", description=__doc__)
     parser.add_argument("--arch", nargs="+", choices=every, default=list(every))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--budget", type=Path, default=BUDGET)

@@ -360,7 +360,7 @@ def compile_all(requests: Iterable[Request], capabilities: Sequence[int], proces
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
     def worker(rank: int) -> list[Report]:
-        command = [sys.executable, "-m", "lewel_kernels.triton.offline"]
+        command = [sys.executable, "-m", "benchmarks.compiled.triton_reports"]
         share = json.dumps(work | {"rank": rank, "processes": processes})
         done = subprocess.run(command, input=share, capture_output=True, text=True, env=environment)
         if done.returncode:

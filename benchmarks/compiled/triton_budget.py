@@ -1,6 +1,6 @@
 """What no kernel may do, and what each may take: registers, shared memory, narrow loads, waits between products.
 
-`python -m lewel_kernels.triton.budget` compiles all that is shipped without a GPU, prints a table, and checks it
+`python -m benchmarks.compiled.triton_budget` compiles all that is shipped without a GPU, prints a table, and checks it
 against the committed budget.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import triton
 
-from lewel_kernels.triton.offline import SHARED_LIMITS, SHIPPED, Report, compile_all
+from benchmarks.compiled.triton_reports import SHARED_LIMITS, SHIPPED, Report, compile_all
 
 BUDGET = Path("tests/triton_budget.json")
-WRITE = "python -m lewel_kernels.triton.budget --write"
+WRITE = "python -m benchmarks.compiled.triton_budget --write"
 
 
 def faults(report: Report) -> list[str]:
@@ -116,7 +116,7 @@ def table(reports: Iterable[Report]) -> str:
 
 def main() -> int:
     every = sorted(SHARED_LIMITS)
-    parser = argparse.ArgumentParser(prog="python -m lewel_kernels.triton.budget", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled.triton_budget", description=__doc__)
     parser.add_argument("--capability", type=int, nargs="+", choices=every, default=every)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--budget", type=Path, default=BUDGET)
