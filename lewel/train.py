@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lewel import distributed
+from lewel import data, distributed
 from lewel.errors import LewelError
 from lewel.evaluation import features, health
 from lewel.recipe import plain
@@ -21,6 +21,7 @@ from lewel.run.step import Outcome, Stepper, rates
 from lewel.watching.log import Clock, RunLog, carry_over, read
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
+PICTURED = 256  # test images of all classes, over which the statistics of the maps are taken
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 
 
@@ -189,6 +190,7 @@ def _log_epoch(session: Session, log: RunLog) -> None:
     }
     line = f"epoch {session.epochs_done}/{session.run.epochs}  kNN {values['knn']:.1f} %  {session.seconds:.0f} s"
     if session.run.method.aligned and session.world.leads:
-        values |= features.map_statistics(session)
+        pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
+        values |= health.map_statistics(session.method, session.to_device(pictured))
         line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
     log.record("epoch", values, line)

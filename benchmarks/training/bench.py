@@ -16,7 +16,7 @@ from benchmarks import heap, timing
 from benchmarks.timing import Call, Key
 from lewel.errors import LewelError
 from lewel.methods.heads import LearnedMapsHead
-from lewel.recipe import presets, schema
+from lewel.recipe import checks, presets, schema
 from lewel.run import session
 from lewel.run.step import Stepper
 
@@ -73,7 +73,7 @@ def recipe(case: Case, method: str, backend: str | None = None) -> schema.Train:
         precision=case.precision,  # type: ignore[arg-type]
         backend=backend,
     )
-    schema.check(run)
+    checks.check(run)
     return run
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from lewel.errors import LewelError
 from lewel.evaluation.features import knn_accuracy
-from lewel.results import report
+from lewel.run import folders
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session = report.load(command.run, command.data_root)
+    session = folders.load(command.run, command.data_root)
     print(f"{command.run}: kNN {knn_accuracy(session):.2f} % after epoch {session.epochs_done}")

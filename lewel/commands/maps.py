@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from lewel.results import report
+from lewel.results import maps
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class MapsCommand:
 def run(arguments: list[str]) -> None:
     """Writes the picture and says where."""
     command = tyro.cli(MapsCommand, args=arguments, prog="lewel maps")
-    report.draw_maps(command.run, list(command.images), command.out)
+    maps.over_files(command.run, list(command.images), command.out)
     print(f"wrote {command.out}")

@@ -13,7 +13,7 @@ import tyro
 from lewel import distributed
 from lewel.cost import plan
 from lewel.errors import LewelError
-from lewel.recipe import plain, presets, schema
+from lewel.recipe import checks, plain, presets, schema
 from lewel.results import report
 from lewel.run import checkpoint, folders
 from lewel.run.session import prepare
@@ -61,13 +61,13 @@ def _train(command: TrainCommand) -> None:
             f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
             f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
         )
-    schema.check(command.run, processes=distributed.announced())
+    checks.check(command.run, processes=distributed.announced())
     world = distributed.join()
     try:
         folder, resume = distributed.from_leader(lambda: _places(command))
         session = prepare(replace(command.run, out=str(folder)), folder)
         if world.leads:
-            print(report.recipe_of(session), flush=True)
+            print(plan.recipe_of(session), flush=True)
         if train(session, resume) and world.leads:
             report.write(session)
         distributed.leave()

@@ -1,4 +1,4 @@
-"""The dry run: what a recipe comes to in images, steps, rates and memory, before anything is read or written."""
+"""What a recipe comes to in images, steps, rates and memory: the dry run, and the first lines of a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
+import lewel_kernels
 from lewel import data
 from lewel.cost import memory
-from lewel.recipe import presets, schema
+from lewel.errors import LewelError
+from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Train
-from lewel.results import report
-from lewel.run.session import check_size, precision_on
+from lewel.run.session import Session, check_size, precision_on
 from lewel.run.step import rates
 
 MIB = 2**20
@@ -21,13 +22,13 @@ def text(run: Train, processes: int) -> str:
     """The resolved recipe in processes of this machine's kind, and the memory of each; a LewelError as a run's own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
-    schema.check(run, processes=processes)
+    checks.check(run, processes=processes)
     images, whence = _images(run)
     check_size(run, images)
     needed = memory.expect(run, processes)
     return "\n".join(
         [
-            report.plan(run, images, needed.trained, device),
+            resolved(run, images, needed.trained, device),
             f"training images: {whence}",
             _schedule(run, images // run.data.batch_size),
             _table(run, processes, needed),
@@ -71,3 +72,38 @@ def _table(run: Train, processes: int, needed: memory.Memory) -> str:
     lines = [f"memory of {who}, in a step of {share} ({run.precision}), in MiB:"]
     lines += [f"  {name:<22}{bytes_ / MIB:>10,.1f}" for name, bytes_ in rows if bytes_]
     return "\n".join([*lines, "  (besides: workspaces of convolutions, what an allocator keeps, a GPU's own context)"])
+
+
+def recipe_of(session: Session) -> str:
+    """What lewel train prints before the first step: the whole recipe, and what follows from it and from the data."""
+    trained = sum(p.numel() for p in session.method.parameters() if p.requires_grad)
+    return resolved(session.run, len(session.sets.train), trained, session.device)
+
+
+def resolved(run: Train, images: int, trained: int, device: torch.device) -> str:
+    """The recipe run as YAML, and what follows from it for images training images and trained parameters on device."""
+    steps, peak = images // run.data.batch_size, run.optim.lr * run.data.batch_size / 256
+    lines = [
+        plain.to_yaml(run),
+        f"{run.method.name} on {device}: {images:,} training images, {steps:,} steps an epoch, "
+        f"{run.epochs * steps:,} steps; {trained:,} parameters are trained",
+        f"learning rate {run.optim.lr:g} per 256 images is {peak:g} at {run.data.batch_size}, "
+        f"{rates(run, 0, steps)[0]:.3g} at the first step",
+    ]
+    if run.method.aligned:
+        lines.append(f"aligned pooling: {_backend(run, device)}")
+    return "\n".join(lines)
+
+
+def _backend(run: Train, device: torch.device) -> str:
+    heads = run.heads
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision, torch.float32)
+    features = torch.zeros(1, heads.num_groups, 1, 1, dtype=dtype, device=device)
+    weight = features.new_zeros(heads.num_maps, heads.num_groups)
+    try:
+        why = lewel_kernels.explain(features, weight, num_groups=heads.num_groups, backend=run.backend)
+    except ValueError as error:
+        raise LewelError(str(error)) from None
+    if why.backend is None:
+        raise LewelError(str(why))
+    return str(why)

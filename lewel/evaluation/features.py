@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lewel import data, distributed
-from lewel.evaluation import health, knn
+from lewel.evaluation import knn
 from lewel.run.session import Session
 
 BATCH = 256  # images that are encoded at a time
 PIXELS = 32  # a bank of ImageNet's own pixels would fill 60 GB
-PICTURED = 256  # test images that the statistics of the maps are taken over
 
 
 def knn_accuracy(session: Session) -> float:
@@ -44,12 +43,6 @@ def knn_of_pixels(session: Session) -> float:
         return (F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > 2 * PIXELS else images).flatten(1)
 
     return _knn(session, features)
-
-
-def map_statistics(session: Session) -> dict[str, float]:
-    """Sharpness and spread of the maps over test images of every class; see watch."""
-    images, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
-    return health.map_statistics(session.method, session.to_device(images))
 
 
 def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:

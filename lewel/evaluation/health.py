@@ -59,23 +59,3 @@ def map_statistics(method: Method, images: Tensor) -> dict[str, float]:
     gap = features.mean((2, 3)).unsqueeze(1)
     distance = (pooled - gap).norm(dim=-1) / gap.norm(dim=-1)
     return {"map_entropy": float(entropy), "map_spread": float(distance.mean())}
-
-
-def mass_in_boxes(maps: Tensor, boxes: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-    """Share of every map's mass inside the image's box (N, K), and the box's share of the image's area (N,).
-
-    maps (N, K, h, w) sum to 1 over positions; boxes (N, 4) are x0 y0 x1 y1 in pixels. A cell that the box covers in
-    part counts in part.
-    """
-    height, width = maps.shape[2:]
-    across = _overlap(boxes[:, 0], boxes[:, 2], width, image_size)
-    down = _overlap(boxes[:, 1], boxes[:, 3], height, image_size)
-    covered = down[:, :, None] * across[:, None, :]  # [N, h, w], 0 to 1
-    return (maps * covered[:, None]).sum((2, 3)), covered.mean((1, 2))
-
-
-def _overlap(low: Tensor, high: Tensor, cells: int, image_size: int) -> Tensor:
-    """Share of each of cells equal intervals of [0, image_size] inside [low, high]: (N, cells)."""
-    edges = torch.linspace(0, image_size, cells + 1)
-    inside = torch.minimum(edges[1:], high[:, None]) - torch.maximum(edges[:-1], low[:, None])
-    return inside.clamp_min(0) * cells / image_size

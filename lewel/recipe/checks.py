@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from lewel.errors import LewelError
+from lewel.recipe.schema import Data, Optim, Train
 from lewel_kernels import BACKENDS
-
-if TYPE_CHECKING:
-    from lewel.recipe.schema import Data, Optim, Train
 
 SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lewel.recipe.checks import check
-
-__all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train", "check"]
+__all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train"]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from lewel.errors import LewelError
 from lewel.methods.encoders import Encoder
 from lewel.methods.method import Method
 from lewel.recipe import schema
-from lewel.results import report
-from lewel.run import checkpoint
+from lewel.run import checkpoint, folders
 
 Library = Literal["torchvision", "timm", "detectron2", "mmseg", "safetensors"]
 Which = Literal["online", "target"]
@@ -107,7 +106,7 @@ def export(folder: Path, to: Library, out: Path | None = None, network: Which = 
 
     Without out the file lies in the run folder. Raises LewelError for an encoder that the library does not know.
     """
-    path, state, run = report.newest(folder)
+    path, state, run = folders.newest(folder)
     _check_known(run.encoder, to)
     kind = FORMATS[to]
     out = out or folder / f"{run.encoder.name}-{network}-{to}{kind.suffix}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
-from lewel.evaluation.health import mass_in_boxes
+from lewel.evaluation.boxes import shares
 
 _TIGHT = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
 HEAT = "inferno"
@@ -62,7 +62,7 @@ def alignment_maps(
     heats = (heats - low) / (high - low).clamp_min(1e-12)
     names = ["image", "mean map", *(f"map {k}" for k in telling)]
     if boxes is not None:
-        inside, area = mass_in_boxes(maps, boxes, images.shape[-1])
+        inside, area = shares(maps, boxes, images.shape[-1])
         names[0] += f"\nbox: {100 * float(area.mean()):.0f} % of area"
         names[1] += f"\n{100 * float(inside.mean()):.0f} % in box"
         names[2:] = [f"map {k}\n{100 * float(inside[:, k].mean()):.0f} % in box" for k in telling]

@@ -1,16 +1,19 @@
-"""Which folder a run is written to, and which checkpoint it continues from."""
+"""The folder of a run: which one is written to, which checkpoint is continued, and opening a run that is there."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lewel.errors import LewelError
-from lewel.recipe import schema
+from lewel.recipe.schema import Train
 from lewel.run import checkpoint
+from lewel.run.session import Session, prepare
 
 
-def choose(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
+def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
     """The run folder and the checkpoint to continue from; a folder that holds a run is never written over."""
     if resume and resume != "auto":
         return _continued(run.out, Path(resume).resolve())
@@ -49,6 +52,35 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise LewelError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --out") from None
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
+    """The newest checkpoint in a run folder: its path, its content on the CPU, and the recipe it was trained with.
+
+    Raises:
+        LewelError: folder holds no run, or no checkpoint yet.
+    """
+    if not _holds_run(folder):
+        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
+    found = checkpoint.found(folder / "checkpoints")
+    if not found:
+        raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
+    state = checkpoint.read(found[-1])
+    return found[-1], state, checkpoint.config_of(state, found[-1])
+
+
+def load(folder: Path, data_root: str = "") -> Session:
+    """The session of a run that has finished or stopped: its data sets, and the weights of its newest checkpoint.
+
+    data_root is where the images lie now; "" means where they lay in training. Raises LewelError as newest does.
+    """
+    path, state, run = newest(folder)
+    if data_root:
+        run = replace(run, data=replace(run.data, root=data_root))
+    session = prepare(run, folder)
+    checkpoint.load_weights(session.method, state, path)
+    session.steps_done, session.seconds = state["step"], state["seconds"]
+    return session
 
 
 def _holds_run(folder: Path) -> bool:

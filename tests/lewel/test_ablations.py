@@ -15,7 +15,7 @@ from lewel.methods.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, Separ
 from lewel.methods.method import Embedding
 from lewel.methods.method import Method as Model
 from lewel.methods.momentum import split_bn
-from lewel.recipe import schema
+from lewel.recipe import checks
 from lewel.recipe.schema import Heads, Method, Train
 
 HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
@@ -23,7 +23,7 @@ HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
 
 def recipe(heads: Heads, method: Method = TINY.method) -> Train:
     run = replace(TINY, heads=heads, method=method)
-    schema.check(run)
+    checks.check(run)
     return run
 
 
@@ -161,7 +161,7 @@ def test_keys_without_groups_are_plain():
 )
 def test_what_nothing_would_read_is_refused(heads, method, sentence):
     with pytest.raises(LewelError, match=sentence):
-        schema.check(replace(TINY, heads=heads, method=replace(method, queue=32)))
+        checks.check(replace(TINY, heads=heads, method=replace(method, queue=32)))
 
 
 @pytest.mark.parametrize(
@@ -174,4 +174,4 @@ def test_what_nothing_would_read_is_refused(heads, method, sentence):
 )
 def test_images_that_cannot_be_shared_out_are_refused(processes, accumulate, sentence):
     with pytest.raises(LewelError, match=sentence):
-        schema.check(replace(TINY, accumulate=accumulate), processes=processes)
+        checks.check(replace(TINY, accumulate=accumulate), processes=processes)

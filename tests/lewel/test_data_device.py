@@ -14,8 +14,8 @@ from lewel.data.datasets import storage_for
 from lewel.data.in_memory import MemoryImages, MemoryViews
 from lewel.data.loader import BatchKey
 from lewel.errors import LewelError
+from lewel.recipe.checks import check as check_recipe
 from lewel.recipe.schema import Augmentation, Data, Train
-from lewel.recipe.schema import check as check_recipe
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 VIEWS = Augmentation(blur=(1.0, 0.5), solarize=(0.5, 0.5))

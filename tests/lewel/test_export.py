@@ -158,7 +158,7 @@ def test_the_target_network_is_exported_only_on_request(tiny, tmp_path):
 )
 def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, sentence, to, tiny, monkeypatch):
     path, run = tiny.folder, replace(TINY, encoder=encoder)
-    monkeypatch.setattr("lewel.results.report.newest", lambda folder: (path, {}, run))
+    monkeypatch.setattr("lewel.run.folders.newest", lambda folder: (path, {}, run))
     with pytest.raises(LewelError, match=sentence):
         export(tiny.folder, to)
 

@@ -11,7 +11,6 @@ import lewel_kernels
 from lewel import cli, data
 from lewel.cost import plan
 from lewel.recipe import plain
-from lewel.results import report
 from lewel.run import session
 from lewel.watching import boards
 
@@ -36,7 +35,7 @@ def dry(tmp_path, monkeypatch, capsys):
 
 
 def test_a_dry_run_begins_with_what_the_run_would_print(tmp_path):
-    real = report.recipe_of(session.prepare(TINY, tmp_path))
+    real = plan.recipe_of(session.prepare(TINY, tmp_path))
     assert plan.text(TINY, 1).startswith(real + "\n")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lewel.errors import LewelError
-from lewel.recipe import plain, presets, schema
+from lewel.recipe import checks, plain, presets, schema
 from lewel.recipe.schema import Augmentation
 from lewel.run.session import check_size
 from lewel.run.step import rates
@@ -186,7 +186,7 @@ def of_its_family(table, name):
 @ALL
 def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
     preset = presets.PRESETS[name]
-    schema.check(preset.run)
+    checks.check(preset.run)
     check_size(preset.run, preset.images)
     assert preset.run.preset == name
     assert f"/{preset.run.method.name}" in name

@@ -10,7 +10,7 @@ import pytest
 
 from lewel.commands.train import parse
 from lewel.errors import LewelError
-from lewel.recipe import plain, presets, schema
+from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Augmentation, Data, Heads, Method, Optim, Train
 from lewel.run.session import check_size
 
@@ -130,7 +130,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
 )
 def test_a_recipe_that_cannot_run_is_refused_with_a_sentence(run, sentence):
     with pytest.raises(LewelError, match=sentence):
-        schema.check(run)
+        checks.check(run)
 
 
 def changed(run: Train, key: str, value: Any) -> Train:
@@ -154,7 +154,7 @@ def changed(run: Train, key: str, value: Any) -> Train:
 )
 def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
     with pytest.raises(LewelError, match=f"^{key} must be positive, got {value}"):
-        schema.check(changed(Train(), key, value))
+        checks.check(changed(Train(), key, value))
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
 )
 def test_what_has_a_range_is_accepted_at_its_ends_and_refused_beyond(key, lowest, highest, unit):
     for value in (lowest, highest):
-        schema.check(changed(Train(), key, value))
+        checks.check(changed(Train(), key, value))
     for value in (lowest - unit, *([highest + unit] if highest < 10**9 else [])):
         with pytest.raises(LewelError, match=f"^{key} must lie between {lowest} and "):
-            schema.check(changed(Train(), key, value))
+            checks.check(changed(Train(), key, value))
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_both_views_of_a_symmetric_step_fill_the_queue():
     ],
 )
 def test_what_can_run_is_accepted(run):
-    schema.check(run)
+    checks.check(run)
 
 
 def test_groups_of_keys_are_asked_for_of_one_process_only():
     """Several shuffle theirs, unless they are told to split."""
-    schema.check(Train(method=Method(split_bn=3)), processes=2)
+    checks.check(Train(method=Method(split_bn=3)), processes=2)
     with pytest.raises(LewelError, match="got 128 in 3 groups"):
-        schema.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
+        checks.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
     with pytest.raises(LewelError, match="shuffle needs several processes"):
-        schema.check(Train(method=Method(key_bn="shuffle")))
-    schema.check(Train(method=Method(key_bn="shuffle")), processes=2)
+        checks.check(Train(method=Method(key_bn="shuffle")))
+    checks.check(Train(method=Method(key_bn="shuffle")), processes=2)
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_groups_of_keys_are_asked_for_of_one_process_only():
 )
 def test_settings_of_the_aligned_branch_are_refused_without_it(key, value):
     run = changed(Train(), f"heads.{key}", value)
-    schema.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
+    checks.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
     with pytest.raises(LewelError, match=f"^heads.{key} {value} says nothing without the aligned branch"):
-        schema.check(replace(run, method=Method(w_aligned=0)))
+        checks.check(replace(run, method=Method(w_aligned=0)))
 
 
 @pytest.mark.parametrize("method", [{"symmetric": True}, {"key_bn": "plain"}, {"key_bn": "split"}], ids=str)
 def test_settings_of_infonce_are_refused_with_byol(method):
-    schema.check(Train(method=Method(**method)))
+    checks.check(Train(method=Method(**method)))
     with pytest.raises(LewelError, match=r"^method.symmetric and method.key_bn are about infonce"):
-        schema.check(Train(method=Method(loss="byol", **method)))
+        checks.check(Train(method=Method(loss="byol", **method)))
 
 
 SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
@@ -266,10 +266,10 @@ SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
 def test_settings_of_data_are_accepted_where_something_reads_them(setting, value, fits, name):
     run = Train(data=Data(name=name, **{setting: value}))
     if name in fits:
-        schema.check(run)
+        checks.check(run)
     else:
         with pytest.raises(LewelError):
-            schema.check(run)
+            checks.check(run)
 
 
 def test_command_line_changes_a_preset():

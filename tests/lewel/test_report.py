@@ -14,7 +14,9 @@ from tiny_runs import assert_same
 from lewel import data
 from lewel.errors import LewelError
 from lewel.evaluation import health
-from lewel.results import figures, report
+from lewel.evaluation.boxes import mass_in_boxes
+from lewel.results import figures, maps, report
+from lewel.run import folders
 
 
 def test_summary_shows_the_result_beside_its_baselines(finished):
@@ -24,7 +26,7 @@ def test_summary_shows_the_result_beside_its_baselines(finished):
 
 
 def test_a_finished_run_is_loaded_with_its_weights(finished):
-    loaded = report.load(finished.folder)
+    loaded = folders.load(finished.folder)
     assert loaded.epochs_done == 3
     assert_same(loaded, finished)
 
@@ -32,16 +34,16 @@ def test_a_finished_run_is_loaded_with_its_weights(finished):
 def test_maps_are_drawn_over_image_files_without_the_data(tmp_path, finished, monkeypatch):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     monkeypatch.setattr(data, "build", None)
-    report.draw_maps(finished.folder, [tmp_path / "red.png"], tmp_path / "maps.png")
+    maps.over_files(finished.folder, [tmp_path / "red.png"], tmp_path / "maps.png")
     assert Image.open(tmp_path / "maps.png").width > 100
     with pytest.raises(LewelError, match=r"cannot write the picture .*maps\.xyz: Format 'xyz' is not supported"):
-        report.draw_maps(finished.folder, [tmp_path / "red.png"], tmp_path / "maps.xyz")
+        maps.over_files(finished.folder, [tmp_path / "red.png"], tmp_path / "maps.xyz")
 
 
 def test_a_picture_that_is_none_is_a_sentence(tmp_path, finished):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(LewelError, match=r"cannot read .*text\.png as an image"):
-        report.draw_maps(finished.folder, [tmp_path / "text.png"], tmp_path / "maps.png")
+        maps.over_files(finished.folder, [tmp_path / "text.png"], tmp_path / "maps.png")
 
 
 def test_speed_is_images_over_the_seconds_of_training(finished):
@@ -57,7 +59,7 @@ def test_the_best_map_is_measured_on_other_images_than_it_was_chosen_on(finished
     boxes = torch.tensor([[0.0, 0.0, 16.0, 32.0]]).repeat(16, 1)  # the left half
     session = dataclasses.replace(finished, sets=dataclasses.replace(finished.sets, test_boxes=boxes))
     monkeypatch.setattr(health, "maps_of", lambda *_: (maps, None, None))
-    assert report.mass_in_boxes(session)[:3] == pytest.approx((50, 0, 50))
+    assert mass_in_boxes(session)[:3] == pytest.approx((50, 0, 50))
 
 
 def test_pictures_are_of_test_images_at_equal_distances(finished, tmp_path, monkeypatch):

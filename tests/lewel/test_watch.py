@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import METHODS, TINY, assert_equal
 
-from lewel.evaluation import health
+from lewel.evaluation import boxes, health
 from lewel.methods.method import Method
 
 
@@ -106,7 +106,7 @@ class TestMassInBoxes:
         ids=["all", "a cell", "two cells", "two halves", "four corners", "part of a cell"],
     )
     def test_cells_count_by_the_share_covered(self, box, inside, area):
-        shares, areas = health.mass_in_boxes(self.maps, torch.tensor([box]), 8)
+        shares, areas = boxes.shares(self.maps, torch.tensor([box]), 8)
         assert shares.shape == (1, 1)
         assert float(shares) == pytest.approx(inside)
         assert float(areas) == pytest.approx(area)

@@ -1,0 +1,49 @@
+"""Alignment maps of a run over images, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lewel.data.per_sample import fit, to_tensor
+from lewel.errors import LewelError
+from lewel.evaluation import health
+from lewel.methods.method import Method
+from lewel.results import figures
+from lewel.run import checkpoint, folders
+
+
+def over_files(folder: Path, paths: list[Path], out: Path) -> None:
+    """Draws the maps of the run in folder over image files, into the PNG out; the run's own data are not needed.
+
+    Raises:
+        LewelError: no image is named, one cannot be read, or the run has no alignment maps.
+    """
+    if not paths:
+        raise LewelError(f"no images were given; name some after the run: lewel maps {folder} IMAGES...")
+    path, state, run = folders.newest(folder)
+    if not run.method.aligned:
+        raise LewelError(f"{folder} is a {run.method.name} run, which has no alignment maps")
+    method = Method(run)
+    checkpoint.load_weights(method, state, path)
+    images = torch.stack([_image(path, run.data.image_size) for path in paths])
+    draw_maps(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
+
+
+def draw_maps(
+    method: Method, images: Tensor, out: Path, boxes: Tensor | None, title: str, best: int | None = None
+) -> None:
+    """Draws the maps of method over images (N, 3, H, W), with boxes (N, 4) and the best map in front where known."""
+    maps, _, _ = health.maps_of(method, images.to(next(method.parameters()).device))
+    figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title, best=best)
+
+
+def _image(path: Path, size: int) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            return to_tensor(fit(image.convert("RGB"), size))
+    except (OSError, ValueError) as error:
+        raise LewelError(f"cannot read {path} as an image: {error}") from None
