@@ -18,11 +18,11 @@ from lewel import cli
 from lewel.data import build
 from lewel.errors import LewelError
 from lewel.methods.method import Method
+from lewel.methods.official import load_official
 from lewel.recipe import plain
 from lewel.recipe.schema import Data
-from lewel.run import checkpoint
 
-README = Path(__file__).parents[2] / "README.md"
+RUNS = Path(__file__).parents[2] / "docs" / "runs.md"
 
 
 class Act:
@@ -85,13 +85,13 @@ def test_a_checkpoint_does_not_act(door, run, made, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("write", [torch_file, plain_pickle], ids=lambda write: write.__name__)
-def test_the_lines_of_the_readme_that_load_the_official_weights_do_not_act(write, made, tmp_path, monkeypatch):
-    (load,) = (line for line in README.read_text().splitlines() if line.startswith("checkpoint.load_official("))
+def test_the_documented_line_that_loads_the_official_weights_does_not_act(write, made, tmp_path, monkeypatch):
+    (load,) = (line for line in RUNS.read_text().splitlines() if line.startswith("load_official("))
     write({"state_dict": {}, "note": Act(made)}, tmp_path / "lewel_b.pth")
     monkeypatch.chdir(tmp_path)
     model = Method(TINY)
     with pytest.raises(pickle.UnpicklingError):
-        exec(load, {"model": model, "checkpoint": checkpoint, "torch": torch})
+        exec(load, {"model": model, "load_official": load_official, "torch": torch})
     assert not made.exists()
 
 
