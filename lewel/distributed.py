@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them: who they are, and the little that they tell each other."""
+"""The processes of a run, as torchrun starts them: their ranks, and the few values that they exchange."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ _host_group: Any = None  # for what is known to the host alone: over NCCL it wou
 
 
 def join() -> World:
-    """Joins the processes that torchrun's environment announces, NCCL with GPUs and gloo without; one process else."""
+    """Joins the process group that torchrun's environment announces, over NCCL with GPUs and gloo without.
+
+    Returns this process's place in it; a run of one process joins nothing. Raises LewelError where there are more
+    processes than GPUs.
+    """
     global _host_group
     on_gpu, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
     if on_gpu:
@@ -61,13 +65,16 @@ def announced() -> int:
 
 
 def leave() -> None:
-    """Ends what join began, when all have come to the end."""
+    """Destroys the process group that join made; every process calls it at the end of the run."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def abandon(error: Exception) -> NoReturn:
-    """Ends this process of several at once: to wait for the others, who may wait for it, would hide the error."""
+    """Reports error on stderr and ends this process at once, with status 2 for a LewelError and 1 for others.
+
+    For one process of several: to wait for the others, which may wait for it, would hide the error.
+    """
     if isinstance(error, (LewelError, OSError)):
         print(f"lewel: {error}", file=sys.stderr)
     elif isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
@@ -109,9 +116,10 @@ def average(x: Tensor) -> Tensor:
 
 
 class Anywhere:
-    """Whether a flag is set in any process, asked by all of them again and again; nobody waits for an answer.
+    """Tells whether a flag is set in any process, without waiting for the others.
 
-    What is asked in one call is answered in the next, the same in all processes. One process answers itself at once.
+    All processes call ask equally often. Each call returns the answer to the call before it, the same in all processes,
+    and False at first. In a run of one process a call returns its own flag.
     """
 
     def __init__(self) -> None:
@@ -130,14 +138,14 @@ class Anywhere:
 
 @torch.no_grad()
 def share(tensors: Iterable[Tensor]) -> None:
-    """Gives all processes the values that tensors have in the first."""
+    """Overwrites tensors in every process with their values in process 0."""
     if size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def from_leader(find: Callable[[], T]) -> T:
-    """What find gives in the first process, the only one that calls it, or the LewelError that it raises there."""
+    """Calls find in process 0 alone; every process returns its result, or raises the LewelError that it raised."""
     if size() == 1:
         return find()
     answer: list[Any] = [None]

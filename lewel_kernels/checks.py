@@ -116,7 +116,11 @@ def number(name: str, value: object) -> float | Tensor:
 
 
 def known(name: str, value: object) -> float:
-    """The value, one of temperature or eps, as a float: an int would be compiled for each value that it takes."""
+    """The value of the argument ``name``, "temperature" or "eps", as a float; for `AlignAggregate`.
+
+    A float, because torch.compile compiles again for each value of an int. Raises TypeError for a tensor whose value is
+    not known yet, and ValueError for a value out of range.
+    """
     x = number(name, value)
     if isinstance(x, Tensor):
         raise TypeError(f"{name} must be a number whose value is known; got a tensor on {x.device}, traced or mapped")
@@ -142,7 +146,10 @@ def check_constants(temperature: float, eps: float, out_dtype: torch.dtype | Non
 
 
 def check_groups(num_groups: int, num_maps: int, owner: str) -> None:
-    """``num_groups`` against the number of maps, which is that of ``owner``."""
+    """Raises TypeError or ValueError unless ``num_groups`` is an int of at least 1 that divides ``num_maps``.
+
+    ``owner`` says in the error where that number of maps is from.
+    """
     if isinstance(num_groups, bool) or not (isinstance(num_groups, int) or hasattr(num_groups, "__index__")):
         raise TypeError(f"num_groups must be an int; got {type(num_groups).__name__}")
     if isinstance(num_groups, Tensor) and num_groups.dtype == torch.bool:
@@ -194,7 +201,7 @@ def _check_map(name: str, x: Tensor, channels: str) -> None:
 
 
 def _positions(x: Tensor) -> int:
-    """H W or P. Not shape[2:].numel(), which makes constants of symbols."""
+    """Number of positions: H W, or P. Not shape[2:].numel(), which would make constants of symbolic sizes."""
     return math.prod(x.shape[2:])
 
 

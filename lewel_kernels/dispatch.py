@@ -164,7 +164,10 @@ def recalled(weight: Tensor) -> str | None:
 
 
 def _is_in_a_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint has called: a backward also runs hooks, which compute nothing again."""
+    """Whether torch.utils.checkpoint is among the callers.
+
+    Not every call in a backward computes something again: a backward also runs hooks.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
         frame = frame.f_back
@@ -187,7 +190,7 @@ def refusal(name: str, request: Request) -> str | None:
 
 
 def _elsewhere(name: str, request: Request) -> str | None:
-    """Why the named backend has nothing to do with the device of the request, or None."""
+    """Why the named backend does not run on the request's type of device, as a sentence, or None."""
     kind = load(name).device_type
     if kind in (None, request.device.type):
         return None
@@ -241,9 +244,9 @@ def explain(request: Request, backend: str | None = None, again: str | None = No
 
 
 def foreseen(device_type: str | None, backend: str | None) -> str:
-    """Which backend a call on such a device (None: any) would run, in words, as far as known without asking one.
+    """In words, the backend that a call on a device of this type (None: any) would run.
 
-    To answer, a backend may have to be compiled.
+    As far as that is known without asking a backend, which may have to be compiled to answer.
     """
     try:
         demanded, source = _demand(backend)
@@ -266,7 +269,7 @@ def choose(
 ) -> str:
     """The name of the backend that runs the request.
 
-    ``again`` is the one that is `recalled`, which is asked for here where a compiler traces the call.
+    ``again`` is what `recalled` returned for the call; for a call that a compiler traces it is asked for here instead.
 
     Raises:
         ValueError: if the demanded backend does not exist.
@@ -300,8 +303,9 @@ def _sees_gpu() -> bool:
 
 
 def has_no_contents(request: Request, demanded: str | None = None) -> bool:
-    """Whether tensors of the request have shapes alone, which any backend tells: on meta, or fake ones of a GPU that is
-    not there, for backends of its kind.
+    """Whether tensors of the request have shapes alone, so that any backend will do.
+
+    True on meta, and for fake tensors of a GPU that is not there, unless the demanded backend is for other devices.
     """
     if request.device.type == "meta":
         return True
@@ -337,7 +341,7 @@ _warned: set[str] = set()
 
 
 def _warn_of_the_reference(request: Request, refusals: dict[str, str]) -> None:
-    """Once per reason: it runs although a faster backend for this type of device exists."""
+    """Warns that the reference runs although a faster backend for this type of device exists; once per reason."""
     for name, sentence in refusals.items():
         if _automatic(name) and load(name).device_type == request.device.type and sentence not in _warned:
             _warned.add(sentence)

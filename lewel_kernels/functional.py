@@ -182,7 +182,10 @@ def explain(
 def _constants(
     features: Tensor, temperature: float | Tensor, eps: float | Tensor
 ) -> tuple[float, float, Tensor | None]:
-    """Both as floats, and None; or, where one is a tensor whose value a compiler cannot know, a tensor of both."""
+    """(temperature, eps, None), both floats.
+
+    Or (1.0, 1.0, a float64 tensor (2,) of both) where one is a tensor whose value a compiler cannot know.
+    """
     if type(temperature) is float and type(eps) is float:  # the usual ones
         return temperature, eps, None
     temperature, eps = checks.number("temperature", temperature), checks.number("eps", eps)

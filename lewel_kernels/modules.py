@@ -62,7 +62,10 @@ class AlignAggregate(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """May be set anew, between one call and the next; torch.compile compiles for a second value, and no more."""
+        """The softmax temperature tau. It can be set between calls.
+
+        torch.compile compiles once more for a second value, and for no further ones.
+        """
         return self._temperature
 
     @temperature.setter
@@ -71,7 +74,7 @@ class AlignAggregate(nn.Module):
 
     @property
     def eps(self) -> float:
-        """As temperature."""
+        """Lower bound of the norm over maps. It can be set between calls, as temperature can."""
         return self._eps
 
     @eps.setter

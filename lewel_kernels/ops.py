@@ -80,7 +80,10 @@ def _forward(
 
 
 def _numbers(temperature: float, eps: float, numbers: Tensor | None) -> tuple[float, float]:
-    """The temperature and eps: those of ``numbers``, a tensor (2,), where a graph computes them while it runs."""
+    """temperature and eps as floats.
+
+    ``numbers``, a tensor (2,), replaces both where a graph computes them while it runs; its values are then checked.
+    """
     if numbers is None:
         return float(temperature), float(eps)
     temperature, eps = numbers.tolist()
@@ -89,7 +92,10 @@ def _numbers(temperature: float, eps: float, numbers: Tensor | None) -> tuple[fl
 
 
 def _symbols(temperature: float, eps: float, numbers: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-    """The same for PyTorch's operators, which take tensors of one number: their values need not be known yet."""
+    """temperature and eps for PyTorch's operators: as given, or the two elements of ``numbers``.
+
+    Those are tensors of one number, whose value need not be known yet.
+    """
     return (temperature, eps) if numbers is None else (numbers[0], numbers[1])
 
 
@@ -187,7 +193,10 @@ def _backward_backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor
 
 
 def _backward_jvp(ctx: Any, *_: Any) -> tuple[Tensor, ...]:
-    """By PyTorch's own rules for the reference: the tensors that were saved carry their tangents."""
+    """The tangents of the six gradients, by PyTorch's own rules for the reference.
+
+    The saved tensors carry their own tangents.
+    """
     saved = ctx.saved_tensors
     with forward_ad._set_fwd_grad_enabled(True):
         return tuple(saved[4].new_zeros(0) if x is None else _tangent(x) for x in _reference_vjp(ctx, saved))
@@ -255,7 +264,7 @@ def _backward_below_autograd(*args: Any) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def _below_autograd() -> Iterator[None]:
-    """Where the op is called again without the kernel that called it."""
+    """Inside the block a call of the op skips its autograd kernel, which is where the call comes from."""
     with torch._C._AutoDispatchBelowAutograd():
         if not torch._C._are_functorch_transforms_active():
             yield
@@ -266,10 +275,10 @@ def _below_autograd() -> Iterator[None]:
 
 
 def _apply(function: Any, *args: Any) -> Any:
-    """``function.apply``, for a single one of the torch.func transforms that may be active.
+    """``function.apply(*args)`` for one torch.func transform: the innermost of those that are active.
 
-    The dispatcher comes here once for each of them, and `_below_autograd` goes on to the next; ``apply`` itself would
-    start with all of them anew.
+    The dispatcher calls the autograd kernels once per transform, and a call inside `_below_autograd` goes on to the
+    next one. ``apply`` itself would handle all of them again each time.
     """
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*args)
@@ -284,7 +293,7 @@ def _apply(function: Any, *args: Any) -> Any:
 
 @functools.cache
 def _single_level(function: Any) -> Any:
-    """As torch._functorch.autograd_function makes one of a function of a user."""
+    """The class that torch._functorch.autograd_function would make of function, to handle one transform."""
     parts = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward", "jvp")}
     return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), parts)
 
@@ -299,7 +308,10 @@ def _differentiated(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _may_have_tangents() -> bool:
-    """False at no cost where there are none. There is one level of dual numbers, 0, and torch.func may not count it."""
+    """Whether a tensor may have a tangent: a cheap test that is False where forward mode is not in use.
+
+    Dual numbers have one level, 0, and torch.func may not count it.
+    """
     return getattr(forward_ad, "_current_level", 0) >= 0 or torch._C._are_functorch_transforms_active()
 
 
@@ -331,7 +343,10 @@ with torch.inference_mode(False):  # whoever imports: a backward saves no tensor
 
 
 def _check_stamp(stamp: Tensor | None, backend: str) -> None:
-    """Refuse statistics of another backend: those of a checkpoint that was computed again elsewhere."""
+    """Raises RuntimeError if the saved statistics are another backend's.
+
+    A checkpoint that was computed again on another backend leaves such statistics.
+    """
     found = 0 if stamp is None else stamp.storage_offset()
     if found == 0 or found == _STAMPS[backend].storage_offset():
         return
@@ -343,7 +358,7 @@ def _check_stamp(stamp: Tensor | None, backend: str) -> None:
 
 
 def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A mapped batch of images is a longer batch of images; mapped parameters are one call each."""
+    """vmap of the forward: mapped images are folded into one longer batch, mapped parameters need a call each."""
     features, pixels, *rest = args
     if any(dim is not None for dim in (*in_dims[2:6], *in_dims[12:])):  # of weight, bias, scale, shift and numbers
         return _one_call_each(torch.ops.lewel_kernels.align_aggregate_fwd, info, in_dims, args)
@@ -390,7 +405,7 @@ def _forward_decomposed(
     shift: Tensor | None, num_groups: int, temperature: float, eps: float, out_dtype: torch.dtype,
     return_maps: bool, backend: str, numbers: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """As operators of PyTorch, for programs that run where no backend is."""
+    """The forward as PyTorch's operators, for exported programs (ONNX) that run where no backend is."""
     tau, bound = _symbols(temperature, eps, numbers)
     return reference.forward(
         features, pixels, weight, bias, scale, shift,

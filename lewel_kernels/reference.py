@@ -248,7 +248,7 @@ def jvp(
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
-    """Of those that are there."""
+    """The sum of the terms that are not None; None if all are."""
     total = None
     for term in terms:
         total = term if total is None else total if term is None else total + term
@@ -270,7 +270,10 @@ def vjp(
     eps: float | Tensor,
     needs: Needs,
 ) -> Gradients:
-    """`backward` as a function of the inputs alone: what differentiating the backward of any backend means."""
+    """`backward`, with heat and norm computed from the inputs rather than given.
+
+    So it can be differentiated with respect to every input: second-order gradients of all backends go through here.
+    """
     _, _, heat, norm = forward(
         features, pixels, weight, bias, scale, shift,
         num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=grad_pooled.dtype, return_maps=False,

@@ -1,4 +1,7 @@
-"""What other tools are told of the op: its flops, and how it is sharded. Told when they are there: imports are slow."""
+"""Registers the op with other tools: its flops with PyTorch's flop counter, its sharding with DTensor.
+
+Only where the tool has been imported already, for importing it is slow.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from torch import Tensor
 
 
 def exports_to_onnx() -> bool:
-    """Whether torch.onnx.export is at work, in either of its ways."""
+    """Whether torch.onnx.export is running, with dynamo or without."""
     return "torch.onnx" in sys.modules and bool(torch.onnx.is_in_onnx_export())
 
 
 def prepare(tensors: tuple[Tensor | None, ...]) -> None:
-    """Before a call on these tensors that is not a plain one."""
+    """Registers the op with the tools in use; called before a call on these tensors that is not `tracing.is_plain`."""
     if "torch.utils.flop_counter" in sys.modules:
         _count_flops()
     if (distributed := sys.modules.get("torch.distributed.tensor")) is not None and any(
@@ -26,7 +29,7 @@ def prepare(tensors: tuple[Tensor | None, ...]) -> None:
 
 
 def _count_flops() -> None:
-    """Told to the counter that is at work, too: it has copied the table of all formulas when it was made."""
+    """Registers the formulas of both ops, also with counters that are active: those copied the table when made."""
     from torch.utils import flop_counter
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -44,7 +47,7 @@ def _count_flops() -> None:
 
 
 def _forward_flops(features: Any, pixels: Any, weight: Any, *args: Any, **_: Any) -> int:
-    """E1 and E5. Shapes stand for tensors."""
+    """Flops of E1 and E5. The arguments are those of the forward op, with shapes in place of tensors."""
     num_groups = args[3]
     return _projection(features, weight) + _pooling(features, weight, num_groups)
 
@@ -52,7 +55,10 @@ def _forward_flops(features: Any, pixels: Any, weight: Any, *args: Any, **_: Any
 def _backward_flops(
     grad_pooled: Any, grad_maps: Any, features: Any, pixels: Any, weight: Any, *args: Any, **_: Any
 ) -> int:
-    """E6, E7 and the two products of E10, as far as they are needed."""
+    """Flops of E6, E7 and the two products of E10, as far as they are needed.
+
+    The arguments are those of the backward op, with shapes in place of tensors.
+    """
     num_groups, needs = args[5], args[8]
     needs_features, needs_pixels, needs_weight, *others = needs
     projected = needs_features if pixels is None else needs_pixels or any(others[1:])
@@ -73,7 +79,10 @@ def _pooling(features: Any, weight: Any, num_groups: int) -> int:
 
 @functools.cache
 def _shard() -> None:
-    """Images may lie on different devices, each of which has the parameters; their gradients are then partial sums."""
+    """Registers how DTensor may shard both ops: images over devices, each of which has the whole parameters.
+
+    The gradients of the parameters are then partial sums.
+    """
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.experimental import register_sharding
 

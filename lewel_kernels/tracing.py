@@ -1,4 +1,4 @@
-"""Who else looks at a call: compilers, tracers, modes, transforms and subclasses of tensors."""
+"""Whether compilers, tracers, modes, transforms or subclasses of tensors take part in a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether nothing but autograd looks at calls on these tensors: no compiler, no mode, no transform, no subclass.
 
-    The dispatcher and its way back into Python cost 40 us in each direction, more than the arithmetic of a small image.
+    Such a call skips the dispatcher, which with its way back into Python costs 40 us in each direction, more than the
+    arithmetic of a small image.
     """
     if torch.compiler.is_compiling():
         return False
@@ -41,7 +42,10 @@ _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
 def untraced(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, which looks at shapes alone: torch.jit.trace would follow each and warn of it."""
+    """``function(*args)``, called while torch.jit.trace is paused.
+
+    For functions that look at shapes alone: the tracer would record each shape and warn of it.
+    """
     if torch.compiler.is_compiling() or (state := torch._C._get_tracing_state()) is None:
         return function(*args)
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]

@@ -33,9 +33,10 @@ HEADER = ("N, C, D, K, G, P", "tau", "pooled", "of the furthest", "rms", "eager'
 
 
 def row(request: Request, backend: str, draws: int) -> tuple[str, ...]:
-    """The typical ratio of rms of pooled to eager's, and of the result in which it is largest; median rms of both.
+    """One row of the table under HEADER: errors of a backend over seeded draws of a request.
 
-    A draw is outside where its own rms is more than 1.25 times eager's.
+    The typical ratio of our rms error to eager's, for pooled and for the result where it is largest; for that result
+    both median rms. A draw is outside where its own rms is more than 1.25 times eager's.
     """
     errors: dict[str, list[parity.Errors]] = {}
     for seed in range(draws):

@@ -59,7 +59,7 @@ class Case:
 
 @dataclass
 class Inputs:
-    """What one call reads: leaves that require a gradient, and the gradient that comes back from above."""
+    """The tensors of one call: leaves that require a gradient, and grad, the gradient of pooled for the backward."""
 
     features: Tensor
     pixels: Tensor

@@ -11,7 +11,7 @@ MODES = ("forward", "forward+backward")
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes to and from memory, and multiplications and additions."""
+    """Bytes read and written, and flops: each multiplication counts as one, and so does each addition."""
 
     bytes: float
     flops: float
@@ -46,15 +46,18 @@ def _directions(case: Case, mode: str) -> list[Cost]:
 
 
 def least(case: Case, mode: str) -> Cost:
-    """Every input read once and every result written once in each direction, and no product done twice."""
+    """The least cost of a mode: each direction reads inputs and writes results once, and no product is done twice."""
     return sum(_directions(case, mode), Cost(0, 0))
 
 
 def floor_seconds(cost: Cost, rates: Rates) -> float:
-    """The time of the scarcer of the two, the other hidden behind it."""
+    """Least seconds of a cost: the larger of its copy time and its matmul time, the smaller hidden behind it."""
     return max(cost.bytes / rates.copy, cost.flops / rates.matmul)
 
 
 def floor_of(case: Case, mode: str, rates: Rates) -> float:
-    """Seconds that a mode takes at least: a sum over directions, for the backward cannot begin in the forward."""
+    """Least seconds of a case in a mode: the sum over its directions.
+
+    The backward cannot begin before the forward has ended, so neither hides behind the other.
+    """
     return sum(floor_seconds(cost, rates) for cost in _directions(case, mode))

@@ -16,7 +16,7 @@ from benchmarks.op.cost import Cost
 
 
 def saved_bytes(call: Callable[[], object], own: Iterable[Tensor]) -> int:
-    """Bytes of the storages that the result of ``call`` keeps for its backward, those of ``own`` apart."""
+    """Bytes of the storages that the result of ``call`` keeps for its backward, except those of ``own``."""
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no other takes the place of one that is freed
 
     def pack(x: Tensor) -> Tensor:
@@ -72,12 +72,12 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _identity(x: Tensor) -> int:
-    """The same for tensors that share memory; an address will not do, for a tensor without contents has none."""
+    """A number that is equal for tensors that share memory; not an address, for a tensor without contents has none."""
     return x.untyped_storage()._cdata
 
 
 def _distinct_bytes(x: Tensor) -> int:
-    """Bytes of the elements, those that an expanded dimension repeats counted once."""
+    """Bytes of the elements of x; elements that an expanded dimension repeats are counted once."""
     count = 1
     for size, stride in zip(x.shape, x.stride(), strict=True):
         count *= size if stride else min(size, 1)

@@ -57,7 +57,10 @@ def autocast(case: Case) -> contextlib.AbstractContextManager[None]:
 
 
 def call_of(case: Case, op: Op, inputs: Inputs, mode: str) -> Callable[[], object]:
-    """What is timed. The gradient from above is there before; those of the leaves are new tensors, as in training."""
+    """The function that is timed: ``op`` on inputs, without gradients in the mode "forward".
+
+    In the other mode the gradient of pooled exists before; those of the leaves are new tensors, as in training.
+    """
 
     def forward() -> object:
         with torch.no_grad(), autocast(case):

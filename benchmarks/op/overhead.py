@@ -24,7 +24,7 @@ SINGLE_OPS = "eager's ops one by one"
 
 @dataclass
 class Overhead:
-    """Microseconds of one call; the mode of the operators that eager is made of is SINGLE_OPS."""
+    """Microseconds of one call; mode is one of MODES, or SINGLE_OPS for an operator that eager is made of."""
 
     case: dict[str, object]
     call: str

@@ -26,7 +26,7 @@ class Errors:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Each of the two in parts of what is allowed; infinite where none is, or for a NaN."""
+        """max and rms, each as a part of what is allowed; infinite for a NaN, or for an error where none is allowed."""
         return _share(self.max, self.max_allowed), _share(self.rms, self.rms_allowed)
 
     @property
@@ -82,7 +82,9 @@ _LUCK = 1 / 4
 
 
 def typical_share(draws: Iterable[Errors]) -> float:
-    """What is expected of a draw, in parts of what is allowed: the geometric mean of shares, of max or of rms.
+    """The error of a typical draw as a part of what is allowed.
+
+    The larger of two geometric means over draws: of the shares of max, and of those of rms.
 
     Not a mean of squares: where few maps have a small norm, their errors have no finite variance, one draw outweighs a
     hundred others, and whether it is ours or eager's is luck. The ratio of both is as often too small as too large.

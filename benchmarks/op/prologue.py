@@ -58,7 +58,7 @@ class Row:
 
 
 def suite(device: str) -> list[Case]:
-    """The heads of the paper on a GPU, in its own 16 bits; the quick shapes on a CPU."""
+    """The cases of a device: the paper's heads on a GPU, in bf16 or else fp16; the quick shapes on a CPU."""
     if torch.device(device).type == "cpu":
         return [Case(shape, "channels_last", dtype, device) for dtype in ("fp32", "bf16") for shape in QUICK]
     dtype = "bf16" if machine.native_bf16(device) else "fp16"
@@ -67,7 +67,10 @@ def suite(device: str) -> list[Case]:
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """As of `cases.make_inputs`, but for pixels that no ReLU has seen, of another mean and scale in each channel."""
+    """Random tensors of a case, as `cases.make_inputs` makes them, with the gamma and beta of the normalisation.
+
+    The pixels have not gone through a ReLU, and their mean and scale differ from channel to channel.
+    """
     made, s = cases.make_inputs(case, seed), case.shape
     generator = torch.Generator(case.device).manual_seed(seed + 1000)
 
@@ -85,7 +88,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
 
 def folded(pixels: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalisation as scale and shift, from the statistics of the batch in float32."""
+    """scale and shift (D,) of the normalisation, from the statistics over N, H and W of pixels, in float32."""
     var, mean = torch.var_mean(pixels.float(), (0, 2, 3), correction=0)
     scale = gamma * torch.rsqrt(var + EPS)
     return scale, beta - mean * scale
@@ -108,7 +111,7 @@ def after(features: Tensor, pixels: Tensor, gamma: Tensor, beta: Tensor, weight:
 
 
 def affine(features: Tensor, pixels: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, *, backend: str) -> Tensor:
-    """The statistics as PyTorch computes them, the rest inside the op."""
+    """The fused op with pixels_affine: the statistics are PyTorch's, the rest is inside the op."""
     return fused_align_aggregate(
         features, weight, pixels=pixels, pixels_affine=folded(pixels, gamma, beta), num_groups=NUM_GROUPS,
         temperature=TEMPERATURE, backend=backend,

@@ -51,7 +51,10 @@ def _compiled(mode: str | None = None) -> Op:
 
 
 def prepare_compiler(names: Iterable[str], device: str) -> None:
-    """Makes the seconds of each compilation those of a first one: the compiler loaded, nothing remembered on disk."""
+    """Loads the compiler and turns its disk caches off where names has a compiled provider.
+
+    So each compilation takes as long as a first one.
+    """
     if COMPILED.keys().isdisjoint(names):
         return
     torch.compiler.config.force_disable_caches = True

@@ -20,7 +20,7 @@ SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices
 
 
 def measure_rates(device: str, dtype: str) -> Rates:
-    """Copy bandwidth, which no dtype changes, and the matmul rate of a dtype."""
+    """Bytes/s of a copy, which no dtype changes, and flop/s of a matrix product in dtype, measured on device."""
     return Rates(copy_rate(device), matmul_rate(device, dtype))
 
 
@@ -49,7 +49,7 @@ def matmul_rate(device: str, dtype: str) -> float:
 
 
 def _best(call: Callable[[], object], device: str, warm: float, seconds: float) -> float:
-    """Seconds of a call, the quickest of the samples of some ``seconds`` after ``warm`` seconds that do not count."""
+    """Seconds of a call: the quickest sample of ``seconds`` of sampling, after ``warm`` seconds that do not count."""
     repeats = 1 if torch.device(device).type == "cpu" else 10  # on a GPU the launch of the first would show
 
     def samples(seconds: float) -> list[float]:

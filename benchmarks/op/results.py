@@ -91,7 +91,7 @@ def disturbed(record: Record) -> bool:
 def runs(device: str, suite: str) -> list[list[Record]]:
     """The run that counts and its repetitions, each a list of records, the oldest first; none where nothing was run.
 
-    What counts is a quiet run before a disturbed one, of these the one with the most cases in the most modes, of these
+    The run that counts is a quiet one if there is one; of these the one with the most cases in the most modes, of these
     the one with the most measurements, of these the last: so a run that was cut short hides nothing, nor one beside
     other processes. A provider that could not run makes no measurement. A repetition is a run that made the same
     measurements of the same commit in the same circumstances.
@@ -132,7 +132,7 @@ def latest(device: str, suite: str) -> list[Record]:
 
 
 def identity(record: Record, names: Sequence[str] = MEASUREMENT) -> str:
-    """The same for the records of one measurement in several runs."""
+    """A text that is the same for the records of one measurement in several runs."""
     return json.dumps([record.get(name) for name in names], sort_keys=True)
 
 
@@ -158,13 +158,13 @@ def _middle(records: Sequence[Record]) -> Record:
 
 
 def _median(values: Sequence[Any]) -> Any:
-    """Of numbers; of anything else the last."""
+    """The median if all values are numbers, else the last value."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return statistics.median(values) if numbers else values[-1]
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """Records of a suite of `measure` as its rows again."""
+    """The `Row`s that `measure` made, read from their records."""
     fields = Row.__dataclass_fields__
     found = []
     for record in records:
@@ -176,5 +176,5 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 
 def devices() -> list[str]:
-    """The folders that hold results."""
+    """The names of the folders with results, one for each device, sorted."""
     return sorted(path.name for path in ROOT.iterdir() if path.is_dir()) if ROOT.exists() else []

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that operators made and that are alive, those of own left out.
+    """Counts the bytes of all storages that operators made and that are alive, except those of the tensors in own.
 
     now is their sum, most its largest value after any operator.
     """

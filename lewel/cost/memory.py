@@ -23,7 +23,7 @@ from lewel.run.step import Stepper
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs in a training step: what stays, and at its peak what comes and goes."""
+    """Bytes that one process needs at the peak of a training step, split by what they hold."""
 
     weights: int
     """of the online network and the predictors, with their BN statistics"""
@@ -32,7 +32,7 @@ class Memory:
     optimizer: int
     gradients: int
     activations: int
-    """the rest of the peak, views among it; in one process gradients take a place that a part of it had before them"""
+    """the rest of the peak, with the views; in one process, less what gradients take over from activations"""
     trained: int
     """number of trained parameters, not bytes"""
 
@@ -43,7 +43,7 @@ class Memory:
 
 
 def expect(run: Train, processes: int = 1) -> Memory:
-    """Memory of one of processes that share run's batch; precision is no longer "auto". Takes seconds.
+    """Memory that one of `processes` that share run's batch needs; run.precision must not be "auto". Takes seconds.
 
     Every tensor of the real step is counted, as operators on the CPU make them. What PyTorch adds is not: workspaces of
     convolutions, the allocator's rounding and holes, a GPU's context, batches that wait in the loader. Measured on a
@@ -83,7 +83,7 @@ def expect(run: Train, processes: int = 1) -> Memory:
 
 @contextlib.contextmanager
 def _pretend(processes: int) -> Iterator[None]:
-    """As in the first of processes, whose exchanges have the right shapes and carry nothing."""
+    """Inside the block this is the first of `processes`: its exchanges have the right shapes and carry nothing."""
     if processes == 1:
         yield
         return
@@ -95,7 +95,7 @@ def _pretend(processes: int) -> Iterator[None]:
 
 
 class _WithoutDDP(nn.Module):
-    """DDP cannot be had here: it reads addresses."""
+    """Stands in for DDP, which reads the addresses of tensors: fake tensors have none."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()

@@ -19,7 +19,10 @@ MIB = 2**20
 
 
 def text(run: Train, processes: int) -> str:
-    """The resolved recipe in processes of this machine's kind, and the memory of each; a LewelError as a run's own."""
+    """What --dry-run prints: the resolved recipe, its images and schedule, and the memory of each of `processes`.
+
+    All processes are on devices of this machine's kind. Raises the LewelError that the run itself would raise.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
     checks.check(run, processes=processes)
@@ -37,7 +40,7 @@ def text(run: Train, processes: int) -> str:
 
 
 def _images(run: Train) -> tuple[int, str]:
-    """Number of training images, and who says so."""
+    """Number of training images, and in words where it is from."""
     published = presets.published_images(run)
     if run.data.name == "embedded":
         return run.data.embedded_train, "as many as data.embedded_train says"
@@ -81,7 +84,10 @@ def recipe_of(session: Session) -> str:
 
 
 def resolved(run: Train, images: int, trained: int, device: torch.device) -> str:
-    """The recipe run as YAML, and what follows from it for images training images and trained parameters on device."""
+    """The recipe run as YAML, and the steps, learning rates and backend that follow from the other arguments.
+
+    images is the number of training images, trained that of trained parameters.
+    """
     steps, peak = images // run.data.batch_size, run.optim.lr * run.data.batch_size / 256
     lines = [
         plain.to_yaml(run),

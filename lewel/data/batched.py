@@ -41,7 +41,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for B views."""
+    """The random choices of B views, made by draw and carried out by apply."""
 
     crop: np.ndarray  # (B, 4) float64, whole numbers: top, left, height, width in pixels
     flip: np.ndarray  # (B,) bool
@@ -63,7 +63,7 @@ def blur_radius(size: int) -> int:
 
 
 def draw(config: Augmentation, size: int, view: int, seed: int, epoch: int, indices: np.ndarray) -> Draws:
-    """Draws for the images index (B,) int64 of side size; view is 0 or 1."""
+    """The draws for one view, 0 or 1, of the images at indices (B,) int64, whose sides are size pixels."""
     u = (hashed(seed, epoch, indices, view, 2 * CROP_TRIES + 16) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     tries, (x, y, flip, jitter), u = u[:, : 2 * CROP_TRIES], u[:, 20:24].T, u[:, 24:]
     strength = np.array(config.jitter)
@@ -84,7 +84,11 @@ def draw(config: Augmentation, size: int, view: int, seed: int, epoch: int, indi
 
 
 def _crops(scale: tuple[float, float], size: int, tries: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The first try that fits the image, the whole image if none of the ten does."""
+    """Crops (B, 4) of B images: top, left, height, width in pixels.
+
+    Of the ten tries of an image the first that fits it is taken, the whole image if none does. All draws are in [0, 1):
+    tries (B, 20) fix areas and aspects, x and y (B,) the place.
+    """
     area = size * size * (scale[0] + (scale[1] - scale[0]) * tries[:, :CROP_TRIES])
     low, high = np.log(ASPECT)
     aspect = np.exp(low + (high - low) * tries[:, CROP_TRIES:])
@@ -98,7 +102,7 @@ def _crops(scale: tuple[float, float], size: int, tries: np.ndarray, x: np.ndarr
 def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Views (B, 3, S, S) float32, normalised, of images (B, 3, S, S) uint8, on the images' device.
 
-    Which samples an operation changes is decided on the CPU: the device is told, once a batch, and never asked.
+    Which samples an operation changes is decided on the CPU and copied to the device once a batch; none is read back.
     """
     changes: list[tuple[Change, np.ndarray, np.ndarray]] = [
         (change, draws.order[:, which] == position, draws.factors[:, which])
@@ -144,9 +148,10 @@ def normalise(x: torch.Tensor) -> torch.Tensor:
 
 
 def _crop_flip(x: torch.Tensor, crop: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Bilinear, the border of the crop repeated. No crop is larger than the image: none needs an antialias filter.
+    """Images x (B, 3, S, S) cropped to crop (B, 4), resized to S x S again, and mirrored where flip (B,) is above 0.
 
-    crop (B, 4) and flip (B,) are float64.
+    Bilinear, the border of the crop repeated. No crop is larger than the image: none needs an antialias filter. crop
+    and flip are float64.
     """
     size = x.shape[-1]
     steps = (torch.arange(size, dtype=torch.float64, device=x.device) + 0.5) / size

@@ -1,4 +1,4 @@
-"""From the configuration to the three sets that a run needs."""
+"""Builds the three sets that a run needs from its configuration: training set, bank and test set."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
 
 
 def storage_for(config: Data, device: torch.device) -> Literal["files", "memory", "device"]:
-    """What "auto" stands for. Workers cannot reach images on a GPU, so with workers they stay in memory."""
+    """Where the images of config lie for training on device: config.storage, or what "auto" stands for.
+
+    Workers cannot reach images on a GPU, so with workers they stay in memory.
+    """
     if config.storage != "auto":
         return config.storage
     if config.name in ("folder", "imagenette"):

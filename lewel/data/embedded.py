@@ -49,7 +49,10 @@ def compose(split: str, count: int, size: int, seed: int) -> Canvases:
 
 
 def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:
-    """(glyphs (n, 40, 40) float32 coverage in [0, 1], digits (n,) int64) of a split."""
+    """scikit-learn's digits of split "train" or "test", enlarged: glyphs (n, 40, 40) float32 and digits (n,) int64.
+
+    A glyph holds the share of each pixel that ink covers, in [0, 1].
+    """
     source = load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
     mine = (
@@ -99,9 +102,10 @@ def _paint(canvas: torch.Tensor, ink: torch.Tensor, colour: torch.Tensor) -> tor
 
 
 def _render(glyphs: torch.Tensor, side: np.ndarray, place: np.ndarray, angle: np.ndarray, size: int) -> torch.Tensor:
-    """Coverage (n, S, S) of glyphs (n, g, g).
+    """Draws glyphs (n, g, g) on empty canvases; returns their coverage (n, S, S).
 
-    side (n,) is the share of the canvas, place (n, 2) the centre x, y in [-1, 1], angle (n,) is in radians.
+    side (n,) is a glyph's side as a share of the canvas's, place (n, 2) its centre x, y in [-1, 1], angle (n,) its
+    rotation in radians.
     """
     cos, sin = np.cos(angle) / side, np.sin(angle) / side
     x, y = place[:, 0], place[:, 1]

@@ -32,7 +32,7 @@ class FolderViews:
 
 
 class FolderImages:
-    """Images read from files, their centre at the evaluated size, and their labels."""
+    """Images for evaluation, read from files: their centre, size x size pixels, normalised, and their labels."""
 
     def __init__(self, split: Folder, size: int) -> None:
         self.split, self.size = split, size

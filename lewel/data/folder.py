@@ -62,7 +62,10 @@ class Folder:
         return Path(os.fsdecode(self.paths[index]))
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image at index and its label, or those that take its place."""
+        """The RGB image at index and its label, or those of the next file that can be read.
+
+        Raises LewelError if no file of the split can be read.
+        """
         for step in range(len(self)):
             at = (index + step) % len(self)
             try:
@@ -133,7 +136,7 @@ def _classes(split: Path) -> tuple[str, ...]:
 
 
 def contents(folder: Path) -> str:
-    """What folder holds, for a sentence about what it does not."""
+    """What folder holds, as a clause for an error message that says what is missing from it."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     if not names:
         return "it is empty"
@@ -141,7 +144,7 @@ def contents(folder: Path) -> str:
 
 
 def _nearby(folder: Path) -> str:
-    """What there is where a mistyped path leaves the file system."""
+    """Why a path is no folder, as a clause for an error message: its first missing part, and a similar name there."""
     parent = folder.absolute()
     while not parent.is_dir():
         missing, parent = parent.name, parent.parent

@@ -22,7 +22,7 @@ class Pixels(NamedTuple):
 
 
 def decode(split: Folder, size: int) -> Pixels:
-    """A whole split, decoded once."""
+    """Reads every image of a split once, its centre at size x size pixels, with its label."""
     images, labels = np.empty((len(split), size, size, 3), dtype=np.uint8), []
     for i in range(len(split)):
         image, label = split.load(i)
@@ -57,7 +57,10 @@ class MemoryViews:
 
 @dataclass(frozen=True)
 class MemoryImages:
-    """Images (N, 3, S, S) uint8 and labels (N,) int64 as they are; the labels stay on the CPU."""
+    """Images (N, 3, S, S) uint8 and labels (N,) int64 for evaluation.
+
+    A batch is normalised and not augmented; its labels are on the CPU.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -20,7 +20,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def classes(file: str, names: tuple[str, ...], split: Path) -> set[str]:
-    """The class folders that file lists, all of them among the names in split."""
+    """The class folders that file lists. Raises LewelError for one that is not among names, the folders in split."""
     listed = _lines(file, "data.classes")
     unknown = [name for name in listed if name not in names]
     if unknown:
@@ -35,7 +35,8 @@ def classes(file: str, names: tuple[str, ...], split: Path) -> set[str]:
 def images(file: str, split: Path) -> set[Path]:
     """The images below split that file lists.
 
-    A line is a path below split or a bare file name: in the class before its first "_", or that of no other image.
+    A line is a path below split or a bare file name. A bare name is looked up in the class before its first "_", then
+    among all images. Raises LewelError for a line that names no image, or a bare name that several images have.
     """
     listed = _lines(file, "data.train_list")
     paths = {line: split / line if "/" in line else split / line.partition("_")[0] / line for line in listed}

@@ -39,7 +39,7 @@ class BatchKey(NamedTuple):
 
 
 class TwoViews(Protocol):
-    """A training set: a whole batch of views at a time."""
+    """A training set, which TrainLoader reads: dataset[BatchKey] gives a whole batch of Views."""
 
     @property
     def seed(self) -> int: ...
@@ -53,7 +53,7 @@ class TwoViews(Protocol):
 
 
 class Images(Protocol):
-    """A bank or a test set: a whole batch of (images, labels) for indices (B,) at a time."""
+    """A bank or a test set, which eval_batches reads: dataset[indices (B,)] gives (images, labels) of a whole batch."""
 
     def __len__(self) -> int: ...
 
@@ -155,13 +155,19 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """A scheduler sends SIGTERM to all processes of a job, but the training needs its workers until it has saved."""
+    """Makes a worker ignore SIGTERM.
+
+    A scheduler sends it to all processes of a job, but the training needs its workers until it has saved.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @functools.cache
 def _end_workers_at_exit(process: int) -> None:
-    """Of a process, by its number: after an error multiprocessing would send its workers SIGTERM, and wait for ever."""
+    """Has this process kill its workers when it exits, registered once per process number.
+
+    Without it multiprocessing would, after an error, send them SIGTERM, which they ignore, and wait for ever.
+    """
     Finalize(None, _end_workers, exitpriority=0)
 
 

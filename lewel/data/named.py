@@ -100,7 +100,7 @@ def _what_is_wrong(kind: Any, name: str, root: Path) -> str:
 
 
 def _root(config: Data, holds: str) -> Path:
-    """data.root, or the folder around it where it names the unpacked archive itself."""
+    """data.root, or its parent where data.root is the unpacked folder `holds` itself."""
     if config.root and config.download:
         root = Path(config.root).expanduser()
     else:
@@ -110,7 +110,10 @@ def _root(config: Data, holds: str) -> Path:
 
 @contextmanager
 def _downloading(name: str, root: Path) -> Iterator[None]:
-    """One process at a time: the others of a distributed run then find what the first has fetched."""
+    """Inside the block this process alone downloads, so that others of a distributed run find what it has fetched.
+
+    Raises LewelError for a download that fails.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
@@ -122,7 +125,7 @@ def _downloading(name: str, root: Path) -> Iterator[None]:
 
 
 def _resized(images: np.ndarray, labels: Sequence[int] | np.ndarray, size: int) -> Pixels:
-    """Images (N, 3, s, s) uint8 at size, the whole of each."""
+    """Images (N, 3, s, s) uint8 resized to size x size without cropping, and their labels (M,)."""
     whole = torch.from_numpy(images)
     if whole.shape[-1] != size:  # a part at a time: it may be held in float32
         whole = torch.cat([tv.resize(part, [size, size]) for part in whole.split(1000)])

@@ -43,8 +43,8 @@ to_tensor = v2.Compose(list(_TO_TENSOR))
 def fit(image: Image.Image, size: int) -> Image.Image:
     """The centre of an image, size x size pixels.
 
-    The short side becomes 8/7 of size before (256 for 224, as in ImageNet's evaluation) where the image is that large,
-    size itself where it is smaller: of a small image nothing is cut away.
+    The image is first resized so that its short side is 8/7 of size (256 for 224, as in ImageNet's evaluation); to size
+    itself if the short side is smaller than that, so that nothing of a small image is cut away along it.
     """
     wide = round(size * 8 / 7)
     short = wide if min(image.size) >= wide else size

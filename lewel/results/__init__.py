@@ -1,1 +1,1 @@
-"""What a person takes home of a run: its report, pictures, weights for other libraries."""
+"""What is made from a run: its report, pictures, and weights for other libraries."""

@@ -28,7 +28,11 @@ BASELINES: dict[str, tuple[str, Any]] = {"knn_untrained": ("untrained", "--"), "
 
 @dataclass(frozen=True)
 class Panel:
-    """Quantities of a log, key and name, that are drawn together: on the left axis and on the right one."""
+    """One plot: the quantities that it draws against its left axis and against its right one.
+
+    left and right map a key of the log's records to its name in the legend; limits are those of an axis, (lowest,
+    highest), None for automatic.
+    """
 
     title: str
     left: dict[str, str]
@@ -66,9 +70,10 @@ PANELS = (
 
 
 def draw(path: Path, runs: Runs) -> None:
-    """The panels above, with kNN's baselines and the mark of a collapse; what a log lacks is left out.
+    """Draws PANELS for the runs into the picture path, with kNN's baselines and the limit of a collapse.
 
-    One run has a colour a quantity; of several, each has a colour and a quantity its dashes.
+    What a log lacks is left out. With one run each quantity has a colour; with several each run has a colour
+    and each quantity its dashes.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
@@ -133,7 +138,10 @@ def _draw_side(axis: Axes, quantities: dict[str, str], runs: Runs, *, first: int
 
 
 def _draw_baselines(axis: Axes, runs: Runs) -> list[Line2D]:
-    """kNN before training, and on raw pixels: of one run with the numbers, of several in their colours."""
+    """Draws kNN before training and on raw pixels as lines, and returns their entries of the legend.
+
+    With one run the entries give the numbers; with several the lines have the runs' colours.
+    """
     legend, single = [], len(runs) == 1
     for key, (name, dashes) in BASELINES.items():
         found = [(index, r[key]) for index, log in enumerate(runs.values()) for r in log if key in r]
@@ -146,14 +154,14 @@ def _draw_baselines(axis: Axes, runs: Runs) -> list[Line2D]:
 
 
 def _colour(index: int, runs: Runs, alone: str) -> Any:
-    """Of one run among several; alone, the colour of the quantity."""
+    """The colour of run number index where there are several runs; where there is one, the colour `alone`."""
     count = max(10, len(runs))
     several = matplotlib.colormaps["tab10" if count == 10 else "turbo"].resampled(count)
     return several(index) if len(runs) > 1 else alone
 
 
 def _curve(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """Steps, and mean, lowest and highest value there: (4, M), M = 0 if the log says nothing about the key."""
+    """(4, M): steps, and the mean, lowest and highest value of key there; M = 0 if no record has the key."""
     found = [r for r in records if r["kind"] in ("step", "epoch") and key in r]
     if not found:
         return np.empty((4, 0))

@@ -106,7 +106,7 @@ def most_telling(maps: Tensor, count: int) -> list[int]:
 
 
 def viewable(images: Tensor) -> Tensor:
-    """Normalised images (N, 3, H, W) back in [0, 1]."""
+    """Normalised images (N, 3, H, W) as float32 in [0, 1] on the CPU, for drawing."""
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     return (images * std + mean).clamp(0, 1).cpu().float()
 
@@ -118,7 +118,10 @@ def _outline(axis: Axes, box: Tensor) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the picture, whose name ends in the kind of file; its folder is made."""
+    """Writes the figure to path, whose suffix names the kind of file, and makes its folder.
+
+    Raises LewelError where there is no suffix or the file cannot be written.
+    """
     if not path.suffix:
         raise LewelError(f"the picture must be named with its kind of file, such as {path}.png, got {path}")
     try:

@@ -44,7 +44,11 @@ def write(session: Session) -> None:
 
 
 def summary(session: Session) -> str:
-    """kNN beside the untrained network and raw pixels, health of the embedding, speed, place of the maps."""
+    """The text of report.txt, a number per line.
+
+    kNN beside the untrained network and raw pixels, spread of the embedding, speed, and how much of the maps is in the
+    boxes.
+    """
     last = {record["kind"]: record for record in log.read(session.folder / "log.jsonl")}  # of each kind
     start, end = last.get("baselines", {}), last.get("epoch", {})
     images = session.total_steps * session.run.data.batch_size

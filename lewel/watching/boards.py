@@ -21,11 +21,14 @@ class Sink(Protocol):
         """One record; values hold "step", the number of optimizer steps done."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Called after the last record."""
 
 
 def boards(folder: Path, *, first_step: int, run: Train | None) -> list[Sink]:
-    """The boards of the run in folder, which goes on after first_step."""
+    """The boards that the run in folder writes to: TensorBoard if it is installed, Weights & Biases if run asks for it.
+
+    first_step above 0 continues the boards of an earlier start.
+    """
     made: list[Sink] = []
     if _is_installed("tensorboard"):
         made.append(TensorBoard(folder, first_step))
@@ -35,7 +38,10 @@ def boards(folder: Path, *, first_step: int, run: Train | None) -> list[Sink]:
 
 
 def check_installed(run: Train) -> None:
-    """Refuses a board that is asked for and missing; for the command line, before anything is read."""
+    """Raises LewelError if run asks for Weights & Biases and it is not installed.
+
+    The command line calls it before it reads anything.
+    """
     if run.wandb and not _is_installed("wandb"):
         raise LewelError(
             f'wandb is {run.wandb!r} but Weights & Biases is not installed; pip install "lewel[wandb]", or leave it out'

@@ -25,9 +25,10 @@ SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a t
 
 
 class RunLog:
-    """Writes records to a file, anew or after those up to first_step, and to the boards of the run.
+    """Writes the records of a run to log.jsonl at path and to its boards, and shows a person the important part.
 
-    It tells a person the important part. A quiet one, of a process beside the one that logs, does nothing at all.
+    first_step above 0 continues a log: records of later steps are dropped. A quiet log, for all processes but the
+    first, does nothing.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RunLog:
 
 
 class Lines:
-    """log.jsonl, the truth about a run: one JSON object a line, flushed, nothing that a resumed run will do again."""
+    """Writes log.jsonl: one JSON object a line, flushed. To continue at first_step, it first drops later records."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         if first_step:

@@ -34,11 +34,11 @@ def total(b_x, AXIS: tl.constexpr):
 
 @triton.jit
 def settled(b_sum):
-    """What a loop has summed of products with a block that it computes, once the products are done.
+    """b_sum unchanged, once the products summed in it are done; called by loops that multiply a block they computed.
 
     On sm_90 such a block stays in registers, and Triton lets the next step overwrite them while the products of this
-    one are pending, which ptxas before 13.3 does not mend (docs/backends.md). Triton waits where the sum is used, as by
-    these no instructions at all.
+    one are pending, which ptxas before 13.3 does not mend (docs/backends.md). Triton waits where the sum is used, here
+    by an empty piece of assembly.
     """
     if not INTERPRETED and b_sum.dtype == tl.float32:
         b_sum = tl.inline_asm_elementwise("", "=r,0", [b_sum], b_sum.dtype, is_pure=True, pack=1)
@@ -47,7 +47,7 @@ def settled(b_sum):
 
 @triton.jit
 def rows_of(i_t, R, P, BLOCK: tl.constexpr, TILING: tl.constexpr):
-    """The rows of tile i_t: their images, their positions, and which of them there are.
+    """The images and the positions of the rows of tile i_t, both int64, and a mask of the rows that exist.
 
     TILING "rows" cuts all R rows into tiles; "images" starts a tile anew with each image, so that neighbours in a tile
     are neighbours in memory where positions are contiguous (NCHW); "dense" is "rows" for rows at equal distances, all
@@ -120,7 +120,10 @@ def clamped(b_norm, eps):
 
 @triton.jit
 def weights(b_unit, b_top, factor):
-    """exp((U - top) / tau) of E4, with factor = log2(e) / tau. U - top first: it is small where the result is large."""
+    """exp((U - top) / tau) of E4, with factor = log2(e) / tau.
+
+    U - top is taken first: where the result is large, it is small and so is its rounding error.
+    """
     return tl.exp2((b_unit - b_top) * tl.full((), factor, b_unit.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Block sizes, warps and pipeline stages: committed tables by architecture, and a rule where they are silent.
+"""Block sizes, warps and pipeline stages: committed tables by architecture, and a rule where a table has no entry.
 
 Nothing here depends on the number of images, so that an image gives the same bits alone and in a batch, and nothing is
 tuned while it runs, so that the ranks of a job agree. ``python -m benchmarks tune`` measures and rewrites the tables.
@@ -42,12 +42,15 @@ def power(size: int) -> int:
 
 
 def next_power(size: int) -> int:
-    """The least power of two that is no less. Triton's own costs six microseconds."""
+    """The least power of two that is at least ``size``. Triton's own function takes six microseconds."""
     return 1 << (size - 1).bit_length()
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """The table for a device: sm80 or sm90; others have none, for their shared memory is smaller, and take the rule."""
+    """The name of the table for a device of this compute capability: "sm80", "sm90" or "other".
+
+    "other" has no table and takes the rule, for its shared memory is smaller.
+    """
     return {(8, 0): "sm80", (9, 0): "sm90", (10, 0): "sm90"}.get(capability, "other")
 
 
@@ -59,7 +62,7 @@ def key_of(name: str, dtype: torch.dtype, **sizes: int | str) -> str:
 
 @functools.cache
 def table(name: str) -> dict[str, dict[str, Any]]:
-    """The committed entries of an architecture by key."""
+    """The entries of configs/NAME.json, NAME being an architecture, by key; {} if there is no such file."""
     path = FOLDER / f"{name}.json"
     entries: dict[str, dict[str, Any]] = json.loads(path.read_text())["entries"] if path.exists() else {}
     return entries

@@ -223,7 +223,7 @@ def dense_sum_kernel(
     factor: tl.float64,
     BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """E4, E5 from their parts: one program per image, group, and block of the group's channels."""
+    """E4 and E5 from the parts of `dense_kernel`: one program per image, group, and block of the group's channels."""
     i_n = tl.program_id(0).to(tl.int64)
     i_g = tl.program_id(1)
     o_l = tl.arange(0, BLOCK_L).to(tl.int64)
@@ -257,7 +257,7 @@ def maps_kernel(
     factor: tl.float64,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """E4 written out, for who asks for the maps."""
+    """E4 written out: the maps (N, K, P), for calls that return them."""
     tiles = tl.cdiv(P, BLOCK_P)
     i_n = (tl.program_id(0) // tiles).to(tl.int64)
     o_p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)

@@ -1,5 +1,7 @@
-"""Calls like an earlier one are launched as that was planned: a plan takes a tenth of a millisecond of the host, and
-Triton's look at the arguments of a kernel 30 microseconds for each launch, longer than a GPU works on a small batch.
+"""Launches a call like an earlier one by the plan of that one.
+
+A plan takes a tenth of a millisecond of the host, and Triton's look at the arguments of a kernel 30 microseconds for
+each launch, longer than a GPU works on a small batch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _MOST = 256  # kept; a program with more kinds of calls has other worries
 
 
 def run(constants: Hashable, inputs: Sequence[Tensor | None], plan: Callable[[], Planned]) -> Tensors:
-    """Launches on the inputs what ``plan`` plans for them, or planned for inputs like them.
+    """Launches what ``plan()`` plans for the inputs, or planned for inputs like them, and returns the outputs.
 
     Alike are inputs of the same shapes, strides, dtypes and device that start at addresses as round (Triton compiles
     for that), and ``constants``: everything else that the plan depends on.
@@ -43,7 +45,10 @@ def _kind(x: Tensor | None) -> Hashable:
 
 
 def _same(inputs: Sequence[Tensor | None]) -> Hashable:
-    """Which inputs are one tensor: a replay tells its arguments from each other by who they were in the plan."""
+    """For each input the position of the first one that is the same tensor.
+
+    It belongs to the key of a replay, which finds the arguments of a launch among the inputs by their identity.
+    """
     ids = [*map(id, inputs)]
     return tuple(map(ids.index, ids))
 
