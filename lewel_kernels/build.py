@@ -23,13 +23,9 @@ def main() -> int:
     )
     name = "cuda" if parser.parse_args().cuda else "cpu"
     try:
-        if name == "cuda":
-            from lewel_kernels.native import cuda  # refuses to emulate what it cannot
-
-            name = cuda.target()
         build = builder.build(TARGETS[name])
         info = native.build_info(name)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         print(f"The {name} backend cannot be built: {error}.", file=sys.stderr)
         return 1
     state = "was there already" if build.seconds is None else f"took {build.seconds:.1f} s"

@@ -42,11 +42,4 @@ CPU_ISA = Variable(
     "processes.",
 )
 
-CUDA_EMULATE = Variable(
-    "LEWEL_CUDA_EMULATE",
-    "the cuda backend runs on GPUs",
-    "For tests: sm_80 or sm_70 runs the kernels of the cuda backend on CPU tensors, very slowly, as that GPU would run "
-    "them. It is read when the backend is first asked for.",
-)
-
-VARIABLES = (BACKEND, CACHE_DIR, CPU_ISA, CUDA_EMULATE)
+VARIABLES = (BACKEND, CACHE_DIR, CPU_ISA)

@@ -35,10 +35,8 @@ def _status(name: str) -> str:
     if name == "cpu":
         return native.status()
     if name == "cuda":
-        from lewel_kernels.native import cuda  # refuses to emulate what it cannot
-
-        state = native.status(cuda.target())
-        return "; ".join([state, *_on_gpus(name)]) if state.startswith("loaded") and not cuda.emulated else state
+        state = native.status(name)
+        return "; ".join([state, *_on_gpus(name)]) if state.startswith("loaded") else state
     kind = dispatch.load(name).device_type
     if kind is None:
         return "runs everywhere PyTorch runs"

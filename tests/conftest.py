@@ -19,15 +19,16 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import emulation
 import tiers
 import torch
 
 from lewel_kernels import dispatch
+from lewel_kernels.native import cuda
 
 # On the CPU the GPU backends run in an interpreter and in an emulation. Triton reads its variable when it is imported,
-# which a conftest.py beside this one may do; so they are set here, and `pytest_configure` takes them back.
-ON_THE_CPU = {"TRITON_INTERPRET": "1", "LEWEL_CUDA_EMULATE": "sm_80"}
-os.environ.update(ON_THE_CPU)
+# which a conftest.py beside this one may do; so it is set here, and `pytest_configure` takes it back.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,9 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     name = config.getoption("--device")
-    if not interpreted(config):
-        for variable in ON_THE_CPU:
-            del os.environ[variable]
+    if interpreted(config):
+        emulation.install()
+    else:
+        del os.environ["TRITON_INTERPRET"]
         if "triton" in sys.modules:
             raise pytest.UsageError(
                 "with --device cuda name tests, or files in it: tests/lewel imports triton too early"
@@ -199,11 +201,9 @@ def _fresh_compiler() -> Iterator[None]:
 @pytest.fixture
 def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The GPU that the cuda backend emulates during a test, or "gpu"; skips, with its own sentence, where it cannot."""
-    from lewel_kernels.native import cuda  # not before it is known whether it is emulated
-
     name: str = request.param
     if name != "gpu":
-        monkeypatch.setattr(cuda, "emulated", name)
+        monkeypatch.setattr(cuda, "gpus", emulation.GPUS[name])
     if reason := dispatch.refusal("cuda", dispatch.Request(torch.device(cuda.device_type), torch.float32)):
         pytest.skip(f"cuda: {reason}")
     return name

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import emulation
 import pytest
 import torch
 from torch import Tensor
@@ -19,12 +20,12 @@ from lewel_kernels import reference
 from lewel_kernels.native import cuda
 
 DEVICE = torch.device(cuda.device_type)
-ARCHS = ("sm_70", "sm_80") if cuda.emulated else ("gpu",)
+ARCHS = ("sm_70", "sm_80") if emulation.in_force() else ("gpu",)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 2e-5, torch.float64: 1e-11}
 ROOT = Path(__file__).parent.parent
 
-only_emulated = pytest.mark.skipif(not cuda.emulated, reason="it is about the emulated GPUs")
+only_emulated = pytest.mark.skipif(not emulation.in_force(), reason="it is about the emulated GPUs")
 
 
 # sm_70 has no bfloat16.
@@ -215,12 +216,12 @@ VECTORS: dict[str, Layout] = {
 
 
 def start(module: str, call: str, **environment: str) -> subprocess.Popen[str]:
-    """A process that prints the result of a call of a module of tests."""
-    code = f"import {module} as tests; print(tests.{call})"
+    """A process that prints the result of a call of a module of tests, with the CUDA kernels emulated."""
+    code = f"{emulation.INSTALL}import {module} as tests; print(tests.{call})"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": paths, "LEWEL_CUDA_EMULATE": "sm_80"} | environment,
+        env=os.environ | {"PYTHONPATH": paths} | environment,
     )  # fmt: skip
 
 

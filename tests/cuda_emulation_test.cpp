@@ -1,4 +1,4 @@
-// What csrc/cuda/emulation promises, one check per name: `program NAME` runs one, `program` lists them.
+// What tests/emulation promises, one check per name: `program NAME` runs one, `program` lists them.
 // tests/test_cuda_emulation.py compiles this for both kArch and runs it.
 #include <algorithm>
 #include <atomic>

@@ -44,9 +44,17 @@ CHECKS = {70: (COMMON + "functions_of_80").split(), 80: (COMMON + OF_80).split()
 
 @functools.cache
 def program(arch: int) -> Path:
-    sources = ("tests/cuda_emulation_test.cpp", "csrc/cuda/emulation/emulation.cpp")
-    flags = ("-std=c++17", "-Wno-psabi", "-pthread", "-Icsrc", *FLAGS[arch], f"-DLEWEL_EMULATED={arch}")
-    return kept.program(f"cuda_emulation-sm_{arch}", sources, flags, kept.files("csrc/cuda"))
+    sources = ("tests/cuda_emulation_test.cpp", "tests/emulation/emulation.cpp")
+    flags = (
+        "-std=c++17",
+        "-Wno-psabi",
+        "-pthread",
+        "-Itests/emulation",
+        "-Icsrc",
+        *FLAGS[arch],
+        f"-DLEWEL_EMULATED={arch}",
+    )
+    return kept.program(f"cuda_emulation-sm_{arch}", sources, flags, kept.files("csrc/cuda", "tests/emulation"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import emulation
 import pytest
 import torch
 from cuda_cases import (
@@ -310,7 +311,7 @@ def test_sm_70_and_sm_80_compute_the_same(sizes: Sizes, dtype: torch.dtype, monk
         x = draw(sizes, route, dtype)
         found = []
         for name in ARCHS:
-            monkeypatch.setattr(cuda, "emulated", name)
+            monkeypatch.setattr(cuda, "gpus", emulation.GPUS[name])
             found.append(run(x))
         same(*found, route)
 
@@ -319,7 +320,7 @@ def digest() -> str:
     """Of the bits of some calls on both GPUs."""
     digest = hashlib.sha256()
     for arch, sizes, dtype in itertools.product(ARCHS, (USUAL, TILED, MANY_MAPS), (torch.float16, torch.float32)):
-        cuda.emulated = arch
+        emulation.install(arch)
         for x in run(draw(sizes, "affine", dtype)).values():
             digest.update(x.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

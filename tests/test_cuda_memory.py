@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import emulation
 import pytest
 import torch
 from cuda_cases import (
@@ -96,7 +97,7 @@ def test_parameters_beyond_32_bits(axis: int, dtype: torch.dtype, arch: str) -> 
 @pytest.mark.parametrize("axis", [0, 1, 2], ids=["images", "channels", "positions"])
 def test_gradients_beyond_32_bits(axis: int, sizes: Sizes, dtype: torch.dtype, arch: str) -> None:
     """The gradients of images, written where the caller of the op wants them."""
-    _, backward = cuda._ops(cuda.target())
+    _, backward = cuda._ops(cuda.gpus.library)
     for route in ROUTES:
         x = draw(sizes, route, dtype)
         expected = run(x)
@@ -174,13 +175,13 @@ def run_between_guards() -> int:
     ]
     expected = []
     for arch, _, _, _, x in cases:
-        cuda.emulated = arch
+        emulation.install(arch)
         expected.append(run(x))
     guarded = Guarded()
     library = guarded.install()
     runs = 0
     for (arch, sizes, route, dtype, x), wanted in zip(cases, expected, strict=True):
-        cuda.emulated = arch
+        emulation.install(arch)
         for layout, at_end, align in (
             ("planes", True, 1),
             ("rows", True, 16),
@@ -213,7 +214,7 @@ def test_nothing_beside_a_tensor_is_touched() -> None:
 
 @only_emulated
 def test_bfloat16_is_refused_on_sm_70(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "emulated", "sm_70")
+    monkeypatch.setattr(cuda, "gpus", emulation.GPUS["sm_70"])
     x = draw(USUAL, "pixels", torch.bfloat16)
     with pytest.raises(BackendUnavailable, match=r"bfloat16 needs a GPU from sm_80.*sm_70.*use float16"):
         fused_align_aggregate(x.features, x.weight, pixels=x.pixels, backend="cuda")
@@ -224,9 +225,9 @@ def test_sm_70_needs_no_instruction_of_sm_80(monkeypatch: pytest.MonkeyPatch) ->
     """Its emulation ends a kernel that calls copy_async, load_matrices and so on (functions_of_80 of the emulation's
     tests): it is the library that all tests for sm_70 ran, and on sm_80 the kernels do call them."""
     for name in ARCHS:
-        monkeypatch.setattr(cuda, "emulated", name)
+        monkeypatch.setattr(cuda, "gpus", emulation.GPUS[name])
         assert cuda.refuse(dispatch.Request(DEVICE, torch.float16)) is None
-        assert native.build_info(cuda.target())["archs"] == name
+        assert native.build_info(cuda.gpus.library)["archs"] == name
     guarded = re.compile(r"(?<!void )\b(copy_async|copy_async_commit|copy_async_wait|load_matrices)\b[<(]")
     sources = {path.name: path.read_text() for path in CSRC.glob("*.h") if path.name != "device.h"}
     assert {name for name, text in sources.items() if guarded.search(text)} == {"tile.h", "product.h"}
@@ -271,7 +272,7 @@ def test_too_many_maps(arch: str) -> None:
 def test_a_call_of_the_op_itself_stays_within_bounds(
     name: str, change: Callable[[Tensor], Tensor], match: str, arch: str
 ) -> None:
-    forward, _ = cuda._ops(cuda.target())
+    forward, _ = cuda._ops(cuda.gpus.library)
     x = draw(USUAL, "affine", torch.float32)
     given = {each: getattr(x, each) for each in NAMES}
     given |= {"pooled": torch.empty_like(x.grad_pooled), "maps": torch.empty_like(x.grad_maps)}
@@ -298,5 +299,5 @@ def test_explain_prints_each_launch(arch: str) -> None:
         "pool_bwd_kernel", "maps_bwd_kernel", "pixels_bwd_kernel", "sum_kernel", "sum_kernel", "weight_bwd_kernel",
         "sum_kernel",
     ]  # fmt: skip
-    if cuda.emulated:
-        assert f"forward, kernels emulated {arch}:" in said
+    if emulation.in_force():
+        assert f"forward, kernels compiled for {arch} by nvcc none, emulated:" in said

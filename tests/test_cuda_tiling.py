@@ -34,9 +34,9 @@ CHECKS = {70: COMMON.split(), 80: [*COMMON.split(), "tensor_products"]}
 
 @functools.cache
 def program(arch: int) -> Path:
-    sources = ("tests/cuda_tiling_test.cpp", "csrc/cuda/emulation/emulation.cpp")
-    flags = ("-std=c++17", "-O1", "-Wno-psabi", "-pthread", "-Icsrc", f"-DLEWEL_EMULATED={arch}")
-    return kept.program(f"cuda_tiling-sm_{arch}", sources, flags, kept.files("csrc/cuda"))
+    sources = ("tests/cuda_tiling_test.cpp", "tests/emulation/emulation.cpp")
+    flags = ("-std=c++17", "-O1", "-Wno-psabi", "-pthread", "-Itests/emulation", "-Icsrc", f"-DLEWEL_EMULATED={arch}")
+    return kept.program(f"cuda_tiling-sm_{arch}", sources, flags, kept.files("csrc/cuda", "tests/emulation"))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 
+import emulation
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ from lewel_kernels.native.toolchain import BuildError
 def nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No emulation, and a PyTorch for NVIDIA GPUs."""
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(cuda, "emulated", None)
+    monkeypatch.setattr(cuda, "gpus", cuda.Gpus())
 
 
 def test_each_library_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +37,7 @@ def test_each_library_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RuntimeError, match="cpu is not built today"):
             native.require()
         assert native.status("emulated_sm70").startswith(("not built yet", "unavailable", "cannot be built"))
-        with pytest.raises(RuntimeError, match=r"`LEWEL_CUDA_EMULATE=sm_70 python -m .* --cuda`"):
+        with pytest.raises(RuntimeError, match=r"then run `python tests/emulation sm_70`"):
             native.build_info("emulated_sm70")
     assert tried == ["cuda", "cpu", "emulated_sm70"]
 
@@ -116,8 +114,9 @@ def test_nothing_is_compiled_for_a_gpu_that_is_refused(monkeypatch: pytest.Monke
 def test_an_emulated_gpu_has_its_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(native, "unavailable", asked.append)
-    for emulated in ("sm_80", "sm_70"):
-        monkeypatch.setattr(cuda, "emulated", emulated)
+    for gpu in emulation.GPUS.values():
+        monkeypatch.setattr(cuda, "gpus", gpu)
+        monkeypatch.setattr(native, "build_info", lambda name: {"archs": f"sm_{name[-2:]}", "nvcc": "none"})
         assert cuda.refuse(dispatch.Request(torch.device("cpu"), torch.float16)) is None
     assert asked == ["emulated_sm80", "emulated_sm70"]
     assert "bfloat16 needs" in str(cuda.refuse(dispatch.Request(torch.device("cpu"), torch.bfloat16)))
@@ -155,8 +154,5 @@ def test_what_the_ops_are_given(images: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_emulating_what_cannot_be_emulated() -> None:
-    code = "from lewel_kernels.native import cuda"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"LEWEL_CUDA_EMULATE": "sm_75"}, capture_output=True, text=True
-    )
-    assert "ValueError: LEWEL_CUDA_EMULATE must be one of sm_80, sm_70, or unset; got 'sm_75'" in done.stderr
+    with pytest.raises(ValueError, match="the GPU to emulate must be one of sm_80, sm_70; got 'sm_75'"):
+        emulation.install("sm_75")

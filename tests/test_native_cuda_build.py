@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from lewel_kernels.native.targets import CPU, CUDA, TARGETS
 from lewel_kernels.native.toolchain import BuildError
 
 ROOT = Path(__file__).parents[1]
-EMULATED = TARGETS["emulated_sm80"], TARGETS["emulated_sm70"]
+EMULATED = tuple(gpu.target for gpu in emulation.GPUS.values())
 KNOWN = {
     12: "50 60 61 70 72 75 80 86 87 89 90",
     13: "75 80 86 87 88 89 90 100 103 110 120 121",
@@ -64,7 +65,7 @@ def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nvcc, "_USUAL", str(tmp_path / "nowhere"))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(cuda, "emulated", None)
+    monkeypatch.setattr(cuda, "gpus", cuda.Gpus())
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == "nvcc" else real(name, *rest))
 
@@ -89,7 +90,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toolkit:
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for csrc/ that compiles in no time."""
     folder = tmp_path / "csrc"
-    for unit in (*CPU.units(), *CUDA.units(), "cuda/emulation/machine.cpp", "cuda/a.h"):
+    for unit in (*CPU.units(), *CUDA.units(), "cuda/a.h"):
         (folder / unit).parent.mkdir(parents=True, exist_ok=True)
         (folder / unit).write_text("")
     monkeypatch.setattr(target, "sources", lambda: folder)
@@ -160,7 +161,10 @@ def test_what_goes_into_a_build_names_it(
     assert builder.find(CUDA) is None
 
 
-def test_a_build_depends_on_its_own_sources_alone(sources: Path) -> None:
+def test_a_build_depends_on_its_own_sources_alone(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(emulation.FOLDER, copy := sources.parent / "emulation")
+    monkeypatch.setattr(emulation, "FOLDER", copy)
+
     def changed(by: str) -> set[str]:
         before = {x.name: builder._name(x, None) for x in TARGETS.values()}
         (sources / by).write_text(f"// {by}\n")
@@ -169,7 +173,7 @@ def test_a_build_depends_on_its_own_sources_alone(sources: Path) -> None:
     emulated = {x.name for x in EMULATED}
     assert changed("cpu/kernels_float.cpp") == changed("registration.cpp") == {"cpu"}
     assert changed("cuda/a.h") == changed("cuda/kernels_half.cu") == {"cuda"} | emulated
-    assert changed("cuda/emulation/machine.cpp") == emulated
+    assert changed("../emulation/machine.h") == emulated
 
 
 def test_the_cuda_sources_include_nothing_from_elsewhere_in_csrc() -> None:
@@ -179,8 +183,6 @@ def test_the_cuda_sources_include_nothing_from_elsewhere_in_csrc() -> None:
             found = [folder / name for folder in (path.parent, ROOT / "csrc") if (folder / name).is_file()]
             assert found, f"{path} includes {name}, which is not there"
             assert found[0].resolve().is_relative_to(ROOT / "csrc" / "cuda"), f"{path} includes {name}"
-            if "emulation" in found[0].parts and "emulation" not in path.parts:
-                assert path.name == "device.h", f"{path} includes {name}, which is for tests"
 
 
 @needs_compiler
@@ -427,7 +429,7 @@ def test_info_tells_nvcc_and_builds_nothing(toolkit: Toolkit, tmp_path: Path, mo
 def test_command(arguments: list[str], status: int, words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lewel_kernels.build", *arguments],
-        env={name: x for name, x in os.environ.items() if name != "LEWEL_CUDA_EMULATE"} | {"CUDA_HOME": "/no/toolkit"},
+        env=os.environ | {"CUDA_HOME": "/no/toolkit"},
         capture_output=True,
         text=True,
         check=False,
@@ -497,7 +499,7 @@ def test_the_real_nvcc_builds_a_library_that_loads_without_a_gpu(
     module = native._load(made, builder.build(made).library)
     monkeypatch.delitem(sys.modules, made.module)
     built = module.build_info()
-    assert (built["archs"], built["nvcc"], built["emulated"], built["torch_abi"]) == ("sm_80", version, False, "2.10")
+    assert (built["archs"], built["nvcc"], built["torch_abi"]) == ("sm_80", version, "2.10")
     assert "-lineinfo" in built["flags"]
 
 
@@ -506,4 +508,4 @@ def test_an_emulated_library_loads(real_sources: Path, monkeypatch: pytest.Monke
     made = replace(EMULATED[0], module="_lewel_stand_in_emulated")
     built = native._load(made, builder.build(made).library).build_info()
     monkeypatch.delitem(sys.modules, made.module)
-    assert (built["archs"], built["nvcc"], built["emulated"]) == ("sm_80", "none", True)
+    assert (built["archs"], built["nvcc"]) == ("sm_80", "none, emulated")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 from torch import Tensor
@@ -98,11 +99,12 @@ def test_an_exported_program_runs_in_a_fresh_process(backend: str, device: torch
     module, (x, _) = AlignAggregate(16, 8, backend=backend, device=device), images(2, device)
     torch.export.save(torch.export.export(module, (x.detach(),)), tmp_path / "program.pt2")
     torch.save((x.detach(), module(x).detach()), tmp_path / "expected.pt")
-    code = (
+    code = (emulation.INSTALL if emulation.in_force() else "") + (
         "import torch, lewel_kernels\n"
         "x, expected = torch.load('expected.pt')\n"
         "torch.testing.assert_close(torch.export.load('program.pt2').module()(x).detach(), expected)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 import torch.distributed as dist
@@ -34,6 +35,8 @@ def gradients(module: torch.nn.Module) -> list[Tensor]:
 
 
 def worker(rank: int, backend: str, folder: str) -> None:
+    if backend == "cuda":
+        emulation.install()  # this is another process
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)

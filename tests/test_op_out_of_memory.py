@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import emulation
 import pytest
 import torch
 
@@ -83,6 +84,7 @@ def measure(dtype: str, threads: int) -> dict[str, list[str]]:
 
 def measure_emulated() -> str:
     """What the backward of the cuda backend says without memory for its workspace; an ordinary call must be right."""
+    emulation.install()
     K, P = SHAPES[0]
     x, small = torch.randn(2, C, 9), torch.randn(8, C)
     before = fused_align_aggregate(x, small, num_groups=1, backend="cuda")

@@ -72,10 +72,7 @@ def test_the_wheel_holds_every_source() -> None:
     tomllib = pytest.importorskip("tomllib", reason="reading pyproject.toml takes Python 3.11")
     root = Path(__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {
-        f"lewel_kernels.{folder.replace('/', '.')}": folder
-        for folder in ("csrc", "csrc/cpu", "csrc/cuda", "csrc/cuda/emulation")
-    }
+    folders = {f"lewel_kernels.{folder.replace('/', '.')}": folder for folder in ("csrc", "csrc/cpu", "csrc/cuda")}
     packed = {
         file
         for package, patterns in project["package-data"].items()

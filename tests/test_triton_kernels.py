@@ -532,7 +532,7 @@ def test_a_gpu_without_a_c_compiler_gets_the_reference(tmp_path: Path) -> None:
         "print(*(warning.message for warning in caught), sep='\\n')\n"
     )
     empty = {name: str(tmp_path) for name in ("PATH", "TRITON_CACHE_DIR", "TRITON_LIBCUDA_PATH", "LEWEL_CACHE_DIR")}
-    demanded = ("TRITON_INTERPRET", "LEWEL_CUDA_EMULATE", "LEWEL_BACKEND", "CC", "CUDA_HOME", "CUDA_PATH")
+    demanded = ("TRITON_INTERPRET", "LEWEL_BACKEND", "CC", "CUDA_HOME", "CUDA_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in demanded} | empty
     root = Path(__file__).parents[1]
     done = subprocess.run(

@@ -50,10 +50,10 @@ def measure(device: str) -> Iterator[Row]:
 
 
 def library(backend: str) -> Row:
-    """The library of a backend; that of cuda for the GPU that TORCH_CUDA_ARCH_LIST names, or emulated."""
+    """The library of a backend; that of cuda for the GPU that TORCH_CUDA_ARCH_LIST names, or for tests' emulation."""
     start = time.monotonic()
     case = {"kernels": backend, "architecture": "", "calls": "all"}
-    name = cuda.target() if backend == "cuda" else backend
+    name = cuda.gpus.library if backend == "cuda" else backend
     try:
         build = builder.build(TARGETS[name])
         info = native.build_info(name)

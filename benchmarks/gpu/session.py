@@ -63,12 +63,12 @@ def first(device: str) -> list[Part]:
 def _rehearsed_first(device: str) -> list[Part]:
     """The same parts on the CPU: kernels that are emulated and interpreted, on tiny calls, and a suite of its own."""
     threads = ("OMP_NUM_THREADS", "1")  # for tensors too small to be shared out, on a machine that may be busy
-    emulated = (threads, ("TRITON_INTERPRET", "1"), ("LEWEL_CUDA_EMULATE", "sm_80"))
+    emulated, interpreted = ("tests/emulation", "sm_80"), (threads, ("TRITON_INTERPRET", "1"))
     step = (*_step(("fp32",), 3, device), "--image-size", "16", "--batch", "16")
     return [
-        Part("build", 3.0, ("-m", "benchmarks", "build", "--device", device), environment=emulated),
-        Part("right, triton", 0.8, _right("triton", 0.5, device), environment=emulated),
-        Part("right, cuda", 0.8, _right("cuda", 0.5, device), environment=emulated),
+        Part("build", 3.0, (*emulated, "-m", "benchmarks", "build", "--device", device), environment=interpreted),
+        Part("right, triton", 0.8, _right("triton", 0.5, device), environment=interpreted),
+        Part("right, cuda", 0.8, (*emulated, *_right("cuda", 0.5, device)), environment=interpreted),
         Part("fast", 2.0, _fast("rehearsal", 0.1, 1.5, device), environment=(threads,)),
         Part("step", 1.0, step, environment=(threads,)),
     ]

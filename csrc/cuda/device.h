@@ -1,12 +1,8 @@
 // What the kernels take from the machine: threads, barriers, copies, matrix products, and the 16-bit numbers.
 //
 // The only file with instructions in it, and it includes nothing of CUDA, so that NVRTC compiles the kernels as they
-// are. The kernels see these functions alone; emulation/device.h has the same ones for a CPU.
+// are. The kernels see these functions alone; with start.h and current_device.h, it is all that knows of hardware.
 #pragma once
-
-#if defined(LEWEL_EMULATED)
-#include "cuda/emulation/device.h"
-#else
 
 #include "cuda/numbers.h"
 
@@ -249,5 +245,3 @@ LEWEL_DEVICE void store_sum(float* p, const Sum& d, int ld) {
 }
 
 }  // namespace lewel::cuda
-
-#endif

@@ -1,19 +1,13 @@
-// Launching a kernel: on a stream of a GPU, or on the emulated one. Or only saying so, for a person to read.
+// Launching a kernel, or only saying so, for a person to read.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 
 #include "cuda/call.h"
 #include "cuda/device.h"
+#include "cuda/start.h"
 
 namespace lewel::cuda {
-
-#if !defined(LEWEL_EMULATED)
-struct Grid {
-  int x, y, z;
-};
-#endif
 
 // "project_kernel<Half, 128, false, true>", as compilers spell the parameter of this template.
 template <auto KERNEL>
@@ -36,29 +30,13 @@ inline std::string described(const std::string& name, Grid grid, int threads, in
          number(threads) + " threads, " + number(shared_bytes) + " bytes of shared memory\n";
 }
 
-#if !defined(LEWEL_EMULATED)
-inline void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch would be blamed for it
-  throw std::runtime_error(std::string("the cuda backend could not launch a kernel: ") + cudaGetErrorString(error));
-}
-#endif
-
 template <auto KERNEL, class... Arguments>
 void launch(const Device& device, Grid grid, int threads, int shared_bytes, const Arguments&... arguments) {
   if (device.description) {
     *device.description += described(name_of<KERNEL>(), grid, threads, shared_bytes);
     return;
   }
-#if defined(LEWEL_EMULATED)
-  emulation::run(grid, threads, shared_bytes, [&] { KERNEL(arguments...); });
-#else
-  if (shared_bytes > 48 * 1024)  // more is granted on request
-    check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  const auto stream = static_cast<cudaStream_t>(device.stream);
-  KERNEL<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, stream>>>(arguments...);
-  check(cudaGetLastError());
-#endif
+  start<KERNEL>(device.stream, grid, threads, shared_bytes, arguments...);
 }
 
 }  // namespace lewel::cuda

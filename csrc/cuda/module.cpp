@@ -74,11 +74,6 @@ PYBIND11_MODULE(LEWEL_MODULE, module, pybind11::mod_gil_not_used()) {
     pybind11::dict info;
     info["archs"] = LEWEL_ARCHS;
     info["nvcc"] = LEWEL_NVCC;
-#if defined(LEWEL_EMULATED)
-    info["emulated"] = true;
-#else
-    info["emulated"] = false;
-#endif
 #if defined(__clang__)
     info["compiler"] = __VERSION__;
 #else

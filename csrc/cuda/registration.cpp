@@ -1,13 +1,8 @@
 // The ops of the cuda backend over torch's stable ABI: tensors in, views out, nothing computed here.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
-#if !defined(LEWEL_EMULATED)
-#include <cuda_runtime_api.h>
-#endif
 
 #include <exception>
 #include <initializer_list>
@@ -17,6 +12,7 @@
 #include <vector>
 
 #include "cuda/call.h"
+#include "cuda/current_device.h"
 
 namespace lewel::cuda {
 namespace {
@@ -126,25 +122,12 @@ Tensor allocate(const Tensor& like, int64_t bytes) {
 // Runs on the device of the features and its current stream, with memory for what kernels pass to each other.
 template <class Q, class Run>
 void run(const Q& q, const Tensor& features, Run run_kernels) {
-#if defined(LEWEL_EMULATED)
-  const Device device{LEWEL_EMULATED};
-#else
-  const auto index = features.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(index);
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "torch has no current CUDA stream");
-  // This library has a CUDA runtime of its own, which has not heard of the guard.
-  int major = 0;
-  STD_TORCH_CHECK(cudaSetDevice(index) == cudaSuccess &&
-                      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) == cudaSuccess,
-                  "the CUDA runtime does not know the device of the features");
-  const Device device{major >= 8 ? 80 : 70, stream};
-#endif
+  const CurrentDevice device(features);
   Workspace counted;
   run_kernels(counted, nullptr);
   const Tensor memory = allocate(features, counted.bytes());
   Workspace workspace(memory.data_ptr());
-  run_kernels(workspace, &device);
+  run_kernels(workspace, device.get());
 }
 
 template <class Use>
@@ -214,27 +197,19 @@ void backward_op(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const 
 }  // namespace
 
 // Both schemas name what is written; the results are allocated by lewel_kernels/native/cuda.py.
-#define LEWEL_SCHEMAS(library)                                                                                 \
-  library.def(                                                                                                 \
-      "forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift,"    \
-      " int num_groups, float temperature, float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat,"   \
-      " Tensor(d!) norm) -> ()");                                                                              \
-  library.def(                                                                                                 \
-      "backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"        \
-      " Tensor? scale, Tensor? shift, Tensor heat, Tensor norm, int num_groups, float temperature, float eps," \
-      " Tensor(a!)? d_features, Tensor(b!)? d_pixels, Tensor(c!)? d_weight, Tensor(d!)? d_bias,"               \
-      " Tensor(e!)? d_scale, Tensor(f!)? d_shift) -> ()")
+STABLE_TORCH_LIBRARY_FRAGMENT(LEWEL_LIBRARY, library) {
+  library.def(
+      "forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift,"
+      " int num_groups, float temperature, float eps, Tensor(a!) pooled, Tensor(b!)? maps, Tensor(c!) heat,"
+      " Tensor(d!) norm) -> ()");
+  library.def(
+      "backward(Tensor grad_pooled, Tensor? grad_maps, Tensor features, Tensor? pixels, Tensor weight,"
+      " Tensor? scale, Tensor? shift, Tensor heat, Tensor norm, int num_groups, float temperature, float eps,"
+      " Tensor(a!)? d_features, Tensor(b!)? d_pixels, Tensor(c!)? d_weight, Tensor(d!)? d_bias,"
+      " Tensor(e!)? d_scale, Tensor(f!)? d_shift) -> ()");
+}
 
-#if !defined(LEWEL_EMULATED)
-STABLE_TORCH_LIBRARY_FRAGMENT(lewel_cuda, library) { LEWEL_SCHEMAS(library); }
-STABLE_TORCH_LIBRARY_IMPL(lewel_cuda, CUDA, library) {
-#elif LEWEL_EMULATED == 80
-STABLE_TORCH_LIBRARY_FRAGMENT(lewel_emulated_sm80, library) { LEWEL_SCHEMAS(library); }
-STABLE_TORCH_LIBRARY_IMPL(lewel_emulated_sm80, CPU, library) {
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(lewel_emulated_sm70, library) { LEWEL_SCHEMAS(library); }
-STABLE_TORCH_LIBRARY_IMPL(lewel_emulated_sm70, CPU, library) {
-#endif
+STABLE_TORCH_LIBRARY_IMPL(LEWEL_LIBRARY, LEWEL_DISPATCH_KEY, library) {
   library.impl("forward", TORCH_BOX(&forward_op));
   library.impl("backward", TORCH_BOX(&backward_op));
 }

@@ -48,8 +48,8 @@ def module(target: str) -> ModuleType:
 
 
 def build_info(target: str = "cpu") -> dict[str, str | int]:
-    """What the loaded extension was compiled with: isa and vector_bytes of the cpu's, or archs, nvcc and emulated; and
-    compiler, flags, torch, torch_abi of each.
+    """What the loaded extension was compiled with: isa and vector_bytes of the cpu's, or archs and nvcc of the CUDA
+    kernels'; and compiler, flags, torch, torch_abi of each.
 
     Raises:
         RuntimeError: if the extension cannot be used; the message says why.
@@ -66,8 +66,7 @@ def status(target: str = "cpu") -> str:
         info = build_info(target)
         if target == "cpu":
             return f"loaded, {info['isa']} with vectors of {info['vector_bytes']} bytes, by {info['compiler']}"
-        by = info["compiler"] if info["emulated"] else f"nvcc {info['nvcc']} with {info['compiler']}"
-        return f"loaded, {'emulated ' if info['emulated'] else ''}{info['archs']}, by {by}"
+        return f"loaded, {info['archs']}, by nvcc {info['nvcc']} with {info['compiler']}"
     command = TARGETS[target].command
     try:
         built = builder.find(TARGETS[target])

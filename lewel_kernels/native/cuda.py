@@ -1,8 +1,7 @@
 """The cuda backend: E0-E11 by the kernels of csrc/cuda, on NVIDIA GPUs from sm_70 (V100) on.
 
-Features and pixels are read in place whatever their strides; channels_last is the fast layout. With LEWEL_CUDA_EMULATE
-the same kernels run on CPU tensors, compiled as C++: for tests. Shapes and dtypes are those of
-lewel_kernels/reference.py.
+Features and pixels are read in place whatever their strides; channels_last is the fast layout. Shapes and dtypes are
+those of lewel_kernels/reference.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lewel_kernels import env, native, reference
+from lewel_kernels import native, reference
 from lewel_kernels.native import nvcc
 from lewel_kernels.native.described import NUMBERS
 from lewel_kernels.native.described import describe as describe_launches
@@ -22,42 +21,48 @@ from lewel_kernels.native.targets import CUDA
 if TYPE_CHECKING:
     from lewel_kernels.dispatch import Gradients, Needs, Request
 
-_CAPABILITIES = {"sm_80": (8, 0), "sm_70": (7, 0)}  # of what can be emulated
-
 name = "cuda"
 heat_rows = True
-# The GPU that is emulated. Tests change it from one to another: it is read in every call.
-emulated = env.CUDA_EMULATE.get()
-if emulated not in (None, *_CAPABILITIES):
-    raise ValueError(f"{env.CUDA_EMULATE.name} must be one of {', '.join(_CAPABILITIES)}, or unset; got {emulated!r}")
-device_type = "cpu" if emulated else "cuda"
-automatic = not emulated
+device_type = "cuda"
+automatic = True
+
+
+class Gpus:
+    """All that the backend asks of the machine's GPUs, and the name of the library (see targets.py) they run."""
+
+    library = "cuda"
+
+    def capability(self, device: torch.device) -> tuple[int, int] | None:
+        """The compute capability of a device, such as (8, 0); None where PyTorch sees no GPU."""
+        return _capability(device)
+
+
+gpus = Gpus()  # read in every call
 
 
 def refuse(request: Request) -> str | None:
     """Why it cannot run, or None. Compiles the kernels if this process is the first on this machine to need them."""
     if request.dtype not in NUMBERS:
         return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
-    if not emulated and torch.version.hip is not None:
+    if torch.version.hip is not None:
         return "it was written for NVIDIA GPUs and never compiled for AMD's"
-    capability = _CAPABILITIES[emulated] if emulated else _capability(request.device)
+    capability = gpus.capability(request.device)
     if capability is None:
         return "PyTorch sees no GPU"
     if capability < (7, 0):
         return (
             f"it needs the tensor cores that GPUs have from sm_70 on (V100), and {request.device} is {_sm(capability)}"
         )
-    device = "the emulated GPU" if emulated else request.device
     if request.dtype == torch.bfloat16 and capability < (8, 0):
         return (
-            f"bfloat16 needs a GPU from sm_80 on (A100), and {device} is {_sm(capability)}: use float16 "
+            f"bfloat16 needs a GPU from sm_80 on (A100), and {request.device} is {_sm(capability)}: use float16 "
             "(torch.autocast(dtype=torch.float16) with a GradScaler)"
         )
     if request.dtype == torch.float64 and capability == (7, 5):
         return f"float64 takes more shared memory than a block has on sm_75, which {request.device} is: use float32"
-    if reason := native.unavailable(target()):
+    if reason := native.unavailable(gpus.library):
         return reason
-    return None if emulated else _not_compiled_for(capability)
+    return _not_compiled_for(gpus.library, capability)
 
 
 @functools.cache
@@ -66,9 +71,9 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 @functools.cache
-def _not_compiled_for(capability: tuple[int, int]) -> str | None:
+def _not_compiled_for(library: str, capability: tuple[int, int]) -> str | None:
     """Why the library, which is there, has no code for such a GPU, or None."""
-    info = native.build_info("cuda")
+    info = native.build_info(library)
     archs = str(info["archs"]).split()
     if nvcc.runs(archs, capability):
         return None
@@ -84,17 +89,12 @@ def _sm(capability: tuple[int, int]) -> str:
     return f"sm_{capability[0]}{capability[1]}"
 
 
-def target() -> str:
-    """The library that holds the kernels; see lewel_kernels/native/targets.py."""
-    return f"emulated_{emulated.replace('_', '')}" if emulated else "cuda"
-
-
 @functools.cache
-def _ops(name: str) -> tuple[Any, Any]:
+def _ops(library: str) -> tuple[Any, Any]:
     """The ops forward and backward of a library, which is loaded; without an overload to choose in every call."""
-    native.require(name)
-    library = getattr(torch.ops, f"lewel_{name}")
-    return library.forward.default, library.backward.default
+    native.require(library)
+    ops = getattr(torch.ops, f"lewel_{library}")
+    return ops.forward.default, ops.backward.default
 
 
 def forward(
@@ -112,7 +112,7 @@ def forward(
     return_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E0-E5; see `lewel_kernels.reference.forward`."""
-    run, _ = _ops(target())
+    run, _ = _ops(gpus.library)
     (n, c, p), k = features.shape, weight.shape[0]
     pooled = features.new_empty((n, k // num_groups, c), dtype=out_dtype)
     maps = features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
@@ -144,7 +144,7 @@ def backward(
     needs: Needs,
 ) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
-    _, run = _ops(target())
+    _, run = _ops(gpus.library)
     inputs = (features, pixels, weight, bias, scale, shift)
     new = torch.empty_like if features.shape[0] else torch.zeros_like  # sums over no images
     d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = (
@@ -173,16 +173,16 @@ def describe(
 ) -> str:
     """Each kernel that a call would launch, with its grid and shared memory, and what the kernels were compiled for."""
     (n, c, _), k = features.shape, weight.shape[0]
-    capability = _CAPABILITIES[emulated] if emulated else _capability(features.device)
+    capability = gpus.capability(features.device)
     assert capability is not None  # nothing is described that was refused
-    info = native.build_info(target())
-    origin = f"emulated {info['archs']}" if emulated else f"compiled for {info['archs']} by nvcc {info['nvcc']}"
+    info = native.build_info(gpus.library)
+    origin = f"compiled for {info['archs']} by nvcc {info['nvcc']}"
     if not n:
         return f"nothing is launched for no images; kernels {origin}"
     pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype, device="meta")
     tensors = (features, pixels, weight, bias, scale, pooled, None)
     arch = 80 if capability >= (8, 0) else 70
-    forward, backward = describe_launches(native.module(target()), tensors, num_groups, arch)
+    forward, backward = describe_launches(native.module(gpus.library), tensors, num_groups, arch)
     lines = [f"forward, kernels {origin}:", *(f"  {x}" for x in forward), "backward:", *(f"  {x}" for x in backward)]
     return "\n".join(lines)
 

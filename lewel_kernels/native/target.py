@@ -63,7 +63,7 @@ class Target:
         python = [sys.implementation.cache_tag, sysconfig.get_config_var("EXT_SUFFIX"), getattr(sys, "abiflags", None)]
         inputs = [*self.flags(), torch.__version__, *map(str, python), platform.machine()]
         for path in self.files():
-            inputs += [path.relative_to(sources()).as_posix(), path.read_text()]
+            inputs += [Path(os.path.relpath(path, sources())).as_posix(), path.read_text()]
         return inputs
 
     def files(self) -> list[Path]:
@@ -71,12 +71,16 @@ class Target:
         raise NotImplementedError
 
     def units(self) -> list[str]:
-        """What is compiled, below csrc/; the last one is build_info.cpp, which alone gets the `facts`."""
+        """What is compiled: paths below csrc/, or absolute ones. The last one alone gets the `facts`."""
         raise NotImplementedError
 
     def flags(self) -> list[str]:
         """Those of the kernels' compiler, except the ones that only say where headers are."""
         raise NotImplementedError
+
+    def folders(self) -> list[Path]:
+        """Where the headers of the sources are looked for, in order."""
+        return [sources()]
 
     def facts(self, tools: Tools) -> dict[str, str]:
         """What build_info.cpp tells, as macros."""
@@ -87,12 +91,13 @@ class Target:
         # In a file, as what nvcc passes on must not have commas in it.
         facts = [f"#define {name} {value}\n" for name, value in self.facts(tools).items()]
         (folder / "facts.h").write_text("".join(facts))
+        units = [Path(unit) for unit in self.units()]
         lines = [
             "ninja_required_version = 1.3",
             *self.commands(tools),
-            *(f"build {unit}.o: {Path(unit).suffix[1:]} {_path(sources() / unit)}" for unit in self.units()),
+            *(f"build {unit.name}.o: {unit.suffix[1:]} {_path(sources() / unit)}" for unit in units),
             "  facts = -include facts.h",
-            f"build {self.library}: link {' '.join(f'{unit}.o' for unit in self.units())}",
+            f"build {self.library}: link {' '.join(f'{unit.name}.o' for unit in units)}",
         ]
         # A path may have bytes that are no text, or none in this locale.
         (folder / "build.ninja").write_bytes(os.fsencode("\n".join(lines) + "\n"))
@@ -100,7 +105,9 @@ class Target:
     def commands(self, tools: Tools) -> list[str]:
         """The rules by which each suffix is compiled, and `link`."""
         headers = [f"-isystem{path}" for path in header_folders()]
-        compile = quoted([*tools.compiler.command, *self.flags(), *headers, f"-I{sources()}", *unnamed_folders()])
+        here = [f"-I{folder}" for folder in self.folders()]
+        unnamed = unnamed_folders(self.folders())
+        compile = quoted([*tools.compiler.command, *self.flags(), *headers, *here, *unnamed])
         return [
             *(line for suffix in ("cpp", "cu") for line in rule(suffix, f"{compile} $facts -c $in -o $out")),
             *rule("link", f"{quoted(tools.compiler.command)} -shared $in {quoted(libraries())} -o $out"),
@@ -123,9 +130,9 @@ def libraries() -> list[str]:
     return [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
 
 
-def unnamed_folders() -> list[str]:
+def unnamed_folders(folders: list[Path]) -> list[str]:
     """So that no message names a folder of whoever compiled: in what __FILE__ says, these are left out."""
-    named = [*header_folders(), str(sources())]
+    named = [*header_folders(), *map(str, folders)]
     # GCC follows links in the names of headers.
     return [f"-fmacro-prefix-map={folder}/=" for folder in dict.fromkeys([*named, *map(os.path.realpath, named)])]
 

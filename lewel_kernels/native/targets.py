@@ -1,4 +1,4 @@
-"""The extensions that are built from csrc/: the cpu kernels, the CUDA kernels, and these emulated on the CPU."""
+"""The extensions that are built from csrc/: the cpu kernels and the CUDA kernels."""
 
 from __future__ import annotations
 
@@ -56,36 +56,6 @@ class Cpu(Target):
 
 # nvcc takes a compiler of one word: a command of several goes into a script beside build.ninja.
 _SCRIPT = "./cxx"
-_KERNELS = [f"cuda/kernels_{dtype}.cu" for dtype in ("half", "bfloat16", "float", "double")]
-
-
-@dataclass(frozen=True)
-class Emulated(Target):
-    """The kernels of csrc/cuda compiled as C++ that emulates a GPU, for tests without one."""
-
-    arch: int
-
-    @property
-    def command(self) -> str:
-        return f"{env.CUDA_EMULATE.name}=sm_{self.arch} {CUDA.command}"
-
-    def notice(self, tools: Tools) -> str:
-        return f"compiling the cuda backend for an emulated sm_{self.arch}, once; this takes some minutes"
-
-    def files(self) -> list[Path]:
-        return source_files(target.sources() / "cuda")
-
-    def units(self) -> list[str]:
-        emulation = [path.relative_to(target.sources()).as_posix() for path in self.files() if _is_emulation(path)]
-        units = [unit for unit in emulation if unit.endswith(".cpp")]
-        return [*_KERNELS, "cuda/registration.cpp", *units, "cuda/module.cpp"]
-
-    def flags(self) -> list[str]:
-        return ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-DLEWEL_EMULATED={self.arch}", ABI]
-
-    def facts(self, tools: Tools) -> dict[str, str]:
-        names = {"LEWEL_MODULE": self.module, "LEWEL_ARCHS": string(f"sm_{self.arch}"), "LEWEL_NVCC": string("none")}
-        return names | super().facts(tools)
 
 
 @dataclass(frozen=True)
@@ -117,10 +87,11 @@ class Cuda(Target):
         return [*super().versions(tools), tools.nvcc.version, *_archs(tools)]
 
     def files(self) -> list[Path]:
-        return [path for path in source_files(target.sources() / "cuda") if not _is_emulation(path)]
+        return source_files(target.sources() / "cuda")
 
     def units(self) -> list[str]:
-        return [*_KERNELS, "cuda/registration.cpp", "cuda/module.cpp"]
+        kernels = (f"cuda/kernels_{dtype}.cu" for dtype in ("half", "bfloat16", "float", "double"))
+        return [*kernels, "cuda/registration.cpp", "cuda/module.cpp"]
 
     def flags(self) -> list[str]:
         return ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -153,7 +124,8 @@ class Cuda(Target):
         nvcc_with = [tools.nvcc.path, "-ccbin", compiler[0] if len(compiler) == 1 else _SCRIPT]
         # The compiler by way of nvcc, which knows where its own headers are, in whatever way it was installed.
         headers = [f"-isystem={path}" for path in header_folders()]
-        unnamed = [f"-Xcompiler={flag}" for flag in unnamed_folders() if "," not in flag]  # which nvcc would split
+        # nvcc would split what has a comma.
+        unnamed = [f"-Xcompiler={flag}" for flag in unnamed_folders(self.folders()) if "," not in flag]
         host = quoted([*nvcc_with, *self._host_flags(), *headers, here, *unnamed])
         generate = [f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in _archs(tools)]
         kernels = quoted([*nvcc_with, *self.flags(), *generate, here])
@@ -169,24 +141,12 @@ class Cuda(Target):
 
 CPU = Cpu("cpu", "_lewel_native")
 CUDA = Cuda("cuda", "_lewel_cuda")
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        CPU,
-        CUDA,
-        Emulated("emulated_sm80", "_lewel_emulated_sm80", 80),
-        Emulated("emulated_sm70", "_lewel_emulated_sm70", 70),
-    )
-}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA)}
 
 
 def _archs(tools: Tools) -> list[str]:
     assert tools.nvcc is not None
     return nvcc.architectures(tools.nvcc)
-
-
-def _is_emulation(path: Path) -> bool:
-    return target.sources() / "cuda" / "emulation" in path.parents
 
 
 def _isa() -> str:

@@ -1,4 +1,4 @@
-// The emulated machine as emulation/device.h sees it. The same for every kArch, so that emulation.cpp is compiled once.
+// The emulated machine as cuda/device.h and cuda/start.h see it: the same for every kArch.
 #pragma once
 
 #include <string>

@@ -4,7 +4,7 @@
 // goes on; the last lane that comes to a collective does the work of the whole warp. The orders change at every barrier
 // and collective, in a way that the block's index alone determines. A fiber that does something wrong throws; its
 // block's other fibers are never resumed.
-#include "cuda/emulation/fibers.h"  // the first
+#include "fibers.h"  // the first
 
 #include <algorithm>
 #include <atomic>
@@ -20,8 +20,8 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/emulation/collectives.h"
-#include "cuda/emulation/machine.h"
+#include "collectives.h"
+#include "machine.h"
 
 namespace lewel::cuda::emulation {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <string>
 
-#include "cuda/emulation/machine.h"
+#include "machine.h"
 
 namespace lewel::cuda::emulation {
 

@@ -1,5 +1,6 @@
-// The CPU's twin of ../device.h, where each function is described: the same kernels, compiled by a C++ compiler with
-// -DLEWEL_EMULATED=70 or 80 and run by emulation::run, show mistakes in them without a GPU.
+// In the place of csrc/cuda/device.h, where each function is described: the same kernels, compiled by a C++ compiler
+// that finds this folder before csrc/, with -DLEWEL_EMULATED=70 or 80, and run by emulation::run, show mistakes in them
+// without a GPU.
 #pragma once
 
 #include <cmath>
@@ -9,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "cuda/emulation/machine.h"
+#include "machine.h"
 #include "cuda/numbers.h"
 
 #define LEWEL_DEVICE inline
