@@ -24,7 +24,7 @@ from benchmarks.op.rates import measure_rates
 from benchmarks.training import aligned_loss
 from lewel.errors import LewelError
 
-WRITE_BUDGET = "python -m benchmarks.compiled.triton_budget --write writes their budget"
+WRITE_BUDGET = "python -m benchmarks.compiled triton --update writes their budget"
 
 
 def quiet_machine(device: str) -> dict[str, object]:

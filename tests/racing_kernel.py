@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.compiled import triton_reports
+from benchmarks.compiled import triton_kernels
 from lewel_kernels.triton.configs import Config
 from lewel_kernels.triton.launch import Launch
 
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = {"p_a": x, "p_b": x, "p_product": y, "p_sum": y[0], "rows": x.shape[0]}
     config = Config("racing bf16", {}, num_warps=8, num_stages=3, source="a test")
     launch = Launch(config, racing_kernel, (1, 1, 1), arguments, {"SIZE": size, "BLOCK": block})
-    report = triton_reports.compile_launch(launch, 90, "a test")
+    report = triton_kernels.compile_launch(launch, 90, "a test")
     if "--ttgir" in sys.argv:
         ((compiled,),) = (caches[0].values() for caches in racing_kernel.device_caches.values())
         print(compiled.asm["ttgir"])

@@ -13,7 +13,8 @@ import triton
 from torch import Tensor
 
 import lewel_kernels.triton as backend
-from benchmarks.compiled import triton_reports
+from benchmarks.compiled import triton_kernels
+from benchmarks.compiled.report import SHARED_LIMITS
 from lewel_kernels.triton import replay
 
 launched: list[tuple[Any, ...]] = []
@@ -24,13 +25,13 @@ class Utilities:
         return 0, 0, 32, 0, 1024
 
     def get_device_properties(self, _: Any) -> dict[str, int]:
-        return {"max_shared_mem": triton_reports.SHARED_LIMITS[90]}
+        return {"max_shared_mem": SHARED_LIMITS[90]}
 
     def unload_module(self, *_: Any) -> None:
         pass
 
 
-class Driver(triton_reports._Driver):
+class Driver(triton_kernels._Driver):
     utils = Utilities()
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.compiled import triton_reports
+from benchmarks.compiled import triton_kernels
 from lewel_kernels.triton.configs import Config
 from lewel_kernels.triton.launch import Launch
 
@@ -33,7 +33,7 @@ def main() -> None:
     config = Config("spilling fp32", {}, num_warps=1, num_stages=1, source="a test")
     launch = Launch(config, spilling_kernel, (1, 1, 1), {"p_x": x, "p_y": x}, {"SIZE": x.numel()})
     before = triton.runtime.driver._active
-    report = triton_reports.compile_launch(launch, capability, "a test")
+    report = triton_kernels.compile_launch(launch, capability, "a test")
     (device,) = spilling_kernel.device_caches
     (compiled,) = spilling_kernel.device_caches[device][0].values()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

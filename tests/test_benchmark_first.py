@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from benchmarks import __main__, commands
-from benchmarks.compiled import triton_reports
+from benchmarks.compiled.triton_kernels import TritonReport
 from benchmarks.documents import tables
 from benchmarks.gpu import build, right, session
 from benchmarks.gpu.right import Request, Row
@@ -85,7 +85,10 @@ def test_a_gpu_too_old_for_triton_has_its_part_left_out(monkeypatch: pytest.Monk
 def test_a_rehearsal_runs_the_same_commands() -> None:
     parts = session.first("cpu")
     assert sum(part.minutes for part in parts) <= 9
-    assert [part.command[2] for part in parts] == ["build", "right", "right", "run", "step"]
+    commands = [part.command[part.command.index("benchmarks") + 1] for part in parts]
+    assert commands == ["build", "right", "right", "run", "step"]
+    emulated = [part.command[:2] == ("tests/emulation", "sm_80") for part in parts]
+    assert emulated == [True, False, True, False, False]
     assert [dict(part.environment).get("TRITON_INTERPRET") for part in parts] == ["1", "1", "1", None, None]
 
 
@@ -359,7 +362,7 @@ def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespac
     )
     pretended = SimpleNamespace(asked=[], reports=[report()], error=None)
 
-    def compile_all(requests: list[Request], capabilities: list[int], processes: int) -> list[triton_reports.Report]:
+    def compile_all(capabilities: list[int], processes: int, requests: list[Request]) -> list[TritonReport]:
         pretended.asked.append((requests, capabilities, processes))
         return pretended.reports
 
@@ -368,15 +371,16 @@ def compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespac
             raise pretended.error
         return SimpleNamespace(library=library, seconds=31.5)
 
-    monkeypatch.setattr(build.triton_reports, "compile_all", compile_all)
+    monkeypatch.setattr(build.triton_kernels, "compile_all", compile_all)
     monkeypatch.setattr(build.builder, "build", built)
     monkeypatch.setattr(build.native, "build_info", lambda name: {"archs": "sm_90"})
     monkeypatch.setattr(build.os, "cpu_count", lambda: 16)
     return pretended
 
 
-def report(**facts: Any) -> triton_reports.Report:
-    return triton_reports.Report("project_kernel", "project bf16", "", "", "M bf16", 90, **facts)
+def report(**facts: Any) -> TritonReport:
+    told = {"key": "project bf16", "config": "", "source": "", "request": "M bf16"}
+    return TritonReport(kernel="project_kernel", capability=90, **told, **facts)
 
 
 def test_both_kinds_are_built_and_recorded(

@@ -121,10 +121,10 @@ def test_the_passes_of_the_kernels() -> None:
 def test_the_passes_are_those_that_the_triton_backend_launches(shape: Shape) -> None:
     """Every launch of a call at 7x7 has its pass, and what the launches are given has the bytes of the pass."""
     pytest.importorskip("triton")
-    from benchmarks.compiled import triton_reports
+    from benchmarks.compiled.requests import Request, launches_of
 
-    request = triton_reports.Request(shape.name, shape.N, shape.C, shape.D, shape.K, 4, shape.P, "bf16")
-    launches = triton_reports.launches_of(request, 90)
+    request = Request(shape.name, shape.N, shape.C, shape.D, shape.K, 4, shape.P, "bf16")
+    launches = launches_of(request, 90)
     passes = [cost for ps in roofline.passes(CASES[shape.name]).values() for _, cost in ps]
     own = [*passes[1:3], *passes[3:-1]]  # without the casts, which are PyTorch's
     given = [sum(x.nbytes for x in launch.arguments.values() if isinstance(x, torch.Tensor)) for launch in launches]

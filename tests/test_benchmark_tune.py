@@ -151,7 +151,7 @@ def test_the_second_dtype_tries_what_was_best_in_the_first(tuner: Tuner, timed: 
 
 def test_what_is_timed_is_a_kernel_with_what_its_configuration_decides_about() -> None:
     """Statistics where a tile does not hold all positions, the sums of parts; every launch belongs to one key."""
-    from benchmarks.compiled.triton_reports import launches_of
+    from benchmarks.compiled.requests import launches_of
     from lewel_kernels.triton import configs
 
     every = {p.key: p for p in problems(tune_space.TINY, ["bf16"], 90)}

@@ -31,7 +31,7 @@ import triton.language as tl
 from op_cases import OpCase, OpInputs, make, run_eager, run_op
 
 import lewel_kernels.triton as backend_module
-from benchmarks.compiled import triton_reports
+from benchmarks.compiled import requests
 from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate
 from lewel_kernels.reference import accumulator
 from lewel_kernels.triton import (
@@ -133,7 +133,7 @@ def test_what_is_summed_is_multiplied_elsewhere(wanted: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", DESIGNS, ids=str)
 def test_design(case: OpCase, affine: bool, layout: str, dtype: str) -> None:
-    inputs = in_layout(make(replace(case, affine=affine), dtype=triton_reports.DTYPES[dtype], device=DEVICE), layout)
+    inputs = in_layout(make(replace(case, affine=affine), dtype=requests.DTYPES[dtype], device=DEVICE), layout)
     truth = run_eager(inputs.to(torch.float64), temperature=0.2, return_maps=True)
     for name, x in run_op(inputs, "triton", temperature=0.2, return_maps=True).items():
         scale = truth[name].abs().max().item()
@@ -213,7 +213,7 @@ def product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.skipif(not backend_module.INTERPRETED, reason="kernels are interpreted with --device cpu only")
-@pytest.mark.parametrize("dtype", triton_reports.DTYPES.values(), ids=triton_reports.DTYPES)
+@pytest.mark.parametrize("dtype", requests.DTYPES.values(), ids=requests.DTYPES)
 def test_a_row_of_a_block_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     """Nor on its place or their number. The interpreter's own product is a BLAS's, which promises neither."""
     generator = torch.Generator().manual_seed(0)
@@ -396,7 +396,7 @@ def test_zero_pixels_in_float16() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", triton_reports.DTYPES.values(), ids=triton_reports.DTYPES)
+@pytest.mark.parametrize("dtype", requests.DTYPES.values(), ids=requests.DTYPES)
 @pytest.mark.parametrize("positions", [49, 3136, backend_module._MOST_POSITIONS])
 def test_grids_fit(positions: int, dtype: torch.dtype) -> None:
     """A grid has 2^31 - 1 programs along its first axis, 2^16 - 1 along the others."""

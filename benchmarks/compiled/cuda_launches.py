@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,14 +17,19 @@ from lewel_kernels.native.described import describe
 MAPS, GROUPS, POSITIONS = (32, 64, 128, 256, 512), (1, 4), (49, 3136)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHANNELS = 256
+TESTS = str(Path(__file__).resolve().parents[2] / "tests")
 
 
 def shared_bytes(capability: int) -> dict[str, int]:
     """The most bytes of shared memory that launches of each kernel ask for, as csrc/cuda/forward.h and backward.h say.
 
-    The emulation is asked: its host code is that of the library.
+    The emulation of the tests is asked, which needs no GPU: its host code is that of the library.
     """
-    module, arch = native.module("emulated_sm80"), 80 if capability >= 80 else 70
+    if TESTS not in sys.path:
+        sys.path.append(TESTS)
+    import emulation
+
+    module, arch = native.module(emulation.GPUS["sm_80"].library), 80 if capability >= 80 else 70
     found: dict[str, int] = {}
     for dtype, k, groups, p in itertools.product(DTYPES, MAPS, GROUPS, POSITIONS):
         for planes, affine, with_maps in itertools.product((False, True), repeat=3):

@@ -15,8 +15,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.compiled import triton_budget, triton_reports
-from benchmarks.compiled.triton_reports import Request
+from benchmarks.compiled import triton_kernels
+from benchmarks.compiled.report import SHARED_LIMITS
+from benchmarks.compiled.requests import Request
 from benchmarks.gpu import right
 from benchmarks.gpu.tune_space import FIRST
 from lewel_kernels import native
@@ -84,11 +85,11 @@ def kernels(calls: str, requests: Sequence[Request], capability: int) -> Row:
     every = [replace(request, capabilities=(capability,)) for request in requests]
     case = {"kernels": "triton", "architecture": f"sm_{capability}", "calls": calls}
     try:
-        reports = triton_reports.compile_all(every, [capability], max(1, (os.cpu_count() or 1) - FILES))
+        reports = triton_kernels.compile_all([capability], max(1, (os.cpu_count() or 1) - FILES), every)
     except RuntimeError as error:
         return Row(case, None, time.monotonic() - start, str(error).strip())
-    known = capability in triton_reports.SHARED_LIMITS
-    found = [fault for report in reports if known or report.error for fault in triton_budget.faults(report)]
+    known = capability in SHARED_LIMITS
+    found = [fault for report in reports if known or report.error for fault in report.faults()]
     return Row(case, len(reports), time.monotonic() - start, "; ".join(found) or None)
 
 

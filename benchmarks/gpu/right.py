@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.compiled.triton_reports import DTYPES, Request, launches_of
+from benchmarks.compiled.requests import DTYPES, Request, launches_of
 from benchmarks.gpu.tune_space import FIRST, SHAPES, TINY
 from benchmarks.op import parity
 from benchmarks.op.cases import NUM_GROUPS, TEMPERATURE, Shape

@@ -1,6 +1,6 @@
 """The offline tuner of the triton backend: block sizes, warps and pipeline stages, tried on the GPU that is there.
 
-A candidate is dropped untimed when the compiler finds a fault with it (benchmarks/compiled/triton_budget.py), and
+A candidate is dropped untimed when the compiler finds a fault with it (benchmarks/compiled/triton_kernels.py), and
 refused when its results are not those of the configuration in force. What is timed is a kernel with the launches that
 its configuration decides about: the statistics that it needs where one tile does not hold all positions, the sums of
 its parts. No configuration depends on N, so one must be faster over all of `BATCHES`.
@@ -34,7 +34,7 @@ from benchmarks.op import graphs
 from benchmarks.op.cases import DTYPES
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.triton_reports import Request
+    from benchmarks.compiled.requests import Request
     from lewel_kernels.triton.launch import Call, Launch
 
 ROOT = Path(__file__).parents[2]
@@ -116,23 +116,24 @@ def _sentences(future: Future[list[list[str]]], index: int, timeout: float | Non
 
 def compiled(work: Mapping[str, Any]) -> list[list[str]]:
     """What one process is told to do: the faults of each choice, or nothing where everything is only compiled."""
-    from benchmarks.compiled import triton_budget, triton_reports
+    from benchmarks.compiled.requests import Request, launches_of
+    from benchmarks.compiled.triton_kernels import compile_launch
     from lewel_kernels.triton import configs
 
-    request = triton_reports.Request.from_json(work["request"])
+    request = Request.from_json(work["request"])
     capability, key = work["capability"], work["key"]
     arch = configs.architecture((capability // 10, capability % 10))
     if key is None:
-        for launch in triton_reports.launches_of(request, capability):
-            triton_reports.compile_launch(launch, capability)
+        for launch in launches_of(request, capability):
+            compile_launch(launch, capability)
         return []
     found = []
     for told in work["choices"]:
         choice = Choice(tuple((name, size) for name, size in told["blocks"]), told["num_warps"], told["num_stages"])
         with configs.in_force(arch, key, choice.entry()):
-            (launch,) = (x for x in triton_reports.launches_of(request, capability) if x.config.key == key)
+            (launch,) = (x for x in launches_of(request, capability) if x.config.key == key)
             try:
-                found.append(triton_budget.faults(triton_reports.compile_launch(launch, capability, str(request))))
+                found.append(compile_launch(launch, capability, str(request)).faults())
             except Exception as error:  # the compiler's own, ptxas', or any of Python in a kernel
                 found.append([f"it does not compile: {str(error).strip() or repr(error)}".split("\n", 1)[0]])
     return found
@@ -412,7 +413,7 @@ def refusal(device: str) -> str | None:
         )
     if backend.INTERPRETED:
         return "TRITON_INTERPRET=1 has the kernels interpreted on the CPU; unset it to tune on a GPU"
-    from benchmarks.compiled.triton_reports import SHARED_LIMITS
+    from benchmarks.compiled.report import SHARED_LIMITS
     from lewel_kernels.triton import configs
 
     major, minor = torch.cuda.get_device_capability(device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.op.cases import D14, D56, DTYPES, NUM_GROUPS, PAPER, TEMPERATURE, Shape
 
 if TYPE_CHECKING:
-    from benchmarks.compiled.triton_reports import Request
+    from benchmarks.compiled.requests import Request
     from lewel_kernels.triton.launch import Launch
 
 SHAPES = {"M": next(s for s in PAPER if s.name == "M256"), "B": next(s for s in PAPER if s.name == "B256"),
@@ -125,7 +125,7 @@ class Problem:
 
 def problems(shapes: Mapping[str, Shape], dtypes: Sequence[str], capability: int) -> list[Problem]:
     """Every key that the shapes launch, with and without E0: dtype by dtype, M and B first, the most bytes first."""
-    from benchmarks.compiled.triton_reports import Request, launches_of
+    from benchmarks.compiled.requests import Request, launches_of
 
     found: dict[str, tuple[tuple[int, bool, int], Problem]] = {}
     for (i, dtype), affine, (name, s) in product(enumerate(dtypes), (False, True), shapes.items()):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 
-from benchmarks.compiled.triton_reports import Request
+from benchmarks.compiled.requests import Request
 from benchmarks.gpu import right
 from benchmarks.op import parity
 

@@ -6,7 +6,6 @@ compiles the kernels by name, those that the library has for its successor, sm_7
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import itertools
 import os
@@ -14,53 +13,45 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compiled import cuda_launches, nvrtc
+from benchmarks.compiled.listings import demangled, resources, short, tensor_cores
 from benchmarks.compiled.nvrtc import CompileError
+from benchmarks.compiled.report import SHARED_LIMITS, Report
 from lewel_kernels.native import nvcc, target
 from lewel_kernels.native.targets import CUDA
 from lewel_kernels.native.toolchain import BuildError, find_compiler
 
-# Bytes of shared memory that one block may have, by compute capability. An A100 has more; sm_86 and sm_89 run its code.
-SHARED_LIMITS = {70: 98304, 80: 101376, 90: 232448}
+CAPABILITIES = (70, 80, 90)
 _FIRST_OF_NVCC = 75
+# Kernels that multiply no matrices. Any other one in 16 bits needs tensor cores.
+WITHOUT_PRODUCTS = {"softmax_kernel", "maps_kernel", "maps_bwd_kernel", "sum_kernel"}
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a compiler made of one kernel for one architecture."""
+class CudaReport(Report):
+    """Of a kernel with its template's arguments, without namespaces; or of a file, if that does not compile."""
 
-    kernel: str  # with its template's arguments, without namespaces; a file's name, if that does not compile
-    capability: int
-    compiler: str
-    registers: int = 0  # of a thread
-    shared: int = 0  # bytes of a block
-    stack: int = 0  # bytes of a thread, as are spills
-    spill_stores: int = 0
-    spill_loads: int = 0
-    tensor_cores: dict[str, int] = field(default_factory=dict)  # instructions by name
-    error: str = ""  # what is wrong with it, said of it; the numbers above may be unknown then
-
-    @property
-    def arch(self) -> str:
-        return f"sm_{self.capability}"
+    kind = "cuda"
+    tensor_instructions = "HMMA"
+    bounded = ("registers", "shared")
+    expected = ("tensor_core_instructions",)
 
     @property
     def template(self) -> str:
         return self.kernel.split("<")[0]
 
     @property
-    def is_16_bit(self) -> bool:
-        return bool(re.search(r"\b(Half|BFloat16)\b", self.kernel))
+    def shared_limit(self) -> int:
+        return SHARED_LIMITS[89 if self.capability == 80 else self.capability]  # sm_86 and sm_89 run sm_80's code
 
-    def __str__(self) -> str:
-        return f"{self.kernel} on {self.arch}"
+    @property
+    def needs_tensor_cores(self) -> bool:
+        return self.template not in WITHOUT_PRODUCTS and bool(re.search(r"\b(Half|BFloat16)\b", self.kernel))
 
 
 # The tools.
@@ -69,7 +60,7 @@ class Report:
 def find_disassembler() -> str | None:
     """nvdisasm: the toolkit's, where it has one, else Triton's."""
     spec = importlib.util.find_spec("triton")
-    folders = [] if _without_nvcc() else [Path(nvcc.find().path).parent]
+    folders = [] if _without(nvcc.find) else [Path(nvcc.find().path).parent]
     folders += [
         Path(folder, "backends", "nvidia", "bin") for folder in (spec and spec.submodule_search_locations) or ()
     ]
@@ -78,9 +69,9 @@ def find_disassembler() -> str | None:
 
 def unavailable(capability: int) -> str | None:
     """Why nothing can be compiled for an architecture here, as a sentence with a remedy, or None."""
-    reason = _without_compiler()
+    reason = _without(find_compiler)
     if not reason and capability >= _FIRST_OF_NVCC:
-        reason = _without_nvcc()
+        reason = _without(nvcc.find)
     elif not reason and not nvrtc.find():
         reason = f"there is no NVRTC of CUDA 12, the last for sm_{capability}; pip install '{nvrtc.PACKAGE}'"
     if not reason and not find_disassembler():
@@ -88,17 +79,10 @@ def unavailable(capability: int) -> str | None:
     return reason
 
 
-def _without_compiler() -> str | None:
+def _without(find: Callable[[], object]) -> str | None:
+    """Why a tool is not found, or None."""
     try:
-        find_compiler()
-    except BuildError as error:
-        return str(error)
-    return None
-
-
-def _without_nvcc() -> str | None:
-    try:
-        nvcc.find()
+        find()
     except BuildError as error:
         return str(error)
     return None
@@ -107,64 +91,7 @@ def _without_nvcc() -> str | None:
 # What they say.
 
 
-def resources(log: str) -> dict[str, dict[str, int]]:
-    """What `ptxas -v` says of each kernel, by its mangled name. Functions that it calls count as its own."""
-    _, *parts = re.split(r"Compiling entry function '([^']+)' for 'sm_\w+'", log)
-    found = {}
-    for name, text in zip(parts[::2], parts[1::2], strict=True):
-
-        def number(pattern: str, text: str = text) -> int:
-            return max((int(digits) for digits in re.findall(pattern, text)), default=0)
-
-        found[name] = {
-            "registers": number(r"Used (\d+) registers"),
-            "shared": number(r"(\d+) bytes smem"),  # static: what a launch asks for is not known here
-            "stack": number(r"(\d+) bytes (?:stack frame|cumulative stack size)"),
-            "spill_stores": number(r"(\d+) bytes spill stores"),
-            "spill_loads": number(r"(\d+) bytes spill loads"),
-        }
-        if not found[name]["registers"]:
-            raise RuntimeError(f"ptxas -v does not say how many registers {name} uses: {text}")
-    return found
-
-
-_TENSOR_CORES = re.compile(r"\b[HDIQ]G?MMA(?=\.)")
-
-
-def tensor_cores(sass: str) -> dict[str, dict[str, int]]:
-    """Instructions of the tensor cores that nvdisasm finds in each kernel, by its mangled name."""
-    _, *parts = re.split(r"\.section\s+\.text\.([\w$.]+)", sass)
-    return {
-        name: dict(sorted(Counter(_TENSOR_CORES.findall(text)).items()))
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    }
-
-
-def demangled(name: str) -> str:
-    """What a compiler calls a kernel, or a type, as C++ has it."""
-    demangle, free = ctypes.CDLL("libstdc++.so.6").__cxa_demangle, ctypes.CDLL(None).free
-    demangle.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    pointer = demangle(name.encode(), None, None, ctypes.byref(ctypes.c_int()))
-    if not pointer:
-        raise ValueError(f"{name!r} is no name that a compiler makes")
-    try:
-        return ctypes.string_at(pointer).decode()
-    finally:
-        free(pointer)
-
-
-def short(name: str) -> str:
-    """`void lewel::cuda::f<lewel::cuda::Half, (E)1>(int)` -> `f<Half, (E)1>`."""
-    depth = 0
-    for i, character in enumerate(name):
-        if character == "(" and depth == 0:
-            name = name[:i]
-            break
-        depth += (character == "<") - (character == ">")
-    return name.removeprefix("void ").replace("lewel::cuda::", "")
-
-
-def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[Report]:
+def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[CudaReport]:
     """What a compiler made of the kernels in a binary, and said of them."""
     disassembler = find_disassembler()
     assert disassembler is not None
@@ -177,9 +104,15 @@ def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[Rep
     if lost := facts.keys() - cores.keys():
         raise RuntimeError(f"nvdisasm does not find {', '.join(sorted(lost))} in what {compiler} made")
     return [
-        Report(short(demangled(name)), capability, compiler, **fact, tensor_cores=cores[name])
+        CudaReport(
+            kernel=short(demangled(name)), capability=capability, compiler=compiler, **fact, tensor_cores=cores[name]
+        )
         for name, fact in facts.items()
     ]
+
+
+def _refused(kernel: str, capability: int, compiler: str, error: CompileError) -> CudaReport:
+    return CudaReport(kernel=kernel, capability=capability, compiler=compiler, error=f"does not compile: {error}")
 
 
 def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str, str]:
@@ -194,27 +127,25 @@ def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str,
 # Compiling.
 
 
-def compile_all(capabilities: Sequence[int], threads: int = 2) -> list[Report]:
+def compile_all(capabilities: Sequence[int], processes: int = 2) -> list[CudaReport]:
     """Reports of all kernels of the library, for architectures that `unavailable` has nothing against."""
     shared = {capability: cuda_launches.shared_bytes(capability) for capability in capabilities}
     known = {kernel for kernels in shared.values() for kernel in kernels}
-    reports = compile_kernels(target.sources(), capabilities, threads, known)
+    reports = compile_kernels(target.sources(), capabilities, processes, known)
     return [_with_shared(report, shared[report.capability]) for report in reports]
 
 
-def _with_shared(report: Report, shared: dict[str, int]) -> Report:
+def _with_shared(report: CudaReport, shared: dict[str, int]) -> CudaReport:
     if report.error:
         return report
     if report.kernel not in shared:
-        return replace(
-            report, error="is launched by no call that benchmarks/compiled/cuda_launches.py makes; add one there"
-        )
+        return replace(report, error="is launched by no call of benchmarks/compiled/cuda_launches.py; add one there")
     return replace(report, shared=report.shared + shared[report.kernel])
 
 
 def compile_kernels(
     csrc: Path, capabilities: Sequence[int], threads: int = 2, known: Iterable[str] = ()
-) -> list[Report]:
+) -> list[CudaReport]:
     """Reports of all kernels below a folder; what does not compile has an `error`. Shared memory is what is static.
 
     Args:
@@ -226,7 +157,7 @@ def compile_kernels(
     units = sorted(csrc.glob("cuda/kernels_*.cu"))
     with ThreadPoolExecutor(threads) as pool:
         names = set(known)
-        if min(capabilities) < _FIRST_OF_NVCC and not _without_nvcc():
+        if min(capabilities) < _FIRST_OF_NVCC and not _without(nvcc.find):
             names = set(itertools.chain.from_iterable(pool.map(lambda unit: kernels_of(unit, csrc), units)))
         # The backend takes no bfloat16 before sm_80, which has no instructions for it.
         shared_out = sorted(name for name in names if "BFloat16" not in name)
@@ -261,18 +192,18 @@ def kernels_of(unit: Path, csrc: Path) -> list[str]:
         return [short(demangled(name)) for name in re.findall(r"\.entry\s+([\w$]+)", ptx.read_text())]
 
 
-def _compile_unit(unit: Path, capability: int, csrc: Path) -> list[Report]:
+def _compile_unit(unit: Path, capability: int, csrc: Path) -> list[CudaReport]:
     compiler = f"nvcc {nvcc.find().version.rpartition('.')[0]}"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "unit.cubin")
         try:
             log = _nvcc(["-cubin", f"-arch=sm_{capability}", "-Xptxas=-v", unit, "-o", cubin], csrc, folder)
         except CompileError as error:
-            return [Report(unit.name, capability, compiler, error=f"does not compile: {error}")]
+            return [_refused(unit.name, capability, compiler, error)]
         return _reports(log, cubin.read_bytes(), capability, compiler)
 
 
-def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[Report]:
+def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[CudaReport]:
     headers = [f'#include "cuda/{header.name}"' for header in sorted(csrc.glob("cuda/*_kernels.h"))]
     options = [
         f"--gpu-architecture=sm_{capability}",
@@ -288,5 +219,5 @@ def _compile_names(names: Sequence[str], capability: int, csrc: Path) -> list[Re
     except CompileError as error:
         if len(names) > 1:  # which of them is it?
             return [report for name in names for report in _compile_names([name], capability, csrc)]
-        return [Report(names[0], capability, compiler.name, error=f"does not compile: {error}")]
+        return [_refused(names[0], capability, compiler.name, error)]
     return _reports(log, cubin, capability, compiler.name)

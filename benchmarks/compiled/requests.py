@@ -1,0 +1,120 @@
+"""Calls of the op that stand for all that is shipped, and what the triton backend launches for one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lewel_kernels.dispatch import Needs
+    from lewel_kernels.triton.launch import Launch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of the op, forward and backward, without its tensors: what another process can be told as JSON."""
+
+    name: str
+    N: int
+    C: int
+    D: int
+    K: int
+    G: int
+    P: int
+    dtype: str
+    layout: str = "rows"  # of features and pixels: "rows" is channels_last, "planes" contiguous
+    bias: bool = False
+    affine: bool = False
+    shared: bool = False  # the features are projected: no pixels
+    maps: bool = False  # also returned, with a gradient
+    tf32: bool = False  # allowed for matrix products in float32
+    temperature: float = 0.05
+    needs: Needs = (True,) * 6
+    capabilities: tuple[int, ...] = (80, 90)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Request:
+        """What `dataclasses.asdict` and JSON made of a request: its tuples are lists there."""
+        fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        extras = [name for name in ("bias", "affine", "shared", "maps", "tf32") if getattr(self, name)]
+        return " ".join([self.name, self.dtype, self.layout, *extras])
+
+
+def _shipped() -> Iterator[Request]:
+    m = Request("M", N=256, C=2048, D=2048, K=128, G=4, P=49, dtype="bf16")
+    b = Request("B", N=256, C=2048, D=4096, K=256, G=4, P=49, dtype="bf16")
+    d14 = Request("14x14", N=64, C=1024, D=1024, K=128, G=4, P=196, dtype="bf16")
+    d56 = Request("56x56", N=32, C=256, D=256, K=128, G=4, P=3136, dtype="bf16")
+    for shape in (m, b, d14, d56):
+        yield from (replace(shape, dtype=dtype) for dtype in DTYPES)
+        yield replace(shape, dtype="fp32", tf32=True)
+        yield from (replace(shape, layout="planes", dtype=dtype) for dtype in ("bf16", "fp16", "fp32"))
+        yield replace(shape, layout="planes", affine=True)
+        yield from (replace(shape, affine=True, dtype=dtype) for dtype in ("bf16", "fp16"))
+    yield replace(m, shared=True)
+    yield replace(d56, name="56x56 G8", G=8)
+    # The ablations of the paper, more maps or one group; and GPUs with little shared memory, which have no table.
+    every = (80, 89, 90)
+    for dtype in ("bf16", "fp32"):
+        yield replace(m, name="K512", K=512, dtype=dtype, capabilities=every)
+        yield replace(m, name="K256 G1", K=256, G=1, dtype=dtype, capabilities=every)
+    for shape in (m, b, d14, d56):
+        yield replace(shape, capabilities=(89,))
+
+
+def _with_more(request: Request) -> Iterator[Request]:
+    """What sees a bias, or a gradient of the maps, is another kernel; none sees both. M alone for 32 bits and 64."""
+    yield request
+    if request.name == "M" or request.dtype in ("bf16", "fp16"):
+        yield replace(request, bias=True, maps=True)
+
+
+SHIPPED = tuple(itertools.chain.from_iterable(map(_with_more, _shipped())))
+
+
+def launches_of(request: Request, capability: int) -> list[Launch]:
+    """What a request launches, forward and backward, on tensors of device "meta"."""
+    from lewel_kernels.reference import accumulator
+    from lewel_kernels.triton import backward_launches, configs, forward_launches, launch
+
+    r, dtype = request, DTYPES[request.dtype]
+    acc = accumulator(dtype)
+
+    def image(channels: int) -> Tensor:
+        strides = (r.P * channels, 1, channels) if r.layout == "rows" else (r.P * channels, r.P, 1)
+        return torch.empty_strided((r.N, channels, r.P), strides, dtype=dtype, device="meta")
+
+    def new(*size: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.empty(size, dtype=of, device="meta")
+
+    call = launch.Call(
+        image(r.C),
+        None if r.shared else image(r.D),
+        new(r.K, r.D),
+        new(r.K) if r.bias else None,
+        new(r.D, of=acc) if r.affine else None,
+        new(r.D, of=acc) if r.affine else None,
+        r.G,
+        r.temperature,
+        1e-12,
+        configs.architecture((capability // 10, capability % 10)),
+    )
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, r.tf32
+    try:
+        (pooled, maps, heat, norm), forward = forward_launches.plan(call, out_dtype=dtype, return_maps=r.maps)
+        d_maps = torch.empty_like(maps) if r.maps else None
+        _, backward = backward_launches.plan(call, torch.empty_like(pooled), d_maps, heat, norm, r.needs)
+    finally:
+        matmul.allow_tf32 = before
+    return forward + backward
