@@ -26,9 +26,9 @@ from lewel_kernels import env
 # In automatic order, fastest first; that triton comes before cuda is not measured yet, and leaves to cuda the GPUs that
 # triton refuses (V100). Modules, imported when first asked for: none is needed to import the package.
 BACKENDS = {
-    "cpu": "lewel_kernels.native.cpu",
+    "cpu": "lewel_kernels.cpu",
     "triton": "lewel_kernels.triton",
-    "cuda": "lewel_kernels.native.cuda",
+    "cuda": "lewel_kernels.cuda",
     "reference": "lewel_kernels.reference",
 }
 

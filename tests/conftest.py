@@ -23,8 +23,7 @@ import emulation
 import tiers
 import torch
 
-from lewel_kernels import dispatch
-from lewel_kernels.native import cuda
+from lewel_kernels import cuda, dispatch
 
 # On the CPU the GPU backends run in an interpreter and in an emulation. Triton reads its variable when it is imported,
 # which a conftest.py beside this one may do; so it is set here, and `pytest_configure` takes it back.

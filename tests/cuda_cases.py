@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel_kernels import reference
-from lewel_kernels.native import cuda
+from lewel_kernels import cuda, reference
 
 DEVICE = torch.device(cuda.device_type)
 ARCHS = ("sm_70", "sm_80") if emulation.in_force() else ("gpu",)

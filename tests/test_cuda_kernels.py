@@ -43,8 +43,7 @@ from cuda_cases import (
 )
 from torch import Tensor
 
-from lewel_kernels import BackendUnavailable, fused_align_aggregate, reference
-from lewel_kernels.native import cuda
+from lewel_kernels import BackendUnavailable, cuda, fused_align_aggregate, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 

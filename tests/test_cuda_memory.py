@@ -37,8 +37,7 @@ from cuda_cases import (
 )
 from torch import Tensor
 
-from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate, native
-from lewel_kernels.native import cuda
+from lewel_kernels import BackendUnavailable, cuda, dispatch, explain, fused_align_aggregate, native
 
 CSRC = ROOT / "csrc" / "cuda"
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")

@@ -9,8 +9,8 @@ import emulation
 import pytest
 import torch
 
-from lewel_kernels import dispatch, native
-from lewel_kernels.native import builder, cuda, target
+from lewel_kernels import cuda, dispatch, native
+from lewel_kernels.native import builder, target
 from lewel_kernels.native.toolchain import BuildError
 
 

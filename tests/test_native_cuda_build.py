@@ -19,8 +19,8 @@ import emulation
 import pytest
 import torch
 
-from lewel_kernels import info, native
-from lewel_kernels.native import builder, cuda, nvcc, target
+from lewel_kernels import cuda, info, native
+from lewel_kernels.native import builder, nvcc, target
 from lewel_kernels.native.targets import CPU, CUDA, TARGETS
 from lewel_kernels.native.toolchain import BuildError
 

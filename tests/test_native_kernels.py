@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel_kernels import native, reference
-from lewel_kernels.native import cpu
+from lewel_kernels import cpu, native, reference
 
 _reason = native.unavailable()
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f"cpu backend: {_reason}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lewel_kernels import native, reference
-from lewel_kernels.native.described import describe
+from lewel_kernels.cuda import launches
 
 # These launch every kernel that there is.
 MAPS, GROUPS, POSITIONS = (32, 64, 128, 256, 512), (1, 4), (49, 3136)
@@ -41,7 +41,7 @@ def shared_bytes(capability: int) -> dict[str, int]:
                 _empty(2, k // groups, CHANNELS, dtype=dtype),
                 _empty(2, k, p, dtype=dtype) if with_maps else None,
             )  # fmt: skip
-            for line in itertools.chain(*describe(module, tensors, groups, arch)):
+            for line in itertools.chain(*launches(module, tensors, groups, arch)):
                 match = re.fullmatch(r"(.+): .* blocks of \d+ threads, (\d+) bytes of shared memory", line)
                 assert match, line
                 found[match[1]] = max(found.get(match[1], 0), int(match[2]))

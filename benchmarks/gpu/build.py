@@ -20,8 +20,8 @@ from benchmarks.compiled.report import SHARED_LIMITS
 from benchmarks.compiled.requests import Request
 from benchmarks.gpu import right
 from benchmarks.gpu.tune_space import FIRST
-from lewel_kernels import native
-from lewel_kernels.native import builder, cuda
+from lewel_kernels import cuda, native
+from lewel_kernels.native import builder
 from lewel_kernels.native.targets import TARGETS
 
 LEAST_CAPABILITY = 80  # of what Triton compiles the kernels for

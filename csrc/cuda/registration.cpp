@@ -196,7 +196,7 @@ void backward_op(const Tensor& grad_pooled, const MaybeTensor& grad_maps, const 
 
 }  // namespace
 
-// Both schemas name what is written; the results are allocated by lewel_kernels/native/cuda.py.
+// Both schemas name what is written; the results are allocated by lewel_kernels/cuda.py.
 STABLE_TORCH_LIBRARY_FRAGMENT(LEWEL_LIBRARY, library) {
   library.def(
       "forward(Tensor features, Tensor? pixels, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift,"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from lewel_kernels.native import cuda, target
+from lewel_kernels import cuda
+from lewel_kernels.native import target
 from lewel_kernels.native.target import ABI, Target, Tools, source_files, string
 from lewel_kernels.native.targets import CUDA, TARGETS
 

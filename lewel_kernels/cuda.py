@@ -14,12 +14,14 @@ from torch import Tensor
 
 from lewel_kernels import native, reference
 from lewel_kernels.native import nvcc
-from lewel_kernels.native.described import NUMBERS
-from lewel_kernels.native.described import describe as describe_launches
 from lewel_kernels.native.targets import CUDA
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from lewel_kernels.dispatch import Gradients, Needs, Request
+
+NUMBERS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/cuda/numbers.h
 
 name = "cuda"
 heat_rows = True
@@ -182,9 +184,32 @@ def describe(
     pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype, device="meta")
     tensors = (features, pixels, weight, bias, scale, pooled, None)
     arch = 80 if capability >= (8, 0) else 70
-    forward, backward = describe_launches(native.module(gpus.library), tensors, num_groups, arch)
+    forward, backward = launches(native.module(gpus.library), tensors, num_groups, arch)
     lines = [f"forward, kernels {origin}:", *(f"  {x}" for x in forward), "backward:", *(f"  {x}" for x in backward)]
     return "\n".join(lines)
+
+
+def launches(
+    library: ModuleType, tensors: tuple[Tensor | None, ...], num_groups: int, arch: int
+) -> tuple[list[str], list[str]]:
+    """The launches of a forward, and of a backward for all gradients: a line each.
+
+    Args:
+        library: The loaded extension, as csrc/cuda/module.cpp makes it.
+        tensors: features, pixels, weight, bias, scale, pooled and maps; they may be on device "meta".
+        num_groups: As of the op.
+        arch: Whose instructions the kernels have: 70, or 80 from sm_80 on.
+    """
+    forward, backward = library.describe(*map(_view, tensors), num_groups, arch)
+    return forward.splitlines(), backward.splitlines()
+
+
+def _view(x: Tensor | None) -> tuple[int, int, list[int], list[int]] | None:
+    """What library.describe takes for a tensor: an address, which it never reads, its type, sizes and strides."""
+    if x is None:
+        return None
+    address = 256 if x.is_meta else x.data_ptr()  # as aligned as torch's memory is
+    return address, NUMBERS.index(x.dtype), list(x.shape), list(x.stride())
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
