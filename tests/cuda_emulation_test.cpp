@@ -13,20 +13,11 @@
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda_checks.h"
 
 using namespace lewel::cuda;
 
 namespace {
-
-[[noreturn]] void failed(int line, const std::string& said) {
-  std::printf("line %d: %s\n", line, said.c_str());
-  std::exit(1);
-}
-
-#define CHECK(condition, said) \
-  do {                         \
-    if (!(condition)) failed(__LINE__, said); \
-  } while (false)
 
 using Kernel = void (*)();
 
@@ -111,11 +102,11 @@ void check_rounded(int mantissa_bits) {
   for (const uint32 bits : {0x7f800001u, 0xff800001u, 0x7fffffffu, 0xffffffffu}) check(emulation::float_of(bits), 0);
 }
 
-void half_to_float() { check_widen<Half>(10); }
-void float_to_half() { check_rounded<Half>(10); }
-void bfloat16_to_float() { check_widen<BFloat16>(7); }
+CHECKED(half_to_float) { check_widen<Half>(10); }
+CHECKED(float_to_half) { check_rounded<Half>(10); }
+CHECKED(bfloat16_to_float) { check_widen<BFloat16>(7); }
 
-void other_numbers() {
+CHECKED(other_numbers) {
   CHECK(widen<double>(3.5) == 3.5 && widen<float>(0.1f) == 0.1f, "widen changes a number");
   CHECK(rounded<double>(0.1) == 0.1 && rounded<float>(0.1f) == 0.1f, "rounded changes a number");
   CHECK(power_of_two(-3.0f) == 0.125f && power_of_two(0.5) == std::sqrt(2.0), "power_of_two is wrong");
@@ -125,7 +116,7 @@ void other_numbers() {
 
 // ---- launches
 
-void places() {
+CHECKED(places) {
   std::vector<int> seen(2 * 3 * 4 * 70);
   emulation::run({2, 3, 4}, 70, 0, [&] {
     if (lane() == thread() % 32 && warp() == thread() / 32)
@@ -134,7 +125,7 @@ void places() {
   CHECK(std::all_of(seen.begin(), seen.end(), [](int n) { return n == 1; }), "a thread did not run once in its place");
 }
 
-void shared_memory_is_nan_and_aligned() {
+CHECKED(shared_memory_is_nan_and_aligned) {
   bool nan = true, aligned = true, apart = true;
   emulation::run({5, 1, 1}, 1, 4096, [&] {
     aligned &= reinterpret_cast<std::uintptr_t>(shared_memory()) % 128 == 0;
@@ -149,7 +140,7 @@ void shared_memory_is_nan_and_aligned() {
   CHECK(apart, "what lies behind the shared memory is not NaN");
 }
 
-void local_arrays() {
+CHECKED(local_arrays) {
   int wrong = 0;
   emulation::run({1, 1, 1}, 64, 0, [&] {
     volatile int local[8192];
@@ -160,7 +151,7 @@ void local_arrays() {
   CHECK(wrong == 0, "a thread's array of 32 KiB was changed by another thread");
 }
 
-void floating_point_registers() {
+CHECKED(floating_point_registers) {
   // more numbers than there are registers which calls preserve
   float sums[64];
   emulation::run({1, 1, 1}, 64, 0, [&] {
@@ -188,7 +179,7 @@ std::vector<std::vector<int>> order_of(int block, int phases, int threads = 128)
   return order;
 }
 
-void orders_change_at_barriers() {
+CHECKED(orders_change_at_barriers) {
   const auto order = order_of(0, 12);
   int forwards = 0, backwards = 0, shuffled_warps = 0;
   for (size_t phase = 0; phase < order.size(); ++phase) {
@@ -205,7 +196,7 @@ void orders_change_at_barriers() {
   CHECK(shuffled_warps > 0, "warps are never shuffled");
 }
 
-void orders_are_deterministic() {
+CHECKED(orders_are_deterministic) {
   const auto order = order_of(3, 12);
   CHECK(order == order_of(3, 12), "the same launch had another order");
   CHECK(order != order_of(2, 12), "two blocks have the same orders");
@@ -217,7 +208,7 @@ void orders_are_deterministic() {
   emulation::threads = before;
 }
 
-void orders_change_at_collectives() {
+CHECKED(orders_change_at_collectives) {
   std::vector<int> orders[6];
   emulation::run({1, 1, 1}, 32, 0, [&] {
     for (auto& order : orders) {
@@ -251,7 +242,7 @@ bool neighbours_see(int threads, int step, Barrier&& barrier) {
   return right;
 }
 
-void missing_barriers_show() {
+CHECKED(missing_barriers_show) {
   for (const int step : {-32, -1, 1, 32}) {
     CHECK(neighbours_see(128, step, [] { block_barrier(); }), "a barrier did not help");
     CHECK(!neighbours_see(128, step, [] {}), "a missing barrier did not show");
@@ -263,7 +254,7 @@ void missing_barriers_show() {
   }
 }
 
-void blocks_run_backwards() {
+CHECKED(blocks_run_backwards) {
   const int before = emulation::threads;
   emulation::threads = 1;
   std::vector<int> order;
@@ -272,7 +263,7 @@ void blocks_run_backwards() {
   CHECK((order == std::vector<int>{5, 4, 3, 2, 1, 0}), "blocks ran in another order");
 }
 
-void exceptions_pass() {
+CHECKED(exceptions_pass) {
   for (int i = 0; i < 3; ++i) {
     int caught = 0;
     try {
@@ -288,7 +279,7 @@ void exceptions_pass() {
   }
 }
 
-void first_error_is_reported() {
+CHECKED(first_error_is_reported) {
   const int before = emulation::threads;
   emulation::threads = 2;
   for (const int late : {0, 1}) {  // the block that fails last; block 1 is the first to run
@@ -310,7 +301,7 @@ void first_error_is_reported() {
   emulation::threads = before;
 }
 
-void launches_that_cannot_be() {
+CHECKED(launches_that_cannot_be) {
   const auto refused = [](Grid grid, int threads, int shared_bytes) {
     try {
       emulation::run(grid, threads, shared_bytes, [] {});
@@ -328,7 +319,7 @@ void launches_that_cannot_be() {
 
 // ---- barriers and shuffles
 
-void shuffle() {
+CHECKED(shuffle) {
   for (const int mask : {0, 1, 2, 5, 16, 31}) {
     bool right = true;
     emulation::run({1, 1, 1}, 64, 0, [&] {
@@ -340,9 +331,9 @@ void shuffle() {
   }
 }
 
-void shuffle_by_too_much() { expect_error([] { shuffle_xor(1.0f, 32); }, {"thread", "32"}); }
+CHECKED(shuffle_by_too_much) { expect_error([] { shuffle_xor(1.0f, 32); }, {"thread", "32"}); }
 
-void barrier_missed_by_return() {
+CHECKED(barrier_missed_by_return) {
   expect_error(
       [] {
         if (thread() != 17) block_barrier();
@@ -350,7 +341,7 @@ void barrier_missed_by_return() {
       {"block_barrier", "thread 17", "has returned", "block (0, 0, 0)"}, 64);
 }
 
-void barrier_missed_at_collective() {
+CHECKED(barrier_missed_at_collective) {
   expect_error(
       [] {
         if (thread() == 40) warp_barrier();
@@ -359,7 +350,7 @@ void barrier_missed_at_collective() {
       {"thread 40", "warp_barrier", "thread 32", "waits at block_barrier"}, 64);
 }
 
-void barriers_of_two_lines() {
+CHECKED(barriers_of_two_lines) {
   expect_error(
       [] {
         if (warp() == 0)
@@ -370,7 +361,7 @@ void barriers_of_two_lines() {
       {"block_barrier", "at another"}, 64);
 }
 
-void collective_missed_by_return() {
+CHECKED(collective_missed_by_return) {
   expect_error(
       [] {
         if (thread() != 33) shuffle_xor(1.0f, 1);
@@ -378,11 +369,11 @@ void collective_missed_by_return() {
       {"thread 32", "shuffle_xor", "thread 33", "has returned"}, 64);
 }
 
-void collective_in_part_of_a_warp() {
+CHECKED(collective_in_part_of_a_warp) {
   expect_error([] { warp_barrier(); }, {"thread 32", "warp_barrier", "warp of 16 threads"}, 48);
 }
 
-void different_collectives() {
+CHECKED(different_collectives) {
   expect_error(
       [] {
         if (lane() < 16)
@@ -393,7 +384,7 @@ void different_collectives() {
       {"warp_barrier", "shuffle_xor", "thread"});
 }
 
-void collectives_of_two_lines() {
+CHECKED(collectives_of_two_lines) {
   expect_error(
       [] {
         if (lane() < 16)
@@ -404,20 +395,20 @@ void collectives_of_two_lines() {
       {"shuffle_xor", "thread"});
 }
 
-void writes_behind_shared_memory() {
+CHECKED(writes_behind_shared_memory) {
   expect_error([] { shared_memory()[1000] = 0; }, {"block (0, 0, 0)", "byte 1000"}, 1, 1000);
   expect_error([] { shared_memory()[1000 + 4000] = 0; }, {"block (0, 0, 0)", "byte 5000"}, 1, 1000);
   run_one([] { shared_memory()[999] = 0; }, 1, 1000);
 }
 
-void writes_before_shared_memory() {
+CHECKED(writes_before_shared_memory) {
   expect_error([] { shared_memory()[-1] = 0; }, {"block (0, 0, 0)", "byte -1 "}, 1, 1000);
   run_one([] { shared_memory()[0] = 0; }, 1, 1000);
 }
 
 #if LEWEL_EMULATED == 80
 
-void float_to_bfloat16() { check_rounded<BFloat16>(7); }
+CHECKED(float_to_bfloat16) { check_rounded<BFloat16>(7); }
 
 // ---- copies
 
@@ -426,7 +417,7 @@ alignas(16) const char kLetters[65] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO
 std::string shared_text(int at, int bytes) { return std::string(shared_memory() + at, bytes); }
 const std::string kNothing(16, '\xff');
 
-void copies_arrive_when_waited_for() {
+CHECKED(copies_arrive_when_waited_for) {
   run_one([] {
     shared_memory()[3] = 0;
     copy_async(shared_memory(), kLetters, 16);
@@ -452,7 +443,7 @@ void copies_arrive_when_waited_for() {
   }, 1);
 }
 
-void copies_read_late() {
+CHECKED(copies_read_late) {
   alignas(16) char from[16] = {};
   emulation::run({1, 1, 1}, 1, 16, [&] {
     copy_async(shared_memory(), from, 16);
@@ -463,7 +454,7 @@ void copies_read_late() {
   });
 }
 
-void copies_of_other_threads() {
+CHECKED(copies_of_other_threads) {
   run_one([] {
     copy_async(shared_memory() + 16 * thread(), kLetters, 16);
     copy_async_commit();
@@ -476,7 +467,7 @@ void copies_of_other_threads() {
   }, 2);
 }
 
-void copies_fill_with_zeros() {
+CHECKED(copies_fill_with_zeros) {
   run_one([] {
     for (int bytes = 0; bytes <= 16; ++bytes) {
       copy_async(shared_memory(), bytes ? kLetters : nullptr, bytes);
@@ -487,21 +478,21 @@ void copies_fill_with_zeros() {
   }, 1);
 }
 
-void copy_to_odd_address() {
+CHECKED(copy_to_odd_address) {
   expect_error([] { copy_async(shared_memory() + 8, kLetters, 16); }, {"thread 0", "copies to", "16 bytes"}, 1);
 }
-void copy_from_odd_address() {
+CHECKED(copy_from_odd_address) {
   expect_error([] { copy_async(shared_memory(), kLetters + 8, 8); }, {"thread 0", "copies from", "16 bytes"}, 1);
 }
-void copy_of_odd_size() {
+CHECKED(copy_of_odd_size) {
   expect_error([] { copy_async(shared_memory(), kLetters, 17); }, {"thread 0", "copies 17 bytes"}, 1);
   expect_error([] { copy_async(shared_memory(), kLetters, -1); }, {"thread 0", "copies -1 bytes"}, 1);
 }
-void copy_outside_shared_memory() {
+CHECKED(copy_outside_shared_memory) {
   expect_error([] { copy_async(shared_memory() + 1024, kLetters, 0); }, {"thread 0", "byte 1024"}, 1);
   expect_error([] { copy_async(shared_memory() - 16, kLetters, 0); }, {"thread 0", "byte -16"}, 1);
 }
-void copy_never_waited_for() {
+CHECKED(copy_never_waited_for) {
   expect_error([] { copy_async(shared_memory(), kLetters, 16); }, {"thread", "copies", "copy_async_wait"}, 1);
   expect_error(
       [] {
@@ -539,18 +530,18 @@ void check_load_matrices(bool transposed) {
       }
   });
 }
-void matrices() { check_load_matrices(false); }
-void matrices_transposed() { check_load_matrices(true); }
+CHECKED(matrices) { check_load_matrices(false); }
+CHECKED(matrices_transposed) { check_load_matrices(true); }
 
-void matrices_at_odd_address() {
+CHECKED(matrices_at_odd_address) {
   expect_error([] { uint32 words[4]; load_matrices(words, shared_memory() + 16 * lane() + (lane() == 9) * 8, false); },
                {"thread 9", "16 bytes"});
 }
-void matrices_outside_shared_memory() {
+CHECKED(matrices_outside_shared_memory) {
   expect_error([] { uint32 words[4]; load_matrices(words, shared_memory() + 16 * lane() + 528, false); },
                {"thread 31", "byte 1024"});
 }
-void matrices_of_two_kinds() {
+CHECKED(matrices_of_two_kinds) {
   expect_error([] { uint32 words[4]; load_matrices(words, shared_memory(), lane() == 3); }, {"load_matrices"});
 }
 
@@ -591,8 +582,8 @@ void check_multiply() {
             "lane " + std::to_string(lane()) + " has a wrong sum " + std::to_string(e));
   });
 }
-void multiply_half() { check_multiply<Half>(); }
-void multiply_bfloat16() { check_multiply<BFloat16>(); }
+CHECKED(multiply_half) { check_multiply<Half>(); }
+CHECKED(multiply_bfloat16) { check_multiply<BFloat16>(); }
 
 // 16 of all numbers at a time, in the first column of a, times 1.
 template <class T>
@@ -612,10 +603,10 @@ void check_multiply_all_numbers() {
     }
   });
 }
-void multiply_all_halves() { check_multiply_all_numbers<Half>(); }
-void multiply_all_bfloat16s() { check_multiply_all_numbers<BFloat16>(); }
+CHECKED(multiply_all_halves) { check_multiply_all_numbers<Half>(); }
+CHECKED(multiply_all_bfloat16s) { check_multiply_all_numbers<BFloat16>(); }
 
-void multiplications_of_two_kinds() {
+CHECKED(multiplications_of_two_kinds) {
   expect_error(
       [] {
         const uint32 a[4] = {}, b[2] = {};
@@ -630,7 +621,7 @@ void multiplications_of_two_kinds() {
 
 #else
 
-void functions_of_80() {
+CHECKED(functions_of_80) {
   expect_error([] { copy_async(shared_memory(), nullptr, 0); }, {"thread", "copy_async", "kArch"});
   expect_error([] { copy_async_commit(); }, {"thread", "copy_async_commit", "kArch"});
   expect_error([] { copy_async_wait<0>(); }, {"thread", "copy_async_wait", "kArch"});
@@ -683,24 +674,24 @@ void wmma() {
 const Half* halves(int at = 0) { return reinterpret_cast<const Half*>(shared_memory()) + at; }
 float* floats(int at = 0) { return reinterpret_cast<float*>(shared_memory()) + at; }
 
-void wmma_at_odd_address() {
+CHECKED(wmma_at_odd_address) {
   expect_error([] { Operand x; load_left<false>(x, halves(8), 16); }, {"thread", "load_left", "32 bytes"});
   expect_error([] { Operand x; load_right<true>(x, halves(8), 16); }, {"thread", "load_right", "32 bytes"});
   expect_error([] { store_sum(floats(4), Sum{}, 16); }, {"thread", "store_sum", "32 bytes"}, 32, 2048);
   run_one([] { Operand x; load_left<false>(x, halves(16), 16); }, 32, 2048);
   run_one([] { store_sum(floats(8), Sum{}, 16); }, 32, 2048);
 }
-void wmma_of_odd_stride() {
+CHECKED(wmma_of_odd_stride) {
   expect_error([] { Operand x; load_left<true>(x, halves(), 20); }, {"thread", "ld 20", "8"});
   expect_error([] { Operand x; load_right<false>(x, halves(), 20); }, {"thread", "ld 20", "8"});
   expect_error([] { store_sum(floats(), Sum{}, 18); }, {"thread", "ld 18", "4"}, 32, 2048);
 }
-void wmma_outside_shared_memory() {
+CHECKED(wmma_outside_shared_memory) {
   expect_error([] { Operand x; load_left<false>(x, halves(), 40); }, {"thread", "shared memory"});
   expect_error([] { Operand x; load_right<false>(x, halves(-16), 16); }, {"thread", "byte -32"});
   expect_error([] { store_sum(floats(8), Sum{}, 16); }, {"thread", "byte 32"});
 }
-void wmma_of_different_matrices() {
+CHECKED(wmma_of_different_matrices) {
   expect_error([] { Operand x; load_left<false>(x, halves(16 * (lane() / 16)), 16); }, {"load_left"});
   expect_error([] { Operand x; load_right<false>(x, halves(), 16 + 8 * (lane() / 16)); }, {"load_right"});
   expect_error([] { store_sum(floats(8 * (lane() / 16)), Sum{}, 16); }, {"store_sum"}, 32, 2048);
@@ -722,7 +713,7 @@ void wmma_loaded_otherwise_one() {
     multiply_add<true, !COLUMNS>(d, a, b);
   }, {"right operand", "order"});
 }
-void wmma_loaded_otherwise() {
+CHECKED(wmma_loaded_otherwise) {
   wmma_loaded_otherwise_one<false>();
   wmma_loaded_otherwise_one<true>();
   expect_error([] {
@@ -732,7 +723,7 @@ void wmma_loaded_otherwise() {
     multiply_add<false, false>(d, a, a);
   }, {"right operand"});
 }
-void wmma_not_loaded() {
+CHECKED(wmma_not_loaded) {
   expect_error([] {
     const Operand a{};
     Operand b;
@@ -742,87 +733,9 @@ void wmma_not_loaded() {
   }, {"left operand"});
 }
 
-struct Check {
-  const char* name;
-  void (*run)();
-};
-
-#define NAMED(name) {#name, name}
-const Check kChecks[] = {
-    NAMED(half_to_float),
-    NAMED(float_to_half),
-    NAMED(bfloat16_to_float),
-    NAMED(other_numbers),
-    NAMED(places),
-    NAMED(shared_memory_is_nan_and_aligned),
-    NAMED(local_arrays),
-    NAMED(floating_point_registers),
-    NAMED(orders_change_at_barriers),
-    NAMED(orders_change_at_collectives),
-    NAMED(orders_are_deterministic),
-    NAMED(missing_barriers_show),
-    NAMED(blocks_run_backwards),
-    NAMED(exceptions_pass),
-    NAMED(first_error_is_reported),
-    NAMED(launches_that_cannot_be),
-    NAMED(shuffle),
-    NAMED(shuffle_by_too_much),
-    NAMED(barrier_missed_by_return),
-    NAMED(barrier_missed_at_collective),
-    NAMED(barriers_of_two_lines),
-    NAMED(collective_missed_by_return),
-    NAMED(collective_in_part_of_a_warp),
-    NAMED(different_collectives),
-    NAMED(collectives_of_two_lines),
-    NAMED(writes_behind_shared_memory),
-    NAMED(writes_before_shared_memory),
-#if LEWEL_EMULATED == 80
-    NAMED(float_to_bfloat16),
-    NAMED(copies_arrive_when_waited_for),
-    NAMED(copies_read_late),
-    NAMED(copies_of_other_threads),
-    NAMED(copies_fill_with_zeros),
-    NAMED(copy_to_odd_address),
-    NAMED(copy_from_odd_address),
-    NAMED(copy_of_odd_size),
-    NAMED(copy_outside_shared_memory),
-    NAMED(copy_never_waited_for),
-    NAMED(matrices),
-    NAMED(matrices_transposed),
-    NAMED(matrices_at_odd_address),
-    NAMED(matrices_outside_shared_memory),
-    NAMED(matrices_of_two_kinds),
-    NAMED(multiply_half),
-    NAMED(multiply_bfloat16),
-    NAMED(multiply_all_halves),
-    NAMED(multiply_all_bfloat16s),
-    NAMED(multiplications_of_two_kinds),
-#else
-    NAMED(functions_of_80),
-#endif
-    {"wmma_rows_rows", wmma<false, false>},
-    {"wmma_rows_columns", wmma<false, true>},
-    {"wmma_columns_rows", wmma<true, false>},
-    {"wmma_columns_columns", wmma<true, true>},
-    NAMED(wmma_at_odd_address),
-    NAMED(wmma_of_odd_stride),
-    NAMED(wmma_outside_shared_memory),
-    NAMED(wmma_of_different_matrices),
-    NAMED(wmma_loaded_otherwise),
-    NAMED(wmma_not_loaded),
-};
+const Listed wmma_rows_rows("wmma_rows_rows", wmma<false, false>);
+const Listed wmma_rows_columns("wmma_rows_columns", wmma<false, true>);
+const Listed wmma_columns_rows("wmma_columns_rows", wmma<true, false>);
+const Listed wmma_columns_columns("wmma_columns_columns", wmma<true, true>);
 
 }  // namespace
-
-int main(int count, char** arguments) {
-  for (const Check& check : kChecks) {
-    if (count < 2) {
-      std::printf("%s\n", check.name);
-    } else if (arguments[1] == std::string(check.name)) {
-      check.run();
-      std::printf("%s: ok\n", check.name);
-      return 0;
-    }
-  }
-  return count < 2 ? 0 : 2;
-}

@@ -17,20 +17,11 @@
 
 #include "cuda/backward.h"
 #include "cuda/forward.h"
+#include "cuda_checks.h"
 
 using namespace lewel::cuda;
 
 namespace {
-
-[[noreturn]] void failed(int line, const std::string& said) {
-  std::printf("line %d: %s\n", line, said.c_str());
-  std::exit(1);
-}
-
-#define CHECK(condition, said) \
-  do {                         \
-    if (!(condition)) failed(__LINE__, said); \
-  } while (false)
 
 std::string text(std::initializer_list<int64> numbers) {
   std::string said;
@@ -66,13 +57,13 @@ void for_each_type(Use use) {
 
 // ---- sizes and offsets
 
-void ceil_div_rounds_up() {
+CHECKED(ceil_div_rounds_up) {
   for (int64 a = 0; a < 300; ++a)
     for (int64 b = 1; b < 70; ++b) CHECK(ceil_div(a, b) * b >= a && (ceil_div(a, b) - 1) * b < a, text({a, b}));
   CHECK(ceil_div(int64{1} << 40, 3) == ((int64{1} << 40) + 2) / 3, "it does not take 64 bits");
 }
 
-void divider_is_a_division() {
+CHECKED(divider_is_a_division) {
   std::vector<int64> divisors = {1, 2, 3, 5, 7, 49, 64, 65, 196, 784, 65535, 65536, 65537, kLast / 2, kLast - 1, kLast};
   for (int log = 0; log < 31; ++log) divisors.push_back(int64{1} << log);
   for (int i = 0; i < 3000; ++i) divisors.push_back(random_below(31) + 1);
@@ -90,7 +81,7 @@ void divider_is_a_division() {
   }
 }
 
-void rows_are_images_and_positions() {
+CHECKED(rows_are_images_and_positions) {
   for (int i = 0; i < 20000; ++i) {
     const int64 positions = random_below(31) + 1, images = kLast / positions;
     if (images == 0) continue;
@@ -107,14 +98,14 @@ void rows_are_images_and_positions() {
         "the edges of images");
 }
 
-void strided_takes_64_bits() {
+CHECKED(strided_takes_64_bits) {
   for (const int64 stride : {int64{0}, int64{1}, int64{49}, int64{1} << 31, (int64{1} << 32) + 7})
     for (const int64 i : {int64{0}, int64{1}, int64{3}, kLast})
       CHECK(Strided{stride}(static_cast<int>(i)) == i * stride && Strided{1}.together(static_cast<int>(i)) == i,
             text({i, stride}));
 }
 
-void stages_and_depth() {
+CHECKED(stages_and_depth) {
   for (const int arch : {70, 75}) CHECK(stages_on<Half>(arch) == 2 && stages_on<double>(arch) == 2, text({arch}));
   for (const int arch : {80, 90}) {
     CHECK(stages_on<Half>(arch) == 3 && stages_on<BFloat16>(arch) == 3 && stages_on<float>(arch) == 3, text({arch}));
@@ -124,7 +115,7 @@ void stages_and_depth() {
         "a step is not 64 bytes deep");
 }
 
-void parts_cover_all_steps() {
+CHECKED(parts_cover_all_steps) {
   std::vector<int64> sizes;
   for (int64 i = 1; i < 150; ++i) sizes.push_back(i);
   for (int i = 0; i < 200; ++i) sizes.push_back(random_below(28) + 1);
@@ -140,7 +131,7 @@ void parts_cover_all_steps() {
     }
 }
 
-void pool_chunks_keep_a_gpu_busy() {
+CHECKED(pool_chunks_keep_a_gpu_busy) {
   for (int i = 0; i < 200000; ++i) {
     const int64 blocks = random_below(20) + 1, chunks = random_below(12) + 1, each = pool_chunks(blocks, chunks, false);
     const std::string said = text({blocks, chunks, each});
@@ -153,7 +144,7 @@ void pool_chunks_keep_a_gpu_busy() {
 
 alignas(16) char aligned_bytes[32];
 
-void moves_wide_needs_vectors() {
+CHECKED(moves_wide_needs_vectors) {
   const auto wide = [](int byte, int size, int64 fast, int64 slow, int64 slows, int64 outer, int64 outers) {
     return moves_wide(aligned_bytes + byte, size, fast, slow, slows, outer, outers);
   };
@@ -181,7 +172,7 @@ View view(void* data, Number type, std::initializer_list<int64> sizes, std::init
   return x;
 }
 
-void images_and_weights_are_wide() {
+CHECKED(images_and_weights_are_wide) {
   const auto halves = [](std::initializer_list<int64> sizes, std::initializer_list<int64> strides) {
     return view(aligned_bytes, Number::f16, sizes, strides);
   };
@@ -203,7 +194,7 @@ void images_and_weights_are_wide() {
   CHECK(!weight_of<Half>(halves({5, 16}, {1, 5})).wide, "transposed");
 }
 
-void workspace_pieces_lie_apart() {
+CHECKED(workspace_pieces_lie_apart) {
   for (int round = 0; round < 200; ++round) {
     char* const base = reinterpret_cast<char*>(std::uintptr_t{1} << 40);
     Workspace counted, workspace(base);
@@ -285,7 +276,7 @@ void for_each_shape(Use use) {
   of_type(Half{}), of_type(BFloat16{}), of_type(float{}), of_type(double{});
 }
 
-void shared_memory_fits() {
+CHECKED(shared_memory_fits) {
   int shapes = 0;
   for_each_shape([&](auto tiles, const std::function<int(int)>& bytes, const std::string& name) {
     const std::string said = name + ", bytes on sm_70 and sm_80: " + text({bytes(70), bytes(80)});
@@ -307,7 +298,7 @@ void check_aside() {
   }
 }
 
-void sums_set_aside_have_memory() {
+CHECKED(sums_set_aside_have_memory) {
   check_aside<ProjectShape<float, 64, false>>();
   check_aside<ProjectShape<float, 128, true>>();
 }
@@ -331,7 +322,7 @@ void check_pitch(int pitch, const char* what) {
   CHECK(groups == 0xff, std::string(what) + " has rows that meet in a bank: " + text({pitch, sizeof(T)}));
 }
 
-void pitches_avoid_conflicts() {
+CHECKED(pitches_avoid_conflicts) {
   for_each_tile([](auto tile) {
     using Of = TileOf<decltype(tile)>;
     check_pitch<typename Of::type>(decltype(tile)::kPitch, "a tile");
@@ -463,7 +454,7 @@ void check_tile_at_edges() {
     }
 }
 
-void tiles_move_each_number_once() {
+CHECKED(tiles_move_each_number_once) {
   for_each_type([](auto type) {
     using T = decltype(type);
     check_tile_at_edges<Tile<T, 64, kDepth<T>, 128>>();
@@ -474,7 +465,7 @@ void tiles_move_each_number_once() {
   });
 }
 
-void tiles_of_shapes_move_each_number_once() {
+CHECKED(tiles_of_shapes_move_each_number_once) {
   for_each_tile([](auto tile) {
     using Of = TileOf<decltype(tile)>;
     if constexpr (kArch >= 80 || !std::is_same_v<typename Of::type, BFloat16>)
@@ -524,7 +515,7 @@ void check_pipeline() {
   }
 }
 
-void pipelines_work_on_each_step() {
+CHECKED(pipelines_work_on_each_step) {
   check_pipeline<2, true, false>(), check_pipeline<2, false, false>(), check_pipeline<2, true, true>();
   check_pipeline<3, true, false>(), check_pipeline<3, false, false>(), check_pipeline<3, true, true>();
   check_pipeline<4, true, false>();
@@ -608,20 +599,20 @@ void check_warp_product() {
 }
 
 #if LEWEL_EMULATED == 80
-void tensor_products() {
+CHECKED(tensor_products) {
   check_warp_product<Half, 16, 16, TensorProduct<Half, 16, 16>>();
   check_warp_product<Half, 32, 64, TensorProduct<Half, 32, 64>>();
   check_warp_product<BFloat16, 48, 32, TensorProduct<BFloat16, 48, 32>>();
 }
 #endif
 
-void volta_products() {
+CHECKED(volta_products) {
   check_warp_product<Half, 16, 16, VoltaProduct<16, 16>>();
   check_warp_product<Half, 32, 64, VoltaProduct<32, 64>>();
   check_warp_product<Half, 48, 32, VoltaProduct<48, 32>>();
 }
 
-void plain_products() {
+CHECKED(plain_products) {
   check_warp_product<float, 16, 16, PlainProduct<float, 16, 16>>();
   check_warp_product<float, 32, 64, PlainProduct<float, 32, 64>>();
   check_warp_product<double, 48, 32, PlainProduct<double, 48, 32>>();
@@ -635,7 +626,7 @@ void check_block_product() {
   check_orders<T, ROWS, COLUMNS, kDepth<T>, Sums::kThreads, Sums>(Sums::kScratch, Sums::kScratchPitch);
 }
 
-void block_products() {
+CHECKED(block_products) {
   for_each_type([](auto type) {
     using T = decltype(type);
     check_block_product<T, 64, 64, 2, 2>();
@@ -645,7 +636,7 @@ void block_products() {
   });
 }
 
-void sums_are_set_aside_and_recalled() {
+CHECKED(sums_are_set_aside_and_recalled) {
   using Sums = Product<float, 64, 64, 2, 2>;
   for (const int steps : {1, 15, 16, 17, 31, 32, 33, 50}) {
     std::vector<double> found(64 * 64);
@@ -714,7 +705,7 @@ void check_band(bool wide, bool rows_fast, bool add, int rows, int columns, int 
                                              ": " + text({wide, rows_fast, add, rows, columns, row, column, i}));
 }
 
-void bands_are_written() {
+CHECKED(bands_are_written) {
   for_each_type([](auto type) {
     using T = decltype(type);
     const int places[][4] = {{64, 64, 0, 0}, {64, 64, 16, 32}, {21, 64, 16, 0}, {64, 45, 0, 32},
@@ -732,7 +723,7 @@ void bands_are_written() {
   });
 }
 
-void mixed_numbers() {
+CHECKED(mixed_numbers) {
   for_each_type([](auto type) {
     using T = decltype(type);
     alignas(16) T numbers[8] = {};
@@ -837,7 +828,7 @@ void check_workspaces(const Sizes& sizes, bool affine, bool shared) {
   }
 }
 
-void calls_take_what_they_count() {
+CHECKED(calls_take_what_they_count) {
   for (const Sizes& sizes : {Sizes{2, 8, 5, 6, 9, 2}, Sizes{3, 6, 70, 80, 70, 2}, Sizes{1, 3, 2, 66, 3, 1}}) {
     check_workspaces(sizes, false, false);
     check_workspaces(sizes, false, true);
@@ -945,7 +936,7 @@ void check_same(const Sparse<X>& x, const Sparse<X>& y, int64 count, const char*
   CHECK(std::any_of(last, last + count, [](X a) { return value(a) != 0; }), std::string(what) + " is zero");
 }
 
-void far_project() {
+CHECKED(far_project) {
   using Shape = ProjectShape<Half, 128, false>;
   const auto run = [](Far& f) {
     const Project<Half> q{f.rows(f.pixels, kFarD), Divider::of(kFarP), {f.weight.data, kFarD, 1, true}, nullptr, 0, {},
@@ -961,7 +952,7 @@ void far_project() {
   });
 }
 
-void far_softmax() {
+CHECKED(far_softmax) {
   const auto run = [](Far& f) {
     for (int y = 0; y < kFarK / SoftmaxShape::kMaps; ++y)
       run_block_at(f.N - 1, y, 0, SoftmaxShape::kThreads, SoftmaxShape::bytes<float>(),
@@ -974,7 +965,7 @@ void far_softmax() {
   });
 }
 
-void far_pool() {
+CHECKED(far_pool) {
   using Shape = PoolShape<Half, 32, false>;
   const auto run = [](Far& f) {
     const Pool<Half> q{f.rows(f.features, kFarC), f.heat_maps(), f.softmax(), Mixed{f.pooled.data, Number::f16}, true,
@@ -986,7 +977,7 @@ void far_pool() {
   far(run, [](Far& one, Far& f) { check_same(f.pooled, one.pooled, kFarL * kFarC, "pooled"); });
 }
 
-void far_maps() {
+CHECKED(far_maps) {
   const auto run = [](Far& f) {
     for (int x = 0; x < 3; ++x)
       for (int y = 0; y < kFarK / 32; ++y)
@@ -996,7 +987,7 @@ void far_maps() {
   far(run, [](Far& one, Far& f) { check_same(f.maps, one.maps, kFarK * kFarP, "maps"); });
 }
 
-void far_pool_bwd() {
+CHECKED(far_pool_bwd) {
   using Shape = PoolBackwardShape<Half, 32, false>;
   const auto run = [](Far& f) {
     const PoolBackward<Half> q{
@@ -1019,7 +1010,7 @@ void far_pool_bwd() {
   });
 }
 
-void far_maps_bwd() {
+CHECKED(far_maps_bwd) {
   const auto run = [](Far& f) {
     const MapsBackward<Half> q{f.heat_maps(), f.softmax(), f.delta.data, f.d_maps.data, f.d_heat.data,
                                Divider::of(kFarP), 10.0f, static_cast<int>(f.R)};
@@ -1030,7 +1021,7 @@ void far_maps_bwd() {
   far(run, [](Far& one, Far& f) { check_same(f.d_heat, one.d_heat, kFarP * kFarK, "dM"); });
 }
 
-void far_pixels_bwd() {
+CHECKED(far_pixels_bwd) {
   using Shape = PixelsBackwardShape<Half>;
   const auto run = [](Far& f) {
     const PixelsBackward<Half> q{f.d_heat.data, {f.weight.data, kFarD, 1, true}, f.rows(f.pixels, kFarD),
@@ -1057,7 +1048,7 @@ void far_pixels_bwd() {
   });
 }
 
-void far_weight_bwd() {
+CHECKED(far_weight_bwd) {
   using Shape = WeightBackwardShape<Half, 128, false>;
   Far f(kFarN);
   const int64 count = ceil_div(f.R, kDepth<Half>);  // a part for each step
@@ -1089,7 +1080,7 @@ void far_weight_bwd() {
   CHECK(found > 0 && found_bias > 0, "everything is zero");
 }
 
-void far_sum() {
+CHECKED(far_sum) {
   const int64 size = (int64{1} << 32) + 100, block = size / kSumThreads;
   Sparse<float> parts(3 * size), to(size);
   for (int64 part = 0; part < 3; ++part)
@@ -1103,61 +1094,4 @@ void far_sum() {
   }
 }
 
-struct Check {
-  const char* name;
-  void (*run)();
-};
-
-#define NAMED(name) {#name, name}
-const Check kChecks[] = {
-    NAMED(ceil_div_rounds_up),
-    NAMED(divider_is_a_division),
-    NAMED(rows_are_images_and_positions),
-    NAMED(strided_takes_64_bits),
-    NAMED(stages_and_depth),
-    NAMED(parts_cover_all_steps),
-    NAMED(pool_chunks_keep_a_gpu_busy),
-    NAMED(moves_wide_needs_vectors),
-    NAMED(images_and_weights_are_wide),
-    NAMED(workspace_pieces_lie_apart),
-    NAMED(shared_memory_fits),
-    NAMED(sums_set_aside_have_memory),
-    NAMED(pitches_avoid_conflicts),
-    NAMED(tiles_move_each_number_once),
-    NAMED(tiles_of_shapes_move_each_number_once),
-    NAMED(pipelines_work_on_each_step),
-#if LEWEL_EMULATED == 80
-    NAMED(tensor_products),
-#endif
-    NAMED(volta_products),
-    NAMED(plain_products),
-    NAMED(block_products),
-    NAMED(sums_are_set_aside_and_recalled),
-    NAMED(bands_are_written),
-    NAMED(mixed_numbers),
-    NAMED(calls_take_what_they_count),
-    NAMED(far_project),
-    NAMED(far_softmax),
-    NAMED(far_pool),
-    NAMED(far_maps),
-    NAMED(far_pool_bwd),
-    NAMED(far_maps_bwd),
-    NAMED(far_pixels_bwd),
-    NAMED(far_weight_bwd),
-    NAMED(far_sum),
-};
-
 }  // namespace
-
-int main(int count, char** arguments) {
-  for (const Check& check : kChecks) {
-    if (count < 2) {
-      std::printf("%s\n", check.name);
-    } else if (arguments[1] == std::string(check.name)) {
-      check.run();
-      std::printf("%s: ok\n", check.name);
-      return 0;
-    }
-  }
-  return count < 2 ? 0 : 2;
-}

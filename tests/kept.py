@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from filelock import FileLock
 
-from lewel_kernels.native import builder, targets
-from lewel_kernels.native.toolchain import find_compiler
+from lewel_kernels.native import builder
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,18 +36,3 @@ def files(*folders: str, suffixes: tuple[str, ...] = (".py", ".json", ".h", ".cp
     """The sources below folders of the repository, in order."""
     found = (path for folder in folders for path in (ROOT / folder).rglob("*"))
     return sorted(path for path in found if path.suffix in suffixes)
-
-
-def program(name: str, sources: Iterable[str], flags: Iterable[str], headers: Iterable[Path]) -> Path:
-    """A C++ program of a test: its sources and flags are those of a compiler that runs at the top of the repository."""
-    compiler, sources, flags = find_compiler(), list(sources), list(flags)
-    inputs = [*compiler.command, compiler.version, *flags, *(ROOT / source for source in sources), *headers]
-    if "-march=native" in flags:
-        inputs.append(targets._processor())
-
-    def compile(path: Path) -> None:
-        command = [*compiler.command, *flags, "-o", path, *sources]
-        done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-    return kept(name, inputs, compile)

@@ -451,23 +451,14 @@ void backward(const Backward&, Workspace&, const Device*) {{}}
 template void forward<{type}>(const Forward&, Workspace&, const Device*);
 template void backward<{type}>(const Backward&, Workspace&, const Device*);
 }}  // namespace lewel::cuda
-#if defined(LEWEL_EMULATED)
-extern "C" int launch_{name}(float* x) {{ return *x *= 2, 0; }}
-#else
 __global__ void twice_{name}(float* x) {{ *x *= 2; }}
 extern "C" int launch_{name}(float* x) {{ return twice_{name}<<<1, 1>>>(x), cudaGetLastError(); }}
-#endif
 """
 REGISTRATION = """
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#if defined(LEWEL_EMULATED)
-extern "C" int launch_half(float*);
-extern "C" __attribute__((visibility("default"))) int run(float* x) { return launch_half(x); }
-#else
 extern "C" __attribute__((visibility("default"))) int stream(void** s) {
   return aoti_torch_get_current_cuda_stream(0, s);
 }
-#endif
 """
 
 
@@ -501,11 +492,3 @@ def test_the_real_nvcc_builds_a_library_that_loads_without_a_gpu(
     built = module.build_info()
     assert (built["archs"], built["nvcc"], built["torch_abi"]) == ("sm_80", version, "2.10")
     assert "-lineinfo" in built["flags"]
-
-
-@needs_compiler
-def test_an_emulated_library_loads(real_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = replace(EMULATED[0], module="_lewel_stand_in_emulated")
-    built = native._load(made, builder.build(made).library).build_info()
-    monkeypatch.delitem(sys.modules, made.module)
-    assert (built["archs"], built["nvcc"]) == ("sm_80", "none, emulated")

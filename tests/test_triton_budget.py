@@ -129,11 +129,11 @@ def test_a_budget_is_that_of_all_calls_of_a_configuration(fine: TritonReport) ->
     }
 
 
-def described(script: str, *arguments: str) -> Any:
-    """What a script beside this file prints as JSON; kernels are not interpreted there."""
+def described(*arguments: str) -> Any:
+    """What faulty_kernels.py prints as JSON; kernels are not interpreted there."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name(script), *arguments],
+        [sys.executable, Path(__file__).with_name("faulty_kernels.py"), *arguments],
         cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def described(script: str, *arguments: str) -> Any:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> None:
     """Registers and stack as NVIDIA's tool reads them from the binary; the process can go on to launch on a GPU."""
-    found = described("spilling_kernel.py", str(capability))
+    found = described("spilling", str(capability))
     report = TritonReport.from_json(found["report"])
     assert report.spill_stores > 0
     assert {"REG": report.registers, "STACK": report.stack} == found["said"]
@@ -154,7 +154,7 @@ def test_a_kernel_that_spills_is_seen_and_leaves_no_trace(capability: int) -> No
 
 
 def test_a_kernel_that_races_is_seen(budget: dict[str, Any]) -> None:
-    report = TritonReport.from_json(described("racing_kernel.py"))
+    report = TritonReport.from_json(described("racing"))
     if report.compiler != (of := budget["compilers"]["sm_90"]):
         pytest.skip(f"it races with {of}; {report.compiler} may have mended it")
     assert report.buffers == [[2, 3], [3, 3]]

@@ -60,7 +60,7 @@ KINDS = (
             "opcheck_of_the_backward",
         ),
     ),
-    Kind("of whole builds", named("portable_build", "real_nvcc_builds", "emulated_library_loads")),
+    Kind("of whole builds", named("portable_build", "real_nvcc_builds")),
     Kind("of pieces of the CUDA kernels and their emulator", named(r"test_cuda_(tiling|emulation)\.py")),
     Kind("in Triton's interpreter", interpreted, keeps_one=True),
     Kind("in the emulation of an sm_70", lambda item: parameters(item).get("arch") in ("sm_70", 70)),
