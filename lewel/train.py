@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-from lewel import data, distributed
+from lewel import data, distributed, ranges
 from lewel.errors import LewelError
 from lewel.evaluation import features, health
 from lewel.recipe import plain
@@ -100,12 +101,12 @@ class _Loop:
             if not session.scaler.is_enabled():  # which leaves out a step that overflowed
                 self.worst = torch.maximum(self.worst, outcome.loss)
             session.steps_done += 1
-            self.log.advance()
-            logged = session.steps_done % run.log_every == 0 or session.steps_done == 1 or last
-            if logged:
-                numbers = self._numbers(outcome)
-                spreads.append(numbers["z_std"])
-                self.log.step({"step": session.steps_done, "lr": lr, "momentum": momentum, **numbers, **clock.lap()})
+            with record_function(ranges.LOG):
+                self.log.advance()
+                if session.steps_done % run.log_every == 0 or session.steps_done == 1 or last:
+                    numbers = {"step": session.steps_done, "lr": lr, "momentum": momentum, **self._numbers(outcome)}
+                    spreads.append(numbers["z_std"])
+                    self.log.step({**numbers, **clock.lap()})
             self.stopping = self.stopped.ask(self.preemption.requested)
             if self.stopping and not last:
                 return
@@ -144,6 +145,7 @@ class _Loop:
             numbers["replaced"] = round(replaced_a_process * self.session.world.size)
         return {**numbers, "peak_memory_mib": health.peak_memory()}
 
+    @ranges.ranged(ranges.SAVE)
     def _save(self) -> None:
         self.session.seconds += time.monotonic() - self.since
         _check_weights(self.session)
@@ -172,6 +174,7 @@ def _check_weights(session: Session) -> None:
         raise LewelError(f"{name} is not finite after step {session.steps_done}; {CALMER}")
 
 
+@ranges.ranged(ranges.EVALUATE)
 def _log_baselines(session: Session, log: RunLog) -> None:
     pixels, untrained = features.knn_of_pixels(session), features.knn_accuracy(session)
     log.record(
@@ -181,6 +184,7 @@ def _log_baselines(session: Session, log: RunLog) -> None:
     )
 
 
+@ranges.ranged(ranges.EVALUATE)
 def _log_epoch(session: Session, log: RunLog) -> None:
     values = {
         "step": session.steps_done,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lewel import ranges
 from lewel.errors import LewelError
 
 BLOCK_BYTES = 32 << 20  # of aligned logits; a GPU is busy for longer than it takes to launch the work on a block
@@ -18,6 +19,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
+@ranges.ranged(ranges.LOSS)
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Global contrastive loss: query (N, K) finds its key (N, K) among queue (Q, K), whose rows have length one.
 
@@ -29,6 +31,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
+@ranges.ranged(ranges.LOSS)
 def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: int = 0) -> Tensor:
     """Aligned contrastive loss: query (N, L, K) finds key (M, L, K) of the same image and l.
 
@@ -93,6 +96,7 @@ class _SumOfAlignedInfoNCE(torch.autograd.Function):
         return *(None if gradient is None else grad * gradient for gradient in ctx.saved_tensors), None, None
 
 
+@ranges.ranged(ranges.LOSS)
 def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of 2 - 2 cos(prediction, target) over all rows (..., K): 2 for unrelated vectors, 0 for parallel ones."""
     return 2 - 2 * (unit(prediction) * unit(target)).sum(-1).mean()

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from lewel import distributed
+from lewel import distributed, ranges
 from lewel.errors import LewelError
 from lewel.methods import encoders, losses
 from lewel.methods.heads import MLP, AlignedHead, MoCoHead, aligned_head, gap
@@ -58,13 +59,15 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Embedding:
         """images (N, 3, H, W)."""
-        features = self.encoder(images)
-        if not isinstance(self.head, AlignedHead):
-            z = self.head(gap(features))
-            return Embedding(z, z.new_empty(len(z), 0, z.shape[1]))
-        z, pooled = self.head(features)
-        with torch.autocast(pooled.device.type, enabled=False):
-            return Embedding(z, on_rows(getattr(self, "aligned_head", self.head.mlp), pooled))
+        with record_function(ranges.ENCODER):
+            features = self.encoder(images)
+        with record_function(ranges.HEAD):
+            if not isinstance(self.head, AlignedHead):
+                z = self.head(gap(features))
+                return Embedding(z, z.new_empty(len(z), 0, z.shape[1]))
+            z, pooled = self.head(features)
+            with torch.autocast(pooled.device.type, enabled=False):
+                return Embedding(z, on_rows(getattr(self, "aligned_head", self.head.mlp), pooled))
 
 
 def on_rows(module: nn.Module, x: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lewel import distributed
+from lewel import distributed, ranges
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 
 
+@ranges.ranged(ranges.MOMENTUM)
 @torch.no_grad()
 def follow(target: nn.Module, online: nn.Module, momentum: float, *, statistics: bool) -> None:
     """target = momentum * target + (1 - momentum) * online, for parameters and, with statistics (EMAN), for BN's too.

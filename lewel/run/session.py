@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from lewel import data, distributed
+from lewel import data, distributed, ranges
 from lewel.errors import LewelError
 from lewel.methods import norm
 from lewel.methods.method import Method
@@ -48,7 +49,8 @@ class Session:
 
     def to_device(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
-        return images.to(device=self.device, memory_format=layout, non_blocking=True)
+        with record_function(ranges.DATA):
+            return images.to(device=self.device, memory_format=layout, non_blocking=True)
 
 
 def prepare(run: Train, folder: Path) -> Session:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from lewel import distributed
+from lewel import distributed, ranges
 from lewel.methods.method import Method
 from lewel.methods.method import Step as Pass
 from lewel.recipe.schema import Train
@@ -41,22 +42,27 @@ class Stepper:
         Gradients are averaged over the passes. Every random number of a pass is a function of the seed, the number of
         the pass and the process, so that a run that is continued draws what it would have drawn.
         """
-        self.optimizer.zero_grad()
+        with record_function(ranges.OPTIMIZER):
+            self.optimizer.zero_grad()
         done: list[Pass] = []
         for number, (first, second) in enumerate(passes):
             draw = step * count + number
             torch.manual_seed(_seed(self.method.seed, draw, distributed.rank()))
             last = number == count - 1
             with contextlib.nullcontext() if last else self._without_exchange():
-                outcome = self.call(first, second, momentum if number == 0 else None, draw)
-                self.scaler.scale(outcome.loss / count).backward()
+                with record_function(ranges.FORWARD):
+                    outcome = self.call(first, second, momentum if number == 0 else None, draw)
+                with record_function(ranges.BACKWARD):
+                    self.scaler.scale(outcome.loss / count).backward()
             done.append(outcome)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with record_function(ranges.OPTIMIZER):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         keys = [outcome.keys for outcome in done if outcome.keys is not None]
-        self.method.finish(torch.cat(keys) if keys else None, momentum)
+        with record_function(ranges.MOMENTUM):
+            self.method.finish(torch.cat(keys) if keys else None, momentum)
         parts = {name: _mean(outcome.parts[name] for outcome in done) for name in done[0].parts}
         return Outcome(_mean(outcome.loss for outcome in done), parts, done[-1].z)
 

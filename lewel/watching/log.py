@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch.profiler import record_function
 from tqdm import tqdm
 
+from lewel import ranges
 from lewel.data import Views
 from lewel.recipe.schema import Train
 from lewel.watching.boards import Sink, boards
@@ -128,7 +130,8 @@ class Clock:
         """The same batches; the time that each takes to arrive is counted as waiting."""
         while True:
             before = time.monotonic()
-            views = next(batches, None)
+            with record_function(ranges.DATA):
+                views = next(batches, None)
             if views is None:
                 return
             self.waited += time.monotonic() - before
