@@ -1,4 +1,4 @@
-"""The most memory that a call needs at once, and the heap that calls find."""
+"""The most memory that a call needs at once; settings of the C library's heap under which calls are timed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.timing import synchronise
 
+MIB = 1 << 20
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 _mapped_from = 128 << 10  # bytes from which on a block has a mapping of its own; glibc's default
@@ -20,9 +21,9 @@ _mapped_from = 128 << 10  # bytes from which on a block has a mapping of its own
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:
     """The most memory that ``call`` needs at once beyond what was there before, its results included.
 
-    On the CPU from the kernel's page counts, with every larger block in a mapping of its own, so that it is what is
-    alive at once, as on a GPU: in the heap of a training run the same call takes a half more one time and a fifth
-    another, for pages in holes between tensors count on. None where the system does not tell.
+    On the CPU it comes from the kernel's page counts. Meanwhile the C library gives every larger block a mapping of
+    its own, so that only what is alive counts, as on a GPU; in an ordinary heap pages in holes between tensors count
+    too, and the same call takes a half more one time and a fifth more another. None where the system does not tell.
     """
     if torch.device(device).type == "cuda":
         call()  # workspaces that stay
@@ -39,7 +40,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
 
 
 def _peak_of(call: Callable[[], object]) -> int | None:
-    """In a thread of its own, for its heap has no holes that would take a block in."""
+    """`peak_bytes` on the CPU. Called in a new thread: a new thread's heap has no holes that would hide a block."""
     call()  # what stays
     if not trim_heap():
         return None
@@ -49,7 +50,7 @@ def _peak_of(call: Callable[[], object]) -> int | None:
 
 
 def _mallopt(*settings: tuple[int, int]) -> bool:
-    """Sets options of the C library's heap; whether it has them."""
+    """Sets options of the C library's heap. Returns whether it has them."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
@@ -58,9 +59,9 @@ def _mallopt(*settings: tuple[int, int]) -> bool:
 
 
 def keep_heap() -> bool:
-    """Have the C library keep what calls free, as the heap of a long training run does; whether it could be told.
+    """Tells the C library to keep what is freed, as in a long training run. Returns whether that was possible.
 
-    Otherwise the history of the process decides which provider pays for fresh pages: up to half of a large backward.
+    Otherwise the history of the process decides which call pays for fresh pages: up to half of a large backward.
     """
     global _mapped_from
     _mapped_from = 1 << 30
@@ -69,7 +70,7 @@ def keep_heap() -> bool:
 
 @contextmanager
 def blocks_apart() -> Iterator[bool]:
-    """Every larger block in a mapping of its own, gone as soon as it is freed; whether the C library could be told."""
+    """Within, every larger block has a mapping of its own, gone when it is freed. Yields whether that was possible."""
     try:
         yield _mallopt((_MMAP_THRESHOLD, 64 << 10))
     finally:
@@ -77,7 +78,7 @@ def blocks_apart() -> Iterator[bool]:
 
 
 def trim_heap() -> bool:
-    """Have it return every free page to the system, so that using one again shows; whether it could be told."""
+    """Returns every free page to the system, so that using one again is counted. Returns whether that was possible."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except AttributeError:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 import torch
 
 
-def command(commands: argparse._SubParsersAction, name: str, call: object, about: str) -> argparse.ArgumentParser:
-    """A command that measures, with the options that all of these have."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    parser.set_defaults(call=call)
-    parser.add_argument("--device", default="cpu", type=device, help="cpu, cuda or cuda:1")
-    parser.add_argument("--threads", type=count, help="threads of PyTorch and of the cpu backend")
-    parser.add_argument("--no-record", action="store_true", help="print only")
-    return parser
+def measures(command: argparse.ArgumentParser, call: Callable[[argparse.Namespace], object]) -> None:
+    """Adds the options that all commands that measure have; ``call`` gets what was given."""
+    command.set_defaults(call=call)
+    command.add_argument("--device", default="cpu", type=device, help="cpu, cuda or cuda:1")
+    command.add_argument("--threads", type=count, help="threads of PyTorch and of the cpu backend")
+    command.add_argument("--no-record", action="store_true", help="print only")
+
+
+def seconds(command: argparse.ArgumentParser, default: float, spent_on: str) -> None:
+    """Adds --seconds."""
+    command.add_argument("--seconds", type=duration, default=default, help=f"time spent on {spent_on}")
+
+
+def minutes(command: argparse.ArgumentParser, about: str) -> None:
+    """Adds --minutes, by default without a limit."""
+    command.add_argument("--minutes", type=limit, default=math.inf, help=about)
 
 
 def count(text: str) -> int:

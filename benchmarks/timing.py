@@ -7,7 +7,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ import torch
 
 Call = Callable[[], object]
 Key = TypeVar("Key")
+Item = TypeVar("Item")
 SAMPLE_SECONDS = 0.005
 LEAST_ROUNDS = 5
 
@@ -96,3 +97,20 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 def ratio(base: Sequence[float], own: Sequence[float]) -> float:
     """How many times faster than the base: the median over rounds, each against its own neighbour."""
     return statistics.median(b / t for b, t in zip(base, own, strict=True))
+
+
+def within(minutes: float, items: Sequence[Item], kind: str = "cases", since: float | None = None) -> Iterator[Item]:
+    """The items one by one, as long as the next, if it takes as long as the longest so far, ends within the minutes.
+
+    Minutes count from ``since`` (of `time.monotonic`), else from now. Prints the items that are left out; ``kind`` says
+    what they are.
+    """
+    start, longest = time.monotonic() if since is None else since, 0.0
+    for done, item in enumerate(items):
+        began = time.monotonic()
+        if began - start + longest > 60 * minutes:
+            left = "; ".join(map(str, items[done:]))
+            print(f"\n{minutes:g} minutes are not enough for these {len(items) - done} {kind}: {left}")
+            return
+        yield item
+        longest = max(longest, time.monotonic() - began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import __main__
-from benchmarks.op import accuracy
+from benchmarks.gpu import accuracy
 
 
 def test_a_row_for_each_call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

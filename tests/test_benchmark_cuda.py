@@ -25,11 +25,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import __main__, commands, heap, machine, timing
+from benchmarks import __main__, heap, machine, recording, timing
+from benchmarks.gpu import commands as gpu_commands
 from benchmarks.gpu import session, tune
-from benchmarks.op import overhead, providers, rates, results
+from benchmarks.op import commands as op_commands
+from benchmarks.op import overhead, providers, rates
 from benchmarks.op.cost import MODES
 from benchmarks.training import aligned_loss
+from benchmarks.training import commands as training_commands
 
 ROOT = Path(__file__).parents[1]
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -244,7 +247,7 @@ def pretended_gpu() -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The pretended GPU; results go to a folder of the test's own."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(timing, "busy_cores", lambda: 0.0)
     monkeypatch.setattr(rates, "SIDES", {"cuda": 32})
@@ -264,7 +267,7 @@ def rows_of(suite: str, *arguments: str) -> list[dict[str, Any]]:
     with pytest.raises(SystemExit) as done:
         __main__.main(list(arguments))
     assert done.value.code in (None, 0)
-    path = results.ROOT / machine.slug(NAME) / f"{suite}.jsonl"
+    path = recording.ROOT / machine.slug(NAME) / f"{suite}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         assert (row["device"], row["driver"], row["cuda"]) == (NAME, "580.0", torch.version.cuda)
@@ -341,19 +344,22 @@ def test_step(gpu: SimpleNamespace) -> None:
 
 
 def test_on_a_gpu_a_step_is_a_resnet_in_the_dtype_of_the_gpu(gpu: SimpleNamespace) -> None:
-    from benchmarks.training import step
-
-    options = SimpleNamespace(device="cuda:0", encoder=None, image_size=None, batch=None, precision=None)
-    assert list(map(str, step.cases(options))) == ["resnet50, 224x224, batch 128, bf16"]  # type: ignore[arg-type]
+    options = SimpleNamespace(device="cuda:0", encoder="auto", image_size=0, batch=128, precision=["auto"])
+    cases = training_commands.cases(options)  # type: ignore[arg-type]
+    assert list(map(str, cases)) == ["resnet50, 224x224, batch 128, bf16"]
 
 
 @pytest.mark.parametrize("name", session.SESSIONS)
 def test_the_parts_of_a_session_are_commands_for_this_gpu(
     name: str, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = ("build", "right", "suite", "overhead", "loss", "steps", "tune", "prologue")
-    for part in (f"run_{name}" for name in every):
-        monkeypatch.setattr(commands, part, lambda options: taken.append(options.device))
+    for folder, commands in (
+        (op_commands, ("suite", "overhead", "prologue")),
+        (training_commands, ("loss", "step")),
+        (gpu_commands, ("build", "right", "tune")),
+    ):
+        for name_of_one in commands:
+            monkeypatch.setattr(folder, f"run_{name_of_one}", lambda options: taken.append(options.device))
     monkeypatch.setattr(session, "_run", lambda part, _: begun.append(part.command) or "ok")
     monkeypatch.setattr(session.dispatch, "refusal", lambda *_: None)  # which would say that triton is interpreted here
     for known in providers.COMPILED:  # only named here
@@ -380,7 +386,7 @@ def test_pytest_benchmarks(tmp_path: Path) -> None:
     stored = tmp_path / "run.json"
     code = (
         "import sys, pytest\n"
-        "from benchmarks import providers\n"
+        "from benchmarks.op import providers\n"
         "from tests.test_benchmark_cuda import pretended_gpu\n"
         "for name in providers.COMPILED: del providers.PROVIDERS[name]\n"
         "with pretended_gpu() as gpu: status = pytest.main(sys.argv[1:])\n"

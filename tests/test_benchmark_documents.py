@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from benchmarks import __main__
+from benchmarks import __main__, recording
 from benchmarks.documents import plot, quotes, tables
 from benchmarks.gpu import session
-from benchmarks.op import results
 from benchmarks.op.cases import QUICK, Case
 from benchmarks.op.cost import MODES, Rates, floor_seconds, least
 from benchmarks.op.measure import Row
@@ -38,7 +37,7 @@ def row(case: Case, mode: str, provider: str, ms: float, **other: object) -> dic
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results of a machine that nobody has: eager 8 ms, compile out of budget, cpu once 4 ms and once 10."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     path = tmp_path / "toy" / "quick.jsonl"
     path.parent.mkdir()
     records = []
@@ -118,9 +117,9 @@ def test_a_row_that_a_killed_run_did_not_write_is_an_empty_cell(toy: Path, provi
 
 @pytest.mark.parametrize(("busy", "told"), [(None, False), (0.5, False), (1.24, True)])
 def test_a_busy_machine_is_told(busy: float | None, told: bool) -> None:
-    text = tables.circumstances([{**CONTEXT, "busy_cores": busy}])
+    text = recording.circumstances([{**CONTEXT, "busy_cores": busy}])
     assert text.endswith(", commit abcdef0" + ", while others kept 1.2 cores busy" * told)
-    assert tables.circumstances([CONTEXT]).endswith("abcdef0")
+    assert recording.circumstances([CONTEXT]).endswith("abcdef0")
 
 
 def test_a_document_is_stale_when_a_number_in_it_or_in_the_data_changes(
@@ -291,7 +290,7 @@ def test_curves_outside_the_error_budget_are_marked(toy: Path) -> None:
 
 
 def test_memory_outside_the_error_budget_is_drawn(toy: Path) -> None:
-    for axis in plot.memory(results.latest("toy", "quick")).axes:
+    for axis in plot.memory(recording.latest("toy", "quick")).axes:
         bars = {bar.get_label(): [patch.get_height() for patch in bar] for bar in axis.containers}
         assert set(bars) == {"eager", "compile", "cpu"}
         assert bars["compile"] == bars["cpu"] != [0, 0]

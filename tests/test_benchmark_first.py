@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from benchmarks import __main__, commands
+from benchmarks import __main__, recording
 from benchmarks.compiled.triton_kernels import TritonReport
 from benchmarks.documents import tables
 from benchmarks.gpu import build, right, session
 from benchmarks.gpu.right import Request, Row
 from benchmarks.gpu.tune_space import SHAPES, TINY
-from benchmarks.op import results
 from lewel_kernels import dispatch, functional
 from lewel_kernels.native.toolchain import BuildError
 from lewel_kernels.triton import configs
@@ -33,10 +33,10 @@ PLAIN = functional.fused_align_aggregate
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own; nothing is asked of the machine."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     about = {"date": "2026-01-02T03:04:05+00:00", "instructions": "AVX9", "threads": 7, "device": "Toy",
              "versions": {"torch": "2.11.0"}, "commit": None, "dirty": None}  # fmt: skip
-    monkeypatch.setattr(commands, "quiet_machine", lambda device: about)
+    monkeypatch.setattr(recording, "quiet_machine", lambda device: about)
     return tmp_path
 
 
@@ -44,7 +44,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that stands still unless ``now`` is set."""
     pretended = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(commands.time, "monotonic", lambda: pretended.now)
+    monkeypatch.setattr(time, "monotonic", lambda: pretended.now)
     return pretended
 
 
@@ -343,7 +343,7 @@ def test_entries_that_no_right_call_launched_are_named(monkeypatch: pytest.Monke
 def test_the_table_of_the_documents(checks: list[str | None], recorded: Path) -> None:
     checks += [None, "d_bias is wrong", None, None]
     run("right", "--backend", "cuda")
-    (device,) = results.devices()
+    (device,) = recording.devices()
     about, _, *lines = tables.right(device, "cuda").splitlines()
     assert about.startswith("Toy with AVX9, 7 threads")
     assert lines[2:] == ["| fp32 | 4 | 1 | 50 % | 1 |", "", "- M fp32 rows: d_bias is wrong"]

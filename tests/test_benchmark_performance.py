@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.documents import performance, quotes
+from benchmarks import recording
+from benchmarks.documents import gpus, performance, quotes, tables, training
 from benchmarks.gpu import roofline
-from benchmarks.op import footprint, results
+from benchmarks.op import footprint
 from benchmarks.op.cases import PAPER, SUITES, Case, Shape, make_inputs
 from benchmarks.op.cost import MODES, Cost, Rates, floor_of, floor_seconds, least
 from benchmarks.op.measure import Row, call_of
-from benchmarks.op.providers import PROVIDERS
+from benchmarks.op.providers import KERNELS, PROVIDERS
 from benchmarks.training import aligned_loss
 
 CASES = {shape.name: Case(shape, "channels_last", "bf16") for shape in PAPER}
@@ -34,7 +35,7 @@ CONTEXT: dict[str, Any] = {
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of results, empty."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -207,9 +208,9 @@ def test_predictions_at_every_shape_of_the_paper_with_49_positions(stored: Path)
 
 def test_the_flops_of_the_op_in_a_step() -> None:
     m = 2 * 49 * (2048 * 128 + 2048 * 32)  # E1 and E5; their gradients are twice that
-    assert performance._op_flops("infonce", 2048, 128) == 4 * m  # one view online with its backward, one target
+    assert training._op_flops("infonce", 2048, 128) == 4 * m  # one view online with its backward, one target
     b = 2 * 49 * (4096 * 256 + 2048 * 64)
-    assert performance._op_flops("byol", 4096, 256) == 2 * 4 * b
+    assert training._op_flops("byol", 4096, 256) == 2 * 4 * b
 
 
 @pytest.mark.parametrize(
@@ -243,18 +244,18 @@ def test_measurements_in_the_16_bits_of_the_gpu(stored: Path) -> None:
     for device in (V100, H100, "nvidia-a100-sxm4-40gb"):
         put(stored / device, "paper", lines)
     measured = {name: performance._measured(CASES["M64"], gpu) for name, gpu in GPUS.items()}
-    not_run = performance.NOT_RUN
+    not_run = tables.NOT_RUN
     assert measured == {"V100": "eager 1000 / 2500", "A100-80": not_run, "H100": "eager 3000 / 6000", "H200": not_run}
     assert performance._measured(CASES["M32"], GPUS["V100"]) == not_run
 
 
 def test_a_measurement_is_a_plain_launch_that_is_right(stored: Path) -> None:
     case = CASES["M64"]
-    kernel = performance.KERNELS[0]
+    kernel = KERNELS[0]
     rows = both(case, "eager", 1.0, 2.0, launch="graph") + both(case, kernel, 3.0, 4.0, problem="wrong")
     rows += both(case, "eager", 0.0, 0.0, samples=0) + both(case, "compile-max", 1.0, 2.0)[:1]
     put(stored / H100, "paper", rows)
-    assert performance._measured(case, GPUS["H100"]) == performance.NOT_RUN
+    assert performance._measured(case, GPUS["H100"]) == tables.NOT_RUN
     put(stored / H100, "paper", [*rows, *both(case, kernel, 1.0, 1.5), *both(case, "compile-max", 5.0, 7.0)])
     assert performance._measured(case, GPUS["H100"]) == f"compile-max 5000 / 2000, {kernel} 1000 / 500"
 
@@ -278,7 +279,7 @@ def test_the_dense_maps_are_measured(stored: Path) -> None:
 
 
 def test_the_measured_cost_of_the_branch(stored: Path) -> None:
-    assert performance._branch_measured("lewel_m") == performance.NOT_RUN
+    assert training._branch_measured("lewel_m") == tables.NOT_RUN
     rows = [
         step_row("moco_v2", "no branch", None),
         step_row("lewel_m", "eager", 3.14),
@@ -291,8 +292,8 @@ def test_the_measured_cost_of_the_branch(stored: Path) -> None:
     put(stored / V100, "step", [step_row("lewel_m", "eager", 2.0, precision="fp32")])
     put(stored / "nvidia-h100-pcie", "step", [step_row("lewel_m", "eager", 50.0)])
     told = "V100: eager fp32 +2.0 %; H100: eager bf16 +3.1 %, fused bf16 +1.0 %"
-    assert performance._branch_measured("lewel_m") == told
-    m, b = performance.branch().splitlines()[2:]
+    assert training._branch_measured("lewel_m") == told
+    m, b = training.branch().splitlines()[2:]
     assert m.endswith(f" s) | {told} |")
     assert b.endswith(" s) | H100: eager bf16 +4.4 % |")
 
@@ -301,7 +302,7 @@ def test_the_largest_loss_that_was_measured(stored: Path) -> None:
     put(stored / "toy", "loss", [loss_row(8, 1.0, None)], instructions="AVX9")
     put(stored / H100, "loss", [loss_row(64, 1.0, 5), loss_row(128, 2.26, 547_500_000), loss_row(8, 0.1, 5)])
     put(stored / V100, "loss", [loss_row(64, 9.0, None), loss_row(64, 7.0, 9 << 20, variant="blocked")])
-    lines = performance.infonce("toy").splitlines()
+    lines = training.infonce("toy").splitlines()
     assert "| H100, 80 GB | 1732 | N=128: plain 2.3 ms, peak 548 MB |" in lines
     assert "| V100, 16 GB | 774 | N=64: plain 9.0 ms; blocked 7.0 ms, peak 9 MB |" in lines
     assert "| H200, 141 GB | 2299 | not yet run |" in lines  # (70.5e9 / 4 / 3.254) ** 0.5 / 32
@@ -315,10 +316,10 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
     case = replace(CASES["M64"], device="cuda:0")
     size = {"case": {"shape": asdict(case.shape)}, "call": "cuda", "mode": FORWARD, "p50": 12.3}
     put(stored / "toy", "paper", both(case, "eager", 1.0, 2.0), instructions="AVX9")
-    assert performance.gpus() == "Nothing was run on any GPU yet.\n"
+    assert gpus.gpus() == "Nothing was run on any GPU yet.\n"
     name = "Unheard of 9000"
     put(stored / "unheard-of-9000", "overhead", [size], device=name)
-    assert re.findall("^#.*", performance.gpus(), re.M) == [f"### {name}", "#### Overhead of a call"]
+    assert re.findall("^#.*", gpus.gpus(), re.M) == [f"### {name}", "#### Overhead of a call"]
     rows = both(case, "eager", 1.5, 4.0, saved_bytes=1 << 20, peak_bytes=3 << 20)
     checked = {"case": {"dtype": "bf16"}, "call": "M bf16", "worst": 0.25, "repeats": 100, "problem": None}
     put(stored / "unheard-of-9000", "right-triton", [checked], device=name)
@@ -327,7 +328,7 @@ def test_every_gpu_with_results_is_in_the_document(stored: Path) -> None:
     put(stored / "unheard-of-9000", "step", [step_row("lewel_m", "eager", 3.14)], device=name)
     put(stored / "unheard-of-9000", "loss", [loss_row(64, 9.0, None)], device=name)
     put(stored / "another", "loss", [loss_row(32, 7.0, None)], device="Another")
-    _, other, *parts = re.split("^#{3,4} ", performance.gpus(), flags=re.M)
+    _, other, *parts = re.split("^#{3,4} ", gpus.gpus(), flags=re.M)
     assert other == "Another\n\n"
     expected = [
         ("The aligned InfoNCE", "| 32 | 0.3 | plain | 0.5 |"),
@@ -394,15 +395,15 @@ def test_the_formulas_of_the_loss_agree() -> None:
 
 def test_the_largest_batch_of_the_loss() -> None:
     assert aligned_loss.logits_bytes(32) == 4 << 20
-    assert performance._largest_batch(10 * aligned_loss.logits_bytes(100), 10.0) == 100
-    assert performance._largest_batch(9.99 * aligned_loss.logits_bytes(100), 10.0) == 99
+    assert training._largest_batch(10 * aligned_loss.logits_bytes(100), 10.0) == 100
+    assert training._largest_batch(9.99 * aligned_loss.logits_bytes(100), 10.0) == 99
 
 
 def test_the_fit_does_not_rest_on_measured_peaks(stored: Path) -> None:
     made = []
     for peak in (None, 1 << 20, 1 << 40):
         put(stored / "toy", "loss", [loss_row(8, 1.0, peak)], instructions="AVX9")
-        made.append(performance.infonce("toy"))
+        made.append(training.infonce("toy"))
     assert "| 8 | 0.3 | plain | 0.5 | 1.0 |  | 1.0 |" in made[0]
     assert "| 8 | 0.3 | plain | 0.5 | 1.0 | 1.0 | 1.0 |" in made[1]
     assert "the plain formula has 14.0 GB alive at once, in blocks it is 0.12 GB." in made[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__, heap, machine
-from benchmarks.documents import performance, tables
+from benchmarks import __main__, heap, machine, recording
+from benchmarks.documents import gpus, performance, tables
 from benchmarks.gpu import roofline
-from benchmarks.op import prologue, results
+from benchmarks.op import prologue
 from benchmarks.op.cases import Case, Shape
 from benchmarks.op.cost import MODES
 
@@ -26,7 +26,7 @@ CONTEXT = {"run": "2026-01-02", "date": "2026-01-02T03:04:05", "device": "Toy", 
 def one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command with one small case, without the compiler, writing to the test's own folder."""
     ways = prologue.ways
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(machine, "cache_bytes", lambda _: 1)
     monkeypatch.setattr(prologue, "suite", lambda device: [Case(TINY, "channels_last", "bf16", device)])
@@ -86,7 +86,7 @@ def test_rows_are_recorded(one_case: Path) -> None:
     assert [row["speedup"] for row in rows if row["provider"] == prologue.EAGER] == [1.0, 1.0]
     # Never the interpreter, though it would take the request here.
     assert {row["backend"] for row in rows} <= {None, "cpu", "reference"}
-    (device,) = results.devices()
+    (device,) = recording.devices()
     assert tables.prologue(device).count("| tiny (N=4 D=48 K=16 3x3) | bf16 |") == 2
     assert tables.prologue(device) in performance.prologue()
 
@@ -101,7 +101,7 @@ def test_a_run_in_no_time_is_a_sentence(one_case: Path, monkeypatch: pytest.Monk
 
 
 def test_what_a_gpu_measured_is_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     assert performance.prologue().count("not yet run") == 2 * len(roofline.GPUS) * len(prologue.WAYS)
     case = Case(performance.B_256, "channels_last", "bf16", "cuda:0")
     make: Callable[..., prologue.Row] = prologue.Row
@@ -113,6 +113,6 @@ def test_what_a_gpu_measured_is_in_the_table(tmp_path: Path, monkeypatch: pytest
     (folder / "prologue.jsonl").write_text("".join(json.dumps(CONTEXT | asdict(row)) + "\n" for row in rows))
     (line,) = (x for x in performance.prologue().splitlines() if x.startswith("| B256") and "| H100 |" in x)
     assert line.endswith("| not yet run | not yet run | not yet run | 100 / 200 |")  # eager was wrong
-    assert "#### Batch norm and ReLU before the op" in performance.gpus()
-    assert "0.100 (x 2.50)" in performance.gpus()
-    assert "1.000 \\*" in performance.gpus()
+    assert "#### Batch norm and ReLU before the op" in gpus.gpus()
+    assert "0.100 (x 2.50)" in gpus.gpus()
+    assert "1.000 \\*" in gpus.gpus()

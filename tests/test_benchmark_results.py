@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import recording
 from benchmarks.documents import tables
-from benchmarks.op import results
 from benchmarks.op.cases import QUICK, Case
 from benchmarks.op.measure import Row
 
@@ -24,7 +24,7 @@ CONTEXT: dict[str, Any] = {
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the quick suite on a machine that nobody has."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     path = tmp_path / "toy" / "quick.jsonl"
     path.parent.mkdir()
     return path
@@ -35,7 +35,7 @@ def put(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def chosen() -> set[str]:
-    return {record["run"] for run in results.runs("toy", "quick")[-1:] for record in run}
+    return {record["run"] for run in recording.runs("toy", "quick")[-1:] for record in run}
 
 
 def grid(run: str, *, cases: int, inner: int, name: str = "provider", **other: object) -> list[dict[str, Any]]:
@@ -44,12 +44,12 @@ def grid(run: str, *, cases: int, inner: int, name: str = "provider", **other: o
 
 
 def test_a_batch_of_rows_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    recorder = results.Recorder("quick", "cpu", CONTEXT)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
+    recorder = recording.Recorder("quick", "cpu", CONTEXT)
     written, write = [], os.write
     monkeypatch.setattr(os, "write", lambda file, data: written.append(data) or write(file, data))
     recorder.append({"case": i} for i in range(3))
-    other = results.Recorder("quick", "cpu", CONTEXT)
+    other = recording.Recorder("quick", "cpu", CONTEXT)
     other.append([{"case": 3}])
     recorder.append([{"case": 4}])
     assert [data.count(b"\n") for data in written] == [3, 1, 1]
@@ -63,14 +63,14 @@ def test_a_batch_of_rows_is_one_write(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_line_that_was_cut_short_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    recorder = results.Recorder("quick", "cpu", CONTEXT)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
+    recorder = recording.Recorder("quick", "cpu", CONTEXT)
     recorder.append([{"case": 1}])
     with recorder.path.open("ab") as file:
         file.write(b'{"case": 2}\n7\n\xff\0\n{"run": "2026')
     recorder.append([{"case": 3}])
     for _ in range(2):
-        assert [record["case"] for record in results.read(recorder.path.parent.name, "quick")] == [1, 3]
+        assert [record["case"] for record in recording.read(recorder.path.parent.name, "quick")] == [1, 3]
     told = [f"{recorder.path}:{n} is left out, for it is no record of a run." for n in (2, 3, 4, 5)]
     assert capsys.readouterr().err.splitlines() == told
 
@@ -125,18 +125,18 @@ def numbers(run: str, value: float, **other: object) -> dict[str, Any]:
 
 def test_repetitions_count_by_the_median_of_each_number(toy: Path) -> None:
     put(toy, [numbers("a", 3.0), numbers("b", 1.0), numbers("c", 9.0, problem=None)])
-    assert [[r["run"] for r in run] for run in results.runs("toy", "quick")] == [["a"], ["b"], ["c"]]
-    (found,) = results.latest("toy", "quick")
+    assert [[r["run"] for r in run] for run in recording.runs("toy", "quick")] == [["a"], ["b"], ["c"]]
+    (found,) = recording.latest("toy", "quick")
     assert (found["run"], found["repetitions"], found["case"]) == ("c", 3, 1)
     assert (found["p50"], found["speedups"], found["peak_bytes"]) == (3.0, {"eager": 6.0}, None)
     assert (found["dirty"], found["versions"]) == (False, CONTEXT["versions"])
     put(toy, [numbers("a", 3.0)])
-    assert results.latest("toy", "quick") == [CONTEXT | numbers("a", 3.0)]
+    assert recording.latest("toy", "quick") == [CONTEXT | numbers("a", 3.0)]
 
 
 def test_a_problem_in_one_repetition_is_a_problem(toy: Path) -> None:
     put(toy, [numbers("a", 3.0, problem="too far"), numbers("b", 1.0, problem=None)])
-    (found,) = results.latest("toy", "quick")
+    (found,) = recording.latest("toy", "quick")
     assert (found["problem"], found["speedups"], found["p50"]) == ("too far", {}, 2.0)
     assert "overhead" not in found
 
@@ -151,13 +151,13 @@ def test_a_problem_in_one_repetition_is_a_problem(toy: Path) -> None:
 )  # fmt: skip
 def test_a_run_in_other_circumstances_is_no_repetition(toy: Path, other: dict[str, Any]) -> None:
     put(toy, [numbers("a", 3.0, **other), numbers("b", 1.0)])
-    assert [record["p50"] for record in results.latest("toy", "quick")] == [1.0]
+    assert [record["p50"] for record in recording.latest("toy", "quick")] == [1.0]
 
 
 @pytest.mark.parametrize("unknown", [{"dirty": True}, {"commit": None}], ids=["dirty", "no commit"])
 def test_runs_of_unknown_code_are_no_repetitions(toy: Path, unknown: dict[str, Any]) -> None:
     put(toy, [numbers("a", 3.0, **unknown), numbers("b", 1.0, **unknown)])
-    assert [record["p50"] for record in results.latest("toy", "quick")] == [1.0]
+    assert [record["p50"] for record in recording.latest("toy", "quick")] == [1.0]
 
 
 def test_a_table_of_repetitions_tells_how_far_they_differ(toy: Path) -> None:

@@ -1,4 +1,4 @@
-"""Timed training steps: rows, the refusal of wrong ones, and that each variant runs the code it names."""
+"""python -m benchmarks step: rows, the refusal of wrong ones, and that each variant runs the code it names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 import lewel_kernels
-from benchmarks import __main__, heap, machine
-from benchmarks.documents import tables
-from benchmarks.op import results
+from benchmarks import __main__, heap, machine, recording
+from benchmarks.documents import training
 from benchmarks.training import candidates, step
-from benchmarks.training.bench import Case, make_views
-from benchmarks.training.candidates import Candidate
+from benchmarks.training.candidates import NO_BRANCH, Candidate, Case, case_on, make_views, recipe
 from benchmarks.training.step import find_problem, measure
+from lewel.recipe import presets
 from lewel.run.step import Stepper
 
 CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
@@ -44,7 +43,7 @@ def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], lis
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     return tmp_path
 
@@ -53,8 +52,8 @@ def test_every_method_and_variant_is_a_recorded_row(recorded: Path, capsys: pyte
     with pytest.raises(SystemExit) as exit:
         __main__.main(["step", "--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"])
     assert not exit.value.code
-    (device,) = results.devices()
-    rows = results.latest(device, "step")
+    (device,) = recording.devices()
+    rows = recording.latest(device, "step")
     assert [(row["method"], row["variant"]) for row in rows] == [
         ("moco_v2", "no branch"), *PAIRS[:2], ("byol", "no branch"), *PAIRS[2:]
     ]  # fmt: skip
@@ -68,7 +67,11 @@ def test_every_method_and_variant_is_a_recorded_row(recorded: Path, capsys: pyte
         assert (row["speedup"] is not None) == fused
         assert (row["backend"] in lewel_kernels.BACKENDS) == fused
         assert row["case"] == {"encoder": "tiny", "image_size": 16, "batch": 8, "precision": "fp32", "device": "cpu"}
-    assert "LEWEL_B 4.4 % over BYOL" in capsys.readouterr().out
+        assert row["held_bytes"] > 0
+    about, *table = capsys.readouterr().out.split("\n\n")
+    assert f"torch {torch.__version__.split('+')[0]}" in about
+    assert [block.splitlines()[0] for block in table[:2]] == 2 * ["tiny, 16x16, batch 8, fp32, 5 rounds"]
+    assert "LEWEL_B 4.4 % over BYOL" in table[2]
 
 
 def test_overhead_and_speed_up_are_medians_of_the_rounds(
@@ -119,6 +122,75 @@ def test_a_wrong_step_gets_neither_speed_up_nor_overhead(
     printed = capsys.readouterr().out
     assert "no speed-up" in printed
     assert f"{method}, fused: {name} is too far from the float64 truth" in printed
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_a_step_in_fp16_has_its_scaler(precision: str, scaled: bool) -> None:
+    candidate = Candidate(replace(CASE, precision=precision), "lewel_m", "fused")
+    assert candidate.step(*make_views(CASE)[0]).isfinite()
+    assert candidate.take.func.__self__.scaler.is_enabled() == scaled
+    assert candidate.method.precision == precision
+
+
+def test_held_bytes_are_both_networks_gradients_momentum_and_queue() -> None:
+    candidate = Candidate(CASE, "moco_v2", NO_BRANCH)
+    candidate.step(*make_views(CASE)[0])
+    method = candidate.method
+    network = sum(p.numel() for p in method.online.parameters())
+    statistics = sum(b.nbytes for b in method.online.buffers())
+    assert candidate.held_bytes() == 4 * (4 * network + 4096 * 64) + 2 * statistics
+
+
+def test_a_system_that_does_not_tell_memory_leaves_its_column_empty(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_times(monkeypatch, {("byol", NO_BRANCH): [1.0, 1.0]})
+    monkeypatch.setattr(step.heap, "peak_bytes", lambda *_: None)
+    (row,) = measure(CASE, ["byol"], seconds=0)
+    assert row.peak_bytes is None
+    step.print_case([replace(row, held_bytes=5 << 20)])
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "byol", "no", "branch", "1000.00", "[", "1000.00", "1000.00]", "8.0", "5"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("encoder", "method", "heads"),
+    [
+        ("resnet50", "lewel_m", (2048, 128, 4)),
+        ("resnet18", "lewel_b", (4096, 256, 4)),
+        ("tiny", "lewel_b", (512, 64, 8)),
+    ],
+)
+def test_recipes_are_those_of_the_presets(encoder: str, method: str, heads: tuple[int, int, int]) -> None:
+    run = recipe(replace(CASE, encoder=encoder, image_size=224), method)
+    assert (run.heads.hidden, run.heads.num_maps, run.heads.num_groups) == heads
+    assert (run.encoder.name, run.encoder.stem) == (encoder, "imagenet")
+    assert run.method.name == method
+    assert run.preset.startswith("cifar10/" if encoder == "tiny" else "imagenet/")
+
+
+def test_every_method_of_the_presets_is_measured_beside_its_baseline() -> None:
+    """So that one that is added to the presets needs no change here."""
+    known = {preset.run.method.name for preset in presets.PRESETS.values()}
+    assert set(candidates.METHODS) == known
+    assert candidates.BASELINES["lewel_m"] == "moco_v2"
+    assert candidates.BASELINES["lewel_b"] == "byol"
+    for method in known:
+        Candidate(CASE, method, "fused").step(*make_views(CASE)[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "case"),
+    [
+        (("cpu", "auto", 0, 128, "fp32"), Case("tiny", 32, 128, "fp32", "cpu")),
+        (("cuda", "auto", 0, 128, "fp16"), Case("resnet50", 224, 128, "fp16", "cuda")),
+        (("cuda", "tiny", 0, 64, "bf16"), Case("tiny", 32, 64, "bf16", "cuda")),
+        (("cpu", "resnet18", 64, 2, "fp32"), Case("resnet18", 64, 2, "fp32", "cpu")),
+    ],
+)
+def test_defaults_suit_the_device(asked: tuple[str, str, int, int, str], case: Case) -> None:
+    assert case_on(*asked) == case
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -176,7 +248,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: dict[str, int]) ->
         tried.append((methods, case.batch))
         if case.batch > largest[methods[0]]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return [step.Row(case, name, "fused", "cpu", 1.0, 1.0, 1.0, 5, 1000.0 * case.batch, None) for name in methods]
+        return [
+            step.Row(case, name, "fused", "cpu", 1.0, 1.0, 1.0, 5, 1000.0 * case.batch, None, None) for name in methods
+        ]
 
     monkeypatch.setattr(step, "measure", measure)
     return tried
@@ -191,7 +265,7 @@ def test_a_small_gpu_measures_what_fits(
     assert not exit.value.code
     moco, byol = ["moco_v2", "lewel_m"], ["byol", "lewel_b"]
     assert tried == [(moco, 128), (byol, 128), (byol, 64), (byol, 32)]
-    rows = results.latest(results.devices()[0], "step")
+    rows = recording.latest(recording.devices()[0], "step")
     assert {(row["method"], row["case"]["batch"]) for row in rows} == {
         ("moco_v2", 128), ("lewel_m", 128), ("byol", 32), ("lewel_b", 32)
     }  # fmt: skip
@@ -203,6 +277,7 @@ def test_a_small_gpu_measures_what_fits(
     [
         (["step"], "byol, lewel_b\n  left out: OutOfMemoryError: CUDA out of memory."),
         (["step", "--batch", "1"], "data.batch_size must be at least 2"),
+        (["step", "--image-size", "8"], "the feature map is one position"),
     ],
 )
 def test_a_step_that_measures_nothing_fails(
@@ -230,13 +305,13 @@ def test_methods_are_measured_beside_their_baselines(methods: list[str], groups:
 
 def test_a_table_marks_what_is_outside_the_error_budget(recorded: Path) -> None:
     rows = [
-        step.Row(CASE, "lewel_m", "fused", "cpu", 1.0, 1.0, 1.0, 5, 8000.0, None, problem=problem)
+        step.Row(CASE, "lewel_m", "fused", "cpu", 1.0, 1.0, 1.0, 5, 8000.0, None, None, problem=problem)
         for problem in ("too far", None)
     ]
     for row, star in zip(rows, (True, False), strict=True):
-        recorder = results.Recorder("step", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
+        recorder = recording.Recorder("step", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
         recorder.path.unlink(missing_ok=True)
         recorder.append([row])
-        text = tables.step(recorder.path.parent.name)
+        text = training.step(recorder.path.parent.name)
         assert ("| lewel_m | fp32 | 8 | fused (cpu) \\* |" in text) == star
         assert ("\\* outside the error budget" in text) == star

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import __main__, commands, heap, machine, timing
-from benchmarks.op import cases, footprint, providers, report, results
+from benchmarks import __main__, heap, machine, recording, timing
+from benchmarks.op import cases, commands, footprint, providers, report
 from benchmarks.op import measure as measure_module
 from benchmarks.op.cases import DTYPES, SUITES, Case, Shape, input_sets, make_inputs
 from benchmarks.op.cost import MODES, Cost, Rates, floor_seconds, least
-from benchmarks.op.measure import BASES, measure
+from benchmarks.op.measure import BASES, measure, rows_of
 from benchmarks.op.parity import compare
 from benchmarks.op.rates import measure_rates
 from lewel_kernels import dispatch
@@ -290,7 +290,7 @@ def test_the_error_budget() -> None:
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Results go to a folder of the test's own."""
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
     monkeypatch.setattr(heap, "keep_heap", lambda: True)  # not in the process of the other tests
     monkeypatch.setattr(commands, "measure_rates", lambda *_: RATES)
     return tmp_path
@@ -324,10 +324,10 @@ def test_rows_are_recorded_with_their_provenance(recorded: Path) -> None:
 
 def test_a_row_survives_the_file(recorded: Path) -> None:
     rows = measure(Case(TINY, "nchw", "bf16"), ["eager", "reference"], 0.01, RATES)
-    recorder = results.Recorder("quick", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
+    recorder = recording.Recorder("quick", "cpu", machine.provenance("cpu", busy=0.0, heap_kept=True))
     recorder.append(rows)
-    (device,) = results.devices()
-    assert results.rows(results.latest(device, "quick")) == rows
+    (device,) = recording.devices()
+    assert rows_of(recording.latest(device, "quick")) == rows
 
 
 def test_a_run_stops_in_time_and_names_what_it_left_out(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display is needed and nothing global is changed
 from PIL import Image, PngImagePlugin
 
-from benchmarks.documents.tables import KERNELS, circumstances
-from benchmarks.op import results
-from benchmarks.op.measure import Row
-from benchmarks.op.report import MIB
-from benchmarks.op.results import Record
+from benchmarks import recording
+from benchmarks.heap import MIB
+from benchmarks.op.measure import Row, rows_of
+from benchmarks.op.providers import KERNELS
+from benchmarks.recording import Record, circumstances
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 KEY, PIXELS = "lewel-data", "lewel-pixels"
@@ -73,7 +73,7 @@ def _fresh(path: Path, data: str) -> bool:
 
 def orphans(folder: Path = FOLDER) -> list[Path]:
     """The pictures in the folder that no results stand behind."""
-    known = {f"{device}-{name}.png" for device in results.devices() for name in pictures(device)}
+    known = {f"{device}-{name}.png" for device in recording.devices() for name in pictures(device)}
     return [path for path in sorted(folder.rglob("*.png")) if str(path.relative_to(folder)) not in known]
 
 
@@ -81,10 +81,10 @@ def pictures(device: str) -> dict[str, tuple[list[Record], Callable[[list[Record
     """What there is to draw: a name, the records and how."""
     found: dict[str, tuple[list[Record], Callable[[list[Record]], Figure]]] = {}
     for suite in ("quick", "paper"):
-        if records := results.latest(device, suite):
+        if records := recording.latest(device, suite):
             found[f"{suite}-speed"] = records, bars
             found[f"{suite}-memory"] = records, memory
-    if records := results.latest(device, "sweep"):
+    if records := recording.latest(device, "sweep"):
         found["scaling"] = records, scaling
     return found
 
@@ -101,7 +101,7 @@ def pixels(image: Image.Image) -> str:
 
 
 def _rows(records: Sequence[Record]) -> list[Row]:
-    return [row for row in results.rows(records) if row.launch == "plain"]
+    return [row for row in rows_of(records) if row.launch == "plain"]
 
 
 def _label(row: Row) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 
-from benchmarks.documents import performance, plot, tables
+from benchmarks.documents import gpus, performance, plot, tables, training
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks that each must have
@@ -31,17 +31,17 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "speed": tables.speed,
     "memory": tables.memory,
     "overhead": tables.overhead,
-    "step": tables.step,
-    "parts": tables.parts,
+    "step": training.step,
+    "parts": training.parts,
     "predictions": performance.predictions,
     "passes": performance.passes,
     "prologue": performance.prologue,
     "saved": performance.saved,
-    "branch": performance.branch,
+    "branch": training.branch,
     "growth": performance.growth,
     "dense": performance.dense,
-    "infonce": performance.infonce,
-    "gpus": performance.gpus,
+    "infonce": training.infonce,
+    "gpus": gpus.gpus,
 }
 
 

@@ -1,50 +1,47 @@
-"""Tables of measurements, in Markdown, from the last full run of a suite."""
+"""Tables of measurements of the op, in Markdown, from the run of a suite that counts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, groupby
 
-from benchmarks.op import results
-from benchmarks.op.measure import BASES, Row
+from benchmarks import recording
+from benchmarks.gpu.roofline import GPU
+from benchmarks.heap import MIB
+from benchmarks.op.measure import BASES, Row, rows_of
 from benchmarks.op.overhead import SINGLE_OPS
-from benchmarks.op.report import MIB, mean_speedup
-from benchmarks.op.results import Record
-from lewel_kernels import BACKENDS
+from benchmarks.op.providers import KERNELS
+from benchmarks.op.report import markdown, mean_speedup
+from benchmarks.recording import Record, circumstances
 
 STAR = "\\*"
+NOT_RUN = "not yet run"
 OUTSIDE = f"{STAR} outside the error budget of `docs/backends.md`: no speed-up of its own."
-KERNELS = [name for name in BACKENDS if name != "reference"]
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def circumstances(records: Sequence[Record]) -> str:
-    """Machine, versions and date of a run, as the beginning of a sentence."""
-    r = records[0]
-    on_cpu = r["instructions"] is not None
-    details = f" with {r['instructions']}, {r['threads']} threads" if on_cpu else f", driver {r['driver']}"
-    state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
-    about = f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
-    if "repetitions" in r:
-        about += f", medians over {r['repetitions']} runs"
-    return about + (f", while others kept {r['busy_cores']:.1f} cores busy" if results.disturbed(r) else "")
-
-
-def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
-    """The records and rows of the last full run, without CUDA-graph replays.
+def latest(device: str, suite: str) -> list[Record]:
+    """The records of the run of a suite that counts.
 
     Raises:
         ValueError: nothing was recorded.
     """
-    records = results.latest(device, suite)
-    if not records:
-        raise ValueError(f"there are no results of suite {suite} on {device}; known devices: {results.devices()}")
-    return records, [row for row in results.rows(records) if row.launch == "plain"]
+    if not (found := recording.latest(device, suite)):
+        raise ValueError(f"there are no results of suite {suite} on {device}; known devices: {recording.devices()}")
+    return found
+
+
+def found_on(gpu: GPU, suites: tuple[str, ...], tell: Callable[[list[Record]], str]) -> str:
+    """What ``tell`` says of the records of the first suite on such a GPU of which it says anything, else NOT_RUN."""
+    devices = filter(gpu.owns, recording.devices())
+    runs = (recording.latest(device, suite) for device in devices for suite in suites)
+    return next(filter(None, map(tell, runs)), NOT_RUN)
+
+
+def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
+    """The records of the run that counts, and their rows without CUDA-graph replays."""
+    records = latest(device, suite)
+    return records, [row for row in rows_of(records) if row.launch == "plain"]
 
 
 def speed(device: str, suite: str, mode: str) -> str:
@@ -85,10 +82,10 @@ def speed(device: str, suite: str, mode: str) -> str:
 def _spread(device: str, suite: str, mode: str, names: Sequence[str]) -> float:
     """Percent by which the largest ratio of any row is above its smallest, over the repetitions of a run."""
     found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for record in chain.from_iterable(results.runs(device, suite)):
+    for record in chain.from_iterable(recording.runs(device, suite)):
         if record["mode"] == mode and record["launch"] == "plain" and record["provider"] in names:
             for base, ratio in record["speedups"].items():
-                found[results.identity(record), base].append(ratio)
+                found[recording.identity(record), base].append(ratio)
     return max((100 * (max(ratios) / min(ratios) - 1) for ratios in found.values()), default=0.0)
 
 
@@ -131,9 +128,7 @@ def memory(device: str, suite: str) -> str:
 
 def overhead(device: str) -> str:
     """Microseconds of a call where the arithmetic is next to nothing, and at one image of LEWEL_M's width."""
-    records = results.latest(device, "overhead")
-    if not records:
-        raise ValueError(f"there are no results of overhead on {device}")
+    records = latest(device, "overhead")
     shapes = list(dict.fromkeys(r["case"]["shape"]["name"] for r in records))
     found: defaultdict[tuple[str, str, str], str] = defaultdict(str)
     found |= {(r["case"]["shape"]["name"], r["call"], r["mode"]): f"{r['p50']:.0f}" for r in records}
@@ -154,10 +149,8 @@ def overhead(device: str) -> str:
 
 def prologue(device: str) -> str:
     """Milliseconds of each way to run a batch normalisation, its ReLU and the op, and what it gains on eager."""
-    records = results.latest(device, "prologue")
-    if not records:
-        raise ValueError(f"there are no results of prologue on {device}")
-    found = {(results.identity(r, ("case", "mode", "launch")), r["provider"]): r for r in records}
+    records = latest(device, "prologue")
+    found = {(recording.identity(r, ("case", "mode", "launch")), r["provider"]): r for r in records}
     names = list(dict.fromkeys(r["provider"] for r in records))
     lines = []
     for row, first in {key: r for (key, _), r in found.items()}.items():
@@ -172,34 +165,9 @@ def prologue(device: str) -> str:
     return table + (f"\n{OUTSIDE}\n" if any(r["problem"] and r["samples"] for r in records) else "")
 
 
-def step(device: str) -> str:
-    """Milliseconds of a training step of each method, what its aligned branch costs and what the fused op saves."""
-    records = results.latest(device, "step")
-    if not records:
-        raise ValueError(f"there are no results of step on {device}")
-    lines = []
-    for r in records:
-        cost = "" if r["overhead"] is None else f"{r['overhead']:+.1f} %"
-        speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
-        peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MIB:.0f}"
-        op = r["variant"] + (f" ({r['backend']})" if r["backend"] else "") + f" {STAR}" * bool(r.get("problem"))
-        case, rate = r["case"], f"{r['images_per_second']:.0f}"
-        lines.append(
-            [r["method"], case["precision"], str(case["batch"]), op, f"{r['p50']:.1f}", rate, peak, cost, speedup]
-        )
-    c = records[0]["case"]
-    header = ["method", "precision", "batch", "aligned op", "ms", "images/s", "peak MiB", "aligned branch costs",
-              "step x eager"]  # fmt: skip
-    about = f"{c['encoder']} at {c['image_size']}. {circumstances(records)}."
-    table = f"{about}\n\n" + markdown(header, lines)
-    return table + (f"\n{OUTSIDE}\n" if any(r.get("problem") for r in records) else "")
-
-
 def right(device: str, backend: str) -> str:
     """How many calls of a backend were checked in each dtype, how far they were from the truth, and every problem."""
-    records = results.latest(device, f"right-{backend}")
-    if not records:
-        raise ValueError(f"there are no results of right-{backend} on {device}")
+    records = latest(device, f"right-{backend}")
     lines = []
     for dtype in dict.fromkeys(r["case"]["dtype"] for r in records):
         mine = [r for r in records if r["case"]["dtype"] == dtype]
@@ -209,18 +177,3 @@ def right(device: str, backend: str) -> str:
     header = ["dtype", "calls", "with a problem", "largest error, of what is allowed", "repeats of each bit by bit"]
     told = "".join(f"\n- {r['call']}: {r['problem']}" for r in records if r["problem"])
     return f"{circumstances(records)}.\n\n" + markdown(header, lines) + (f"{told}\n" if told else "")
-
-
-def parts(device: str) -> str:
-    """Where the time of training runs goes, in percent of a step."""
-    records = results.latest(device, "parts")
-    if not records:
-        raise ValueError(f"there are no results of parts on {device}")
-    names = list(records[0]["shares"])
-    lines = []
-    for r in records:
-        case, shares = r["case"], r["shares"]
-        about = [case["run"], f"{case['encoder']} at {case['image_size']}", str(case["batch"]), case["precision"]]
-        lines.append([*about, f"{r['p50']:.0f}", *(f"{shares[name]:.2f}" for name in names)])
-    header = ["run", "encoder", "batch", "precision", "ms", *names]
-    return f"Percent of a step. {circumstances(records)}.\n\n" + markdown(header, lines)

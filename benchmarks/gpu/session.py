@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, timing
-from benchmarks.documents.tables import KERNELS
-from benchmarks.op import results
+from benchmarks import machine, recording, timing
+from benchmarks.op.providers import KERNELS
 from lewel_kernels import dispatch
 from lewel_kernels.native import nvcc
 
@@ -191,7 +190,7 @@ def run(parts: list[Part], device: str, minutes: float = MINUTES) -> int:
     for name, verdict, seconds in verdicts:
         print(f"{name:<28}{seconds:6.0f} s  {verdict}")
     print(f"{'all':<28}{time.monotonic() - start:6.0f} s")
-    files = sorted((results.ROOT / machine.slug(timing.device_name(device))).glob("*.jsonl"))
+    files = sorted((recording.ROOT / machine.slug(timing.device_name(device))).glob("*.jsonl"))
     print("Data: " + " ".join(os.path.relpath(path, ROOT) for path in files))
     return int(any(not verdict.startswith(("ok", "left out")) for _, verdict, _ in verdicts))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from benchmarks import heap, machine, timing
 from benchmarks.op import footprint, graphs, parity
-from benchmarks.op.cases import DTYPES, Case, Inputs, input_sets
+from benchmarks.op.cases import DTYPES, Case, Inputs, Shape, input_sets
 from benchmarks.op.cost import MODES, Rates, floor_of, least
 from benchmarks.op.providers import COMPILED, PROVIDERS, Op, eager_align_aggregate, quiet, refusal
 
@@ -48,6 +49,16 @@ class Row:
     peak_bytes: int | None = None
     launches: int | None = None
     compile_seconds: float | None = None
+
+
+def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The `Row`s that `measure` made, read from their records."""
+    found = []
+    for record in records:
+        values = {name: record[name] for name in Row.__dataclass_fields__ if name in record}
+        values["case"] = Case(**{**record["case"], "shape": Shape(**record["case"]["shape"])})
+        found.append(Row(**values))
+    return found
 
 
 def autocast(case: Case) -> contextlib.AbstractContextManager[None]:

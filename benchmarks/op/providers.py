@@ -15,6 +15,7 @@ from benchmarks.op.cases import NUM_GROUPS, TEMPERATURE, Inputs
 from lewel_kernels import BACKENDS, dispatch, explain, fused_align_aggregate
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]
+KERNELS = [name for name in BACKENDS if name != "reference"]  # the backends with kernels of their own
 
 
 def eager_maps(

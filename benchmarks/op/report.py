@@ -1,12 +1,18 @@
-"""What a run prints: a block for each case, and the means over cases."""
+"""How measurements of the op are printed: a block for each case, means over cases, tables in Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from statistics import geometric_mean
 
+from benchmarks.heap import MIB
 from benchmarks.op.measure import BASES, Row
 
-MIB = 1 << 20
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def print_case(rows: list[Row]) -> None:

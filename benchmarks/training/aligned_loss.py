@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import heap, timing
+from benchmarks.heap import MIB
 from benchmarks.op import footprint
-from benchmarks.op.report import MIB
 from lewel.cost.live import LiveStorages
 from lewel.methods.losses import aligned_info_nce, unit
 

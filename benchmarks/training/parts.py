@@ -1,49 +1,31 @@
-"""Where the time of a training run goes: the loop's own steps, every part of them on the clock."""
+"""Where the time of a training run goes: the ranges that the trainer names (lewel/ranges.py), from a profile."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
 import io
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import timing
-from benchmarks.options import count
-from lewel import train
-from lewel.data import Views
-from lewel.methods.key_queue import KeyQueue
-from lewel.methods.method import Method
+from lewel import ranges, train
 from lewel.recipe import presets, schema
 from lewel.run.preemption import Preemption
-from lewel.run.session import Session, prepare
-from lewel.watching.log import Clock, RunLog
+from lewel.run.session import precision_on, prepare
+from lewel.watching.log import RunLog
 
-PARTS = ("data", "forward", "backward", "optimizer", "momentum network, queue", "logging", "rest")
-WORK = PARTS[:3]  # what a step is for
-_PLACES: list[tuple[Any, str, str]] = [
-    (Session, "to_device", "data"),
-    (Method, "forward", "forward"),
-    (torch.Tensor, "backward", "backward"),
-    (torch.amp.GradScaler, "step", "optimizer"),
-    (torch.amp.GradScaler, "update", "optimizer"),
-    (torch.optim.Optimizer, "zero_grad", "optimizer"),
-    (Method, "_follow", "momentum network, queue"),
-    (KeyQueue, "enqueue", "momentum network, queue"),
-    (train._Loop, "_numbers", "logging"),
-    (RunLog, "step", "logging"),
-    (RunLog, "advance", "logging"),
-    (Clock, "lap", "logging"),
-]
+REST = "benchmarks: rest"  # of a step, outside of all ranges
+PARTS = {name: name.removeprefix("lewel: ") for name in ranges.STEP} | {REST: "rest"}
+WORK = ("data", "forward", "encoder", "head", "loss", "backward")  # what a step is for
 _SMALL = replace(presets.get("embedded/lewel_m").data, image_size=32, batch_size=128)
 RUNS = {
     "embedded/lewel_m": presets.get("embedded/lewel_m"),
@@ -59,12 +41,12 @@ RUNS = {
 
 @dataclass
 class Row:
-    """The mean over the steps of an epoch."""
+    """The mean over the steps of an epoch. The profile behind the shares makes steps of many operators slower."""
 
     case: dict[str, object]
     samples: int  # steps
-    p50: float  # ms of one
-    shares: dict[str, float]  # of PARTS, in percent
+    p50: float  # ms of one, without a profiler
+    shares: dict[str, float]  # of the values of PARTS, in percent; parts within a part are left out of it
 
 
 def beside(shares: Mapping[str, float]) -> float:
@@ -72,78 +54,71 @@ def beside(shares: Mapping[str, float]) -> float:
     return sum(share for part, share in shares.items() if part not in WORK)
 
 
-class Stopwatch:
-    """Seconds of each part, those of parts within it left out; on a GPU the device's, for which it waits."""
+def seconds_of(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of each part from the events of a profile, in which a range REST is around everything.
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._device, self._inside, self._since = str(device), ["rest"], 0.0
+    Where the events have kernels of a GPU, a part's seconds are those of the kernels launched while it is the innermost
+    range, from any thread; the time that the GPU idles then belongs to REST. Else they are the host's.
+    """
+    every = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    named = sorted((e.time_range.start, -e.time_range.end, e.name) for e in every if e.name in PARTS)
+    turns: list[tuple[float, str]] = []  # from when on which range is the innermost
+    inside: list[tuple[float, str]] = []  # the end and name of each that is open
+    for start, minus_end, name in [*named, (float("inf"), 0.0, "")]:
+        while inside and inside[-1][0] <= start:
+            end, _ = inside.pop()
+            turns.append((end, inside[-1][1] if inside else ""))
+        turns.append((start, name))
+        inside.append((-minus_end, name))
+    spans = [(name, (end - start) / 1e6) for (start, name), (end, _) in pairwise(turns) if name in PARTS]
+    kernels = [(e.time_range.start, kernel.duration / 1e6) for e in every for kernel in e.kernels]
+    if kernels:
+        starts = [start for start, _ in turns]
+        idle = sum(seconds for _, seconds in spans) - sum(seconds for _, seconds in kernels)
+        spans = [(turns[bisect_right(starts, at) - 1][1] or REST, seconds) for at, seconds in kernels]
+        spans.append((REST, max(0.0, idle)))
+    found = dict.fromkeys(PARTS.values(), 0.0)
+    for name, seconds in spans:
+        found[PARTS[name]] += seconds
+    return found
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._turn()
-        self._inside.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._inside.pop()
 
-    def _turn(self) -> None:
-        timing.synchronise(self._device)
-        now = time.perf_counter()
-        self.seconds[self._inside[-1]] += now - self._since
-        self._since = now
+def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
+    """Seconds of the second of three epochs, and, from a profile of the third, seconds of each part.
 
-    def within(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """call, its time that of a part."""
-
-        @functools.wraps(call)
-        def timed(*args: Any, **options: Any) -> Any:
-            with self.part(name):
-                return call(*args, **options)
-
-        return timed
-
-    def waiting(self, batches: Iterator[Views]) -> Iterator[Views]:
-        """The same batches, the time until each is there that of the data."""
-        while True:
-            with self.part("data"):
-                views = next(batches, None)
-            if views is None:
-                return
-            yield views
+    Evaluation and saving are left out.
+    """
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        session = prepare(replace(run, epochs=3), Path(folder))
+        log = RunLog(Path(folder) / "log.jsonl", total_steps=session.total_steps, first_step=0)
+        device, activities = str(session.device), [ProfilerActivity.CPU]
+        if session.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with contextlib.closing(log):
+            loop = train._Loop(session, log, Preemption())
+            loop._epoch(0)
+            timing.synchronise(device)
+            start = time.perf_counter()
+            loop._epoch(1)
+            timing.synchronise(device)
+            whole = time.perf_counter() - start
+            with profile(activities=activities) as profiled, record_function(REST):
+                loop._epoch(2)
+                timing.synchronise(device)
+    return whole, seconds_of(profiled.events() or ())
 
 
 def measure(name: str, run: schema.Train, steps: int) -> Row:
-    """The second of two epochs of so many steps, or of as many as fill the queue; evaluation and saving left out."""
+    """Where the time of epochs of so many steps goes, or of as many as fill the queue."""
     steps = max(steps, run.method.queue // run.data.batch_size if run.method.loss == "infonce" else 0)
-    run = replace(run, epochs=2, data=replace(run.data, embedded_train=steps * run.data.batch_size))
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
-        session = prepare(run, Path(folder))
-        log = RunLog(Path(folder) / "log.jsonl", total_steps=session.total_steps, first_step=0)
-        patches.callback(log.close)
-        watch, epoch = Stopwatch(session.device), session.loader.epoch
-        session.loader.epoch = lambda *where: watch.waiting(epoch(*where))  # type: ignore[method-assign]
-        for owner, function, part in _PLACES:
-            patches.enter_context(mock.patch.object(owner, function, watch.within(part, getattr(owner, function))))
-        loop = train._Loop(session, log, Preemption())
-        patches.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        loop._epoch(0)
-        with watch.part("rest"):
-            watch.seconds.clear()
-            loop._epoch(1)
-    whole = sum(watch.seconds.values())
+    whole, seconds = run_epochs(replace(run, data=replace(run.data, embedded_train=steps * run.data.batch_size)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as a run chooses it
     case = {
         "run": name, "encoder": run.encoder.name, "image_size": run.data.image_size, "batch": run.data.batch_size,
-        "precision": session.run.precision, "optimizer": run.optim.name,
+        "precision": precision_on(device) if run.precision == "auto" else run.precision, "optimizer": run.optim.name,
     }  # fmt: skip
-    return Row(case, steps, 1e3 * whole / steps, {part: 100 * watch.seconds[part] / whole for part in PARTS})
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--run", choices=RUNS, nargs="+", default=list(RUNS), help="default: all")
-    command.add_argument("--steps", type=count, default=16, help="steps that count, and as many before them")
+    every = sum(seconds.values())
+    return Row(case, steps, 1e3 * whole / steps, {part: 100 * seconds[part] / every for part in PARTS.values()})
 
 
 def print_row(row: Row) -> None:
@@ -151,5 +126,5 @@ def print_row(row: Row) -> None:
     about = f"{case['encoder']}, {case['image_size']}x{case['image_size']}, batch {case['batch']}, {case['precision']}"
     print(f"\n{case['run']}: {about}, {row.samples} steps of {row.p50:.1f} ms")
     for part, share in row.shares.items():
-        print(f"  {part:<26}{share:7.2f} %")
-    print(f"  beside {', '.join(WORK):<19}{beside(row.shares):7.2f} %")
+        print(f"  {part:<40}{share:7.2f} %")
+    print(f"  {'beside ' + ', '.join(WORK):<40}{beside(row.shares):7.2f} %")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,14 +10,14 @@ from torch import Tensor
 
 import lewel_kernels
 from benchmarks import heap, timing
+from benchmarks.heap import MIB
 from benchmarks.op import parity
 from benchmarks.op.measure import TENSORS
-from benchmarks.op.report import MIB
-from benchmarks.options import count, duration
-from benchmarks.training import bench
-from benchmarks.training.bench import BASELINES, BATCH, ENCODERS, METHODS, PRECISIONS, Case, case_on, make_views
-from benchmarks.training.candidates import OPS, Candidate
+from benchmarks.training.candidates import BASELINES, METHODS, NO_BRANCH, OPS, Candidate, Case, make_views, steps_of
 
+PAPER = """
+The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
+  LEWEL_M 0.7 % over MoCo v2 (1222 s, 1213 s), LEWEL_B 4.4 % over BYOL (1191 s, 1141 s)"""
 LEAST_BATCH = 8
 
 
@@ -31,14 +30,15 @@ class Row:
 
     case: Case
     method: str
-    variant: str  # a key of OPS, or "no branch"
+    variant: str  # a key of OPS, or NO_BRANCH
     backend: str | None  # of lewel_kernels, where the variant runs one
     p20: float
     p50: float
     p80: float
     samples: int
     images_per_second: float
-    peak_bytes: int | None
+    peak_bytes: int | None  # that a step needs at once, beside what is held
+    held_bytes: int | None = None  # that outlive a step: networks, queue, gradients, the optimizer's state
     overhead: float | None = None  # of the aligned branch over the baseline without it
     speedup: float | None = None  # of the whole step, against the variant eager
     problem: str | None = None
@@ -85,14 +85,14 @@ def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
     candidates = {
         (method, variant): Candidate(case, method, variant)
         for method in methods
-        for variant in (OPS if METHODS[method].aligned else ("no branch",))
+        for variant in (OPS if METHODS[method].aligned else (NO_BRANCH,))
     }
     problems = {
         (method, "fused"): find_problem(candidates[method, "fused"], *views[0])
         for method in methods
         if METHODS[method].aligned
     }
-    calls = bench.steps_of(candidates, views)
+    calls = steps_of(candidates, views)
     times = timing.interleave(calls, case.device, seconds)
     rows = []
     for (method, variant), candidate in candidates.items():
@@ -100,9 +100,9 @@ def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
         p20, p50, p80 = (1e3 * q for q in timing.quantiles(own))
         row = Row(
             case, method, variant, backend_of(candidate, *views[0]), p20, p50, p80, len(own), 1e3 * case.batch / p50,
-            heap.peak_bytes(calls[method, variant], case.device), problem=problem,
+            heap.peak_bytes(calls[method, variant], case.device), candidate.held_bytes(), problem=problem,
         )  # fmt: skip
-        base = times.get((BASELINES.get(method, ""), "no branch"))
+        base = times.get((BASELINES.get(method, ""), NO_BRANCH))
         if base and problem is None:
             row.overhead = 100 * (timing.ratio(own, base) - 1)
         if variant == "fused" and problem is None:
@@ -137,40 +137,20 @@ def measure_what_fits(case: Case, methods: Sequence[str], seconds: float) -> lis
         case = half
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--encoder", choices=ENCODERS, default="auto", help="default: resnet50 on a GPU, tiny on the CPU"
-    )
-    command.add_argument(
-        "--image-size", type=count, default=0, help="default: 224, tiny 32; from 128 on with the 7x7 stem"
-    )
-    command.add_argument("--batch", type=count, help=f"images of a step; default: {BATCH}")
-    command.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: what the trainer calls auto")
-    command.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS), help="default: all")
-    command.add_argument("--seconds", type=duration, default=60.0, help="time for each precision, all methods together")
-
-
-def cases(options: argparse.Namespace) -> list[Case]:
-    """The cases that the options ask for, one for each precision."""
-    encoder, size, batch = options.encoder or "auto", options.image_size or 0, options.batch or BATCH
-    precisions = options.precision or ["auto"]
-    return [case_on(options.device, encoder, size, batch, precision) for precision in precisions]
-
-
 def print_case(rows: list[Row]) -> None:
     """The case and a line for each row."""
     print(
         f"\n{rows[0].case}, {rows[0].samples} rounds\n"
-        f"  {'method':<9}{'aligned op':<12}{'backend':<11}{'ms p50':>9} [{'p20':>8} {'p80':>8}]  images/s  peak MiB"
-        "  aligned branch costs  step x eager"
+        f"  {'method':<9}{'aligned op':<12}{'backend':<11}{'ms p50':>9} [{'p20':>8} {'p80':>8}]  images/s"
+        "  held MiB  peak MiB  aligned branch costs  step x eager"
     )
     for row in rows:
-        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / MIB:.0f}"
+        held, peak = ("" if x is None else f"{x / MIB:.0f}" for x in (row.held_bytes, row.peak_bytes))
         cost = "" if row.overhead is None else f"{row.overhead:+.1f} % of {BASELINES[row.method]}"
         speedup = "no speed-up" if row.problem else "" if row.speedup is None else f"{row.speedup:.3f}"
         print(
             f"  {row.method:<9}{row.variant:<12}{row.backend or '':<11}{row.p50:9.2f} [{row.p20:8.2f} {row.p80:8.2f}]"
-            f"{row.images_per_second:>10.1f}{peak:>10}{cost:>22}{speedup:>14}".rstrip()
+            f"{row.images_per_second:>10.1f}{held:>10}{peak:>10}{cost:>22}{speedup:>14}".rstrip()
         )
     for row in rows:
         if row.problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -13,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, timing
-from benchmarks.op.cases import Case, Shape
-from benchmarks.op.measure import Row
+import torch
 
-ROOT = Path(__file__).parents[1] / "results"
+from benchmarks import heap, machine, timing
+
+ROOT = Path(__file__).parent / "results"
 Record = dict[str, Any]
 QUIET = 0.5  # cores that others may keep busy before a run counts as disturbed
 FIELDS = {"run", "date", "case"}  # without which a line is no record of a run
@@ -29,12 +30,14 @@ MEASUREMENT = ("case", "provider", "mode", "launch", "call", "method", "variant"
 class Recorder:
     """Appends rows as they come, so that a run that is cut short keeps what it measured.
 
-    Rows of one run share their provenance, ``run`` among it: the date and time when it began.
+    Rows of one run share their provenance, ``run`` among it: the date and time when it began. With ``keep=False``
+    nothing is written.
     """
 
-    def __init__(self, suite: str, device: str, provenance: Mapping[str, object]) -> None:
+    def __init__(self, suite: str, device: str, provenance: Mapping[str, object], *, keep: bool = True) -> None:
         self.path = ROOT / machine.slug(timing.device_name(device)) / f"{suite}.jsonl"
-        self.context = {"suite": suite, "run": provenance["date"], **provenance}
+        self.context: Record = {"suite": suite, "run": provenance["date"], **provenance}
+        self.keep, self.measured = keep, False
 
     def append(self, rows: Iterable[object]) -> None:
         """Rows are dataclasses or dictionaries. All are written at once, so that two runs do not mix their lines.
@@ -42,6 +45,9 @@ class Recorder:
         Raises:
             OSError: the disk took only a part of the rows, or none.
         """
+        self.measured = True
+        if not self.keep:
+            return
         every = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows]
         lines = "".join(json.dumps({**self.context, **row}) + "\n" for row in every)  # type: ignore[dict-item]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +60,27 @@ class Recorder:
                 raise OSError(f"only a part of the rows could be written to {self.path}")
         finally:
             os.close(file)
+
+    def finish(self) -> None:
+        """Prints where the rows are; ends the process with a sentence where there are none."""
+        if not self.measured:
+            sys.exit("Nothing was measured.")
+        if self.keep:
+            print(f"\nAppended to {self.path}")
+
+
+def begin(suite: str, options: argparse.Namespace) -> Recorder:
+    """The recorder of a command that is about to measure ``suite``, given its options (device, no_record)."""
+    return Recorder(suite, options.device, quiet_machine(options.device), keep=not options.no_record)
+
+
+def quiet_machine(device: str) -> dict[str, object]:
+    """Makes the process ready to be timed, prints a warning where others keep the machine busy; the provenance."""
+    torch.backends.cudnn.allow_tf32 = False  # as products are by default: float32 means float32 for everybody
+    busy = timing.busy_cores()
+    if busy is not None and busy > QUIET:
+        print(f"Other processes keep {busy:.1f} cores of this machine busy: wait for them, or the times mean little.")
+    return machine.provenance(device, busy=busy, heap_kept=heap.keep_heap())
 
 
 def read(device: str, suite: str) -> list[Record]:
@@ -163,18 +190,18 @@ def _median(values: Sequence[Any]) -> Any:
     return statistics.median(values) if numbers else values[-1]
 
 
-def rows(records: Iterable[Record]) -> list[Row]:
-    """The `Row`s that `measure` made, read from their records."""
-    fields = Row.__dataclass_fields__
-    found = []
-    for record in records:
-        values = {name: record[name] for name in fields if name in record}
-        case = record["case"]
-        values["case"] = Case(**{**case, "shape": Shape(**case["shape"])})
-        found.append(Row(**values))
-    return found
-
-
 def devices() -> list[str]:
     """The names of the folders with results, one for each device, sorted."""
     return sorted(path.name for path in ROOT.iterdir() if path.is_dir()) if ROOT.exists() else []
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """Machine, versions and date of the run that made the records, as the beginning of a sentence."""
+    r = records[0]
+    on_cpu = r["instructions"] is not None
+    details = f" with {r['instructions']}, {r['threads']} threads" if on_cpu else f", driver {r['driver']}"
+    state = f"commit {r['commit'][:7]}" + (" with changes" if r["dirty"] else "") if r["commit"] else "no commit known"
+    about = f"{r['device']}{details}, torch {r['versions']['torch'].split('+')[0]}, {r['date'][:10]}, {state}"
+    if "repetitions" in r:
+        about += f", medians over {r['repetitions']} runs"
+    return about + (f", while others kept {r['busy_cores']:.1f} cores busy" if disturbed(r) else "")

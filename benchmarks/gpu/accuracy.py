@@ -1,4 +1,7 @@
-"""How far small calls in float32 are from float64, beside eager PyTorch: the table of docs/backends.md."""
+"""Errors of small calls in float32 against float64, beside eager PyTorch's: the table of docs/backends.md.
+
+Runs on the CPU; it lies here because it makes the calls of right.py.
+"""
 
 from __future__ import annotations
 

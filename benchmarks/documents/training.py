@@ -1,0 +1,177 @@
+"""Tables about whole training steps: what they cost, where their time goes, what the aligned branch adds."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.documents.tables import NOT_RUN, OUTSIDE, STAR, found_on, latest
+from benchmarks.gpu.roofline import GPUS
+from benchmarks.heap import MIB
+from benchmarks.op.cases import Case, Shape
+from benchmarks.op.cost import MODES, least
+from benchmarks.op.report import markdown
+from benchmarks.recording import Record, circumstances
+from benchmarks.training import aligned_loss
+from lewel.methods.method import Method
+from lewel.recipe import schema
+
+MB, GB = 1e6, 1e9
+
+
+def step(device: str) -> str:
+    """Milliseconds of a training step of each method, what its aligned branch costs and what the fused op saves.
+
+    The peak is what a step needs beside what is held; rows from before that was recorded leave its column out.
+    """
+    records = latest(device, "step")
+    holds = any("held_bytes" in r for r in records)
+    lines = []
+    for r in records:
+        cost = "" if r["overhead"] is None else f"{r['overhead']:+.1f} %"
+        speedup = "" if r["speedup"] is None else f"{r['speedup']:.2f}"
+        held, peak = ("" if x is None else f"{x / MIB:.0f}" for x in (r.get("held_bytes"), r["peak_bytes"]))
+        op = r["variant"] + (f" ({r['backend']})" if r["backend"] else "") + f" {STAR}" * bool(r.get("problem"))
+        case, rate = r["case"], f"{r['images_per_second']:.0f}"
+        lines.append([r["method"], case["precision"], str(case["batch"]), op, f"{r['p50']:.1f}", rate,
+                      *([held] if holds else []), peak, cost, speedup])  # fmt: skip
+    c = records[0]["case"]
+    header = ["method", "precision", "batch", "aligned op", "ms", "images/s", *(["held MiB"] if holds else []),
+              "peak MiB", "aligned branch costs", "step x eager"]  # fmt: skip
+    about = f"{c['encoder']} at {c['image_size']}. {circumstances(records)}."
+    table = f"{about}\n\n" + markdown(header, lines)
+    return table + (f"\n{OUTSIDE}\n" if any(r.get("problem") for r in records) else "")
+
+
+def parts(device: str) -> str:
+    """Where the time of training runs goes, in percent of a step."""
+    records = latest(device, "parts")
+    names = list(records[0]["shares"])
+    lines = []
+    for r in records:
+        case, shares = r["case"], r["shares"]
+        about = [case["run"], f"{case['encoder']} at {case['image_size']}", str(case["batch"]), case["precision"]]
+        lines.append([*about, f"{r['p50']:.0f}", *(f"{shares[name]:.2f}" for name in names)])
+    header = ["run", "encoder", "batch", "precision", "ms", *names]
+    return f"Percent of a step. {circumstances(records)}.\n\n" + markdown(header, lines)
+
+
+@cache
+def _step_flops(loss: str, aligned: bool, hidden: int, maps: int) -> float:
+    """Flops of a training step for each image: ResNet-50 at 224, counted on tensors without contents."""
+    n = 8
+    run = schema.Train(
+        data=schema.Data(image_size=224, batch_size=n),
+        encoder=schema.Encoder("resnet50", stem="imagenet"),
+        heads=schema.Heads(hidden=hidden, num_maps=maps, num_groups=4),
+        method=schema.Method(loss=loss, w_aligned=0.5 * aligned, queue=65536, split_bn=1),  # type: ignore[arg-type]
+        backend="reference",
+    )
+    method = Method(run)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        views = torch.empty(2, n, 3, 224, 224)
+        with FlopCounterMode(display=False) as count:
+            method(views[0], views[1], 0.99).loss.backward()
+    return count.get_total_flops() / n
+
+
+def _op_flops(loss: str, hidden: int, maps: int) -> float:
+    """Flops of the op in a training step for each image: online with its backward, target without.
+
+    BYOL's loss takes both views through both networks, InfoNCE one view through each.
+    """
+    case = Case(Shape("", N=1, C=2048, D=hidden, K=maps, H=7, W=7), "channels_last", "bf16")
+    views = 2 if loss == "byol" else 1
+    return views * sum(least(case, mode).flops for mode in MODES)
+
+
+def _branch_measured(method: str) -> str:
+    """Percent that the branch added to a step of a ResNet-50 at 224, on each GPU where it was measured."""
+
+    def tell(records: list[Record]) -> str:
+        return ", ".join(
+            f"{r['variant']} {r['case']['precision']} {r['overhead']:+.1f} %"
+            for r in records
+            if (r["method"], r["case"]["encoder"], r["case"]["image_size"]) == (method, "resnet50", 224)
+            and r["overhead"] is not None
+        )
+
+    told = {gpu.name: found_on(gpu, ("step",), tell) for gpu in GPUS}
+    return "; ".join(f"{name}: {text}" for name, text in told.items() if text != NOT_RUN) or NOT_RUN
+
+
+def branch() -> str:
+    """What the aligned branch adds to a whole step, by flops, beside what it cost in the paper and here."""
+    lines = []
+    for loss, names, hidden, maps, paper in (
+        ("infonce", ("moco_v2", "lewel_m"), 2048, 128, "0.7 % (1213 to 1222 s)"),
+        ("byol", ("byol", "lewel_b"), 4096, 256, "4.4 % (1141 to 1191 s)"),
+    ):
+        plain, aligned = (_step_flops(loss, on, hidden, maps) for on in (False, True))
+        op = _op_flops(loss, hidden, maps)
+        lines.append([f"{names[0]} to {names[1]}", f"{plain / GB:.1f}", f"{aligned / GB:.1f}",
+                      f"{100 * (aligned / plain - 1):.1f} %", f"{100 * op / plain:.2f} %", paper,
+                      _branch_measured(names[1])])  # fmt: skip
+    header = ["methods", "GFLOP an image", "with the branch", "more", "of which the op", "paper, epoch on 8 V100",
+              "measured step"]  # fmt: skip
+    return markdown(header, lines)
+
+
+def _largest_batch(memory: float, matrices: float) -> int:
+    """Images whose ``matrices`` of (N L)^2 float32 fit into ``memory``."""
+    return int((memory / matrices / 4) ** 0.5 / aligned_loss.L)
+
+
+def _formula(record: Record) -> str:
+    """Of a record of the loss; the first ones are of the plain formula and do not say so."""
+    return record.get("variant", "plain")
+
+
+def loss(device: str) -> str:
+    """Memory and time of the aligned InfoNCE as the batch grows."""
+    records = latest(device, "loss")
+    lines = [
+        [str(n := r["case"]["N"]), f"{r['logits_bytes'] / MB:.1f}", _formula(r), f"{r['saved_bytes'] / MB:.1f}",
+         f"{aligned_loss.live_bytes(n, _formula(r)) / MB:.1f}",
+         "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MB:.1f}", f"{r['p50']:.1f}"]
+        for r in records
+    ]  # fmt: skip
+    header = ["N", "logits MB", "formula", "saved MB", "live MB", "measured peak MB", "ms forward + backward"]
+    return f"L={aligned_loss.L}; {circumstances(records)}.\n\n" + markdown(header, lines)
+
+
+def _largest_loss(records: list[Record]) -> str:
+    """The largest batch that was measured, in each formula."""
+    largest = max((r["case"]["N"] for r in records), default=0)
+    told = [
+        f"{_formula(r)} {r['p50']:.1f} ms"
+        + ("" if r["peak_bytes"] is None else f", peak {r['peak_bytes'] / MB:.0f} MB")
+        for r in records
+        if r["case"]["N"] == largest
+    ]
+    return f"N={largest}: {'; '.join(told)}" if told else ""
+
+
+def infonce(device: str) -> str:
+    """Memory of the aligned InfoNCE, and the largest batch on one rank that each GPU would hold without blocks.
+
+    The fit rests on the storages that are counted: a measured peak holds what the CPU's operators need inside.
+    """
+    n = 1024  # where what grows with N is small beside what grows with its square
+    plain, blocked = (aligned_loss.live_bytes(n, formula) for formula in ("plain", "blocked"))
+    matrices = plain / aligned_loss.logits_bytes(n)
+    fits = [
+        [f"{gpu.name}, {gpu.memory / GB:.0f} GB", str(_largest_batch(gpu.memory / 2, matrices)),
+         found_on(gpu, ("loss",), _largest_loss)]
+        for gpu in GPUS
+    ]  # fmt: skip
+    return (
+        loss(device)
+        + f"\nAt N={n} the plain formula has {plain / GB:.1f} GB alive at once, in blocks it is {blocked / GB:.2f} GB. "
+        + f"At most {matrices:.2f} matrices of logits are live at once in the plain one. "
+        + "Half of a GPU's memory would hold at most this many images with it:\n\n"
+        + markdown(["GPU", "N on one rank, plain", "the largest measured"], fits)
+    )
