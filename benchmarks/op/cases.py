@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -67,12 +69,15 @@ class Inputs:
     grad: Tensor
 
     @property
-    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+    def leaves(self) -> tuple[Tensor, ...]:
         return self.features, self.pixels, self.weight
 
     @property
     def nbytes(self) -> int:
         return sum(x.nbytes for x in (*self.leaves, self.grad))
+
+
+Made = TypeVar("Made", bound=Inputs)
 
 
 def _m(n: int) -> Shape:
@@ -144,8 +149,8 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     return Inputs(features, pixels, weight, normal(s.N, s.L, s.C).to(dtype))
 
 
-def input_sets(case: Case, cache_bytes: int) -> list[Inputs]:
+def input_sets(case: Case, cache_bytes: int, make: Callable[..., Made] = make_inputs) -> list[Made]:  # type: ignore[assignment]
     """Inputs to take turns: together at least twice the last-level cache, so that no call finds its own still there."""
-    first = make_inputs(case)
+    first = make(case)
     count = max(2, -(-2 * cache_bytes // first.nbytes))
-    return [first, *(make_inputs(case, seed) for seed in range(1, count))]
+    return [first, *(make(case, seed) for seed in range(1, count))]

@@ -75,11 +75,11 @@ def call_of(case: Case, op: Op, inputs: Inputs, mode: str) -> Callable[[], objec
 
     def forward() -> object:
         with torch.no_grad(), autocast(case):
-            return op(inputs.features, inputs.pixels, inputs.weight)
+            return op(*inputs.leaves)
 
     def forward_backward() -> object:
         with autocast(case):
-            pooled = op(inputs.features, inputs.pixels, inputs.weight)
+            pooled = op(*inputs.leaves)
         return torch.autograd.grad(pooled, inputs.leaves, inputs.grad)
 
     return forward if mode == "forward" else forward_backward
@@ -95,17 +95,22 @@ class Expected:
 
     truth: list[torch.Tensor]
     eager: list[torch.Tensor]
+    names: tuple[str, ...]
 
     def problem(self, results: list[torch.Tensor], which: slice = slice(None)) -> str | None:
-        """A sentence when ``results``, those of TENSORS[which], leave the error budget of parity.py, else None."""
-        return parity.check(TENSORS[which], results, self.eager[which], self.truth[which])
+        """A sentence when ``results``, those of names[which], leave the error budget of parity.py, else None."""
+        return parity.check(self.names[which], results, self.eager[which], self.truth[which])
 
 
-def expect(case: Case, inputs: Inputs) -> Expected:
+def expect(
+    case: Case, inputs: Inputs, eager: Op = eager_align_aggregate,
+    names: tuple[str, ...] = TENSORS,
+) -> Expected:  # fmt: skip
+    """What ``eager`` and its gradients are on these inputs; names are those of both."""
     double = tuple(x.detach().double().requires_grad_() for x in inputs.leaves)
-    truth = parity.with_gradients(eager_align_aggregate, double, inputs.grad.double())
+    truth = parity.with_gradients(eager, double, inputs.grad.double())
     with autocast(case):
-        return Expected(truth, parity.with_gradients(eager_align_aggregate, inputs.leaves, inputs.grad))
+        return Expected(truth, parity.with_gradients(eager, inputs.leaves, inputs.grad), names)
 
 
 def find_problem(case: Case, op: Op, inputs: Inputs, expected: Expected) -> str | None:
@@ -156,7 +161,7 @@ def measure(case: Case, providers: list[str], seconds: float, rates: Rates) -> l
     """Time ``providers`` on ``case``, ``seconds`` for each mode and way to launch."""
     # Shapes of earlier cases would count towards the recompile limit, after which "compiled" means eager.
     torch.compiler.reset()
-    sets = input_sets(case, machine.cache_bytes(case.device))
+    sets: list[Inputs] = input_sets(case, machine.cache_bytes(case.device))
     expected = {i: expect(case, sets[i]) for i in (0, len(sets) - 1)}
     candidates: dict[str, _Candidate] = {}
     problems: dict[str, str] = {}

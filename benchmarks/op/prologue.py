@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import machine, timing
-from benchmarks.op import cases, graphs, parity
+from benchmarks.op import cases, graphs
+from benchmarks.op import measure as measure_op
 from benchmarks.op.cases import NUM_GROUPS, PAPER, QUICK, TEMPERATURE, Case
 from benchmarks.op.cost import MODES
-from benchmarks.op.measure import autocast, sentence
+from benchmarks.op.measure import call_of, sentence
 from benchmarks.op.providers import COMPILED, eager_align_aggregate, quiet, refusal
 from lewel_kernels import BACKENDS, fused_align_aggregate
 
@@ -36,7 +37,7 @@ class Inputs(cases.Inputs):
     beta: Tensor
 
     @property
-    def five(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def leaves(self) -> tuple[Tensor, ...]:
         return self.features, self.pixels, self.gamma, self.beta, self.weight
 
 
@@ -127,44 +128,22 @@ def ways(backend: str) -> dict[str, Way]:
     }
 
 
-def call_of(case: Case, way: Way, inputs: Inputs, mode: str) -> Callable[[], object]:
-    def forward() -> object:
-        with torch.no_grad(), autocast(case):
-            return way(*inputs.five)
-
-    def forward_backward() -> object:
-        with autocast(case):
-            pooled = way(*inputs.five)
-        return torch.autograd.grad(pooled, inputs.five, inputs.grad)
-
-    return forward if mode == MODES[0] else forward_backward
-
-
 def find_problem(case: Case, way: Way, inputs: Inputs) -> str | None:
     """A sentence where a way leaves the error budget of parity.py, with gradients or without, else None."""
-    double = tuple(x.detach().double().requires_grad_() for x in inputs.five)
-    truth = parity.with_gradients(eager, double, inputs.grad.double())
-    with autocast(case):
-        base = parity.with_gradients(eager, inputs.five, inputs.grad)
-        ours = parity.with_gradients(way, inputs.five, inputs.grad)
-        with torch.no_grad():
-            alone = way(*inputs.five)
-    return parity.check(TENSORS, ours, base, truth) or parity.check(TENSORS[:1], [alone], base[:1], truth[:1])
+    return measure_op.find_problem(case, way, inputs, measure_op.expect(case, inputs, eager, TENSORS))
 
 
 def measure(case: Case, seconds: float) -> list[Row]:
     """Every way in both modes, in turns; on a GPU also as replays of a CUDA graph."""
     torch.compiler.reset()
-    first = make_inputs(case)
-    count = max(2, -(-2 * machine.cache_bytes(case.device) // first.nbytes))
-    sets = [first, *(make_inputs(case, seed) for seed in range(1, count))]
-    backend = next(name for name in BACKENDS if refusal(name, first) is None)
+    sets = cases.input_sets(case, machine.cache_bytes(case.device), make_inputs)
+    backend = next(name for name in BACKENDS if refusal(name, sets[0]) is None)
     problems: dict[str, str | None] = {}
     calls: dict[str, dict[str, list[Callable[[], object]]]] = {}
     for name, way in ways(backend).items():
         try:
             with quiet(name if name in COMPILED else EAGER):
-                problems[name] = find_problem(case, way, first)
+                problems[name] = find_problem(case, way, sets[0])
         except Exception as error:
             problems[name] = f"cannot run: {sentence(error)}"
             continue

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.op.cases import NUM_GROUPS, TEMPERATURE, Inputs
 from lewel_kernels import BACKENDS, dispatch, explain, fused_align_aggregate
 
-Op = Callable[[Tensor, Tensor, Tensor], Tensor]
+Op = Callable[..., Tensor]  # of the leaves of a call's Inputs: features, pixels, weight
 KERNELS = [name for name in BACKENDS if name != "reference"]  # the backends with kernels of their own
 
 
