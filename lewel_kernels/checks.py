@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lewel_kernels import tracing
-from lewel_kernels.reference import accumulator
+from lewel_kernels.signature import accumulator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = "float64, float32, bfloat16 or float16"
@@ -33,32 +33,33 @@ def check_call(
 
     Returns K.
     """
-    _check_map("features", features, "C")
-    n, c, p = features.shape[0], features.shape[1], _positions(features)
+    p = _check_map("features", features, "C")
+    n, c = features.shape[:2]
     if pixels is not None:
-        _check_map("pixels", pixels, "D")
+        found = _check_map("pixels", pixels, "D")
         if pixels.shape[0] != n:
             raise ValueError(f"pixels must hold the {n} images of features; got {pixels.shape[0]}")
-        if _positions(pixels) != p:
+        if found != p:
             raise ValueError(
-                f"pixels must hold the {p} positions of features; got {_positions(pixels)} "
+                f"pixels must hold the {p} positions of features; got {found} "
                 f"(features {_shape(features)}, pixels {_shape(pixels)})"
             )
     if pixels_affine is not None:
         _check_affine(pixels_affine, features, pixels)
     _check_tensor("weight", weight)
-    if weight.dim() not in (2, 3, 4) or any(size != 1 for size in weight.shape[2:]):
+    size = weight.shape
+    if len(size) not in (2, 3, 4) or math.prod(size[2:]) != 1:
         raise ValueError(f"weight must be (K, D), (K, D, 1) or (K, D, 1, 1); got {_shape(weight)}")
-    if weight.shape[1] == 0:
+    if size[1] == 0:
         raise ValueError(f"weight must have at least one column; got {_shape(weight)}")
     d, owner = (c, "features (pixels is None)") if pixels is None else (pixels.shape[1], "pixels")
-    if weight.shape[1] != d:
+    if size[1] != d:
         read_as = (features if pixels is None else pixels).dim()
         hint = "; a 3-D tensor is (N, channels, P), so an image alone needs a leading 1" if read_as == 3 else ""
         raise ValueError(
-            f"weight must have D = {d} columns, the channels of {owner}; got {weight.shape[1]} ({_shape(weight)}){hint}"
+            f"weight must have D = {d} columns, the channels of {owner}; got {size[1]} ({_shape(weight)}){hint}"
         )
-    k = weight.shape[0]
+    k = size[0]
     if bias is not None:
         _check_tensor("bias", bias)
         if bias.shape != (k,):
@@ -66,9 +67,10 @@ def check_call(
     check_groups(num_groups, k, "weight rows")
     _check_divides(num_groups, c, "the channels C of features")
     check_constants(temperature, eps, out_dtype)
+    device = features.device
     for name, x in (("pixels", pixels), ("weight", weight), ("bias", bias)):
-        if x is not None and x.device != features.device:
-            raise ValueError(f"{name} must be on {features.device}, the device of features; got {x.device}")
+        if x is not None and x.device != device:
+            raise ValueError(f"{name} must be on {device}, the device of features; got {x.device}")
     # As a number, which it also is where torch.compile holds sizes for symbols: the backend is a constant of the graph.
     return operator.index(k)
 
@@ -166,16 +168,16 @@ def _check_divides(num_groups: int, size: int, what: str) -> None:
 
 
 def check_dtypes(features: Tensor, **others: Tensor | None) -> None:
+    dtype = features.dtype
     for name, x in others.items():
-        if x is not None and x.dtype != features.dtype:
-            raise TypeError(f"{name} must be {features.dtype}, the dtype of features; got {x.dtype}")
+        if x is not None and x.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, the dtype of features; got {x.dtype}")
 
 
 def check_pooling(features: Tensor, maps: Tensor, num_groups: int) -> None:
     """Everything about the arguments of align_aggregate except that dtypes agree."""
-    _check_map("features", features, "C")
-    _check_map("maps", maps, "K")
-    if maps.shape[0] != features.shape[0] or _positions(maps) != _positions(features):
+    p = _check_map("features", features, "C")
+    if _check_map("maps", maps, "K") != p or maps.shape[0] != features.shape[0]:
         raise ValueError(f"maps must hold the images and positions of features {_shape(features)}; got {_shape(maps)}")
     check_groups(num_groups, maps.shape[1], "channels of maps")
     _check_divides(num_groups, features.shape[1], "the channels C of features")
@@ -192,17 +194,15 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, of layout torch.strided; got {x.layout}")
 
 
-def _check_map(name: str, x: Tensor, channels: str) -> None:
+def _check_map(name: str, x: Tensor, channels: str) -> int:
+    """Returns H W or P."""
     _check_tensor(name, x)
     if x.dim() not in (3, 4):
         raise ValueError(f"{name} must be (N, {channels}, H, W) or (N, {channels}, P); got {_shape(x)}")
-    if _positions(x) == 0:
+    positions = math.prod(x.shape[2:])  # not shape[2:].numel(), which would make constants of symbolic sizes
+    if positions == 0:
         raise ValueError(f"{name} must have at least one position; got {_shape(x)}")
-
-
-def _positions(x: Tensor) -> int:
-    """Number of positions: H W, or P. Not shape[2:].numel(), which would make constants of symbolic sizes."""
-    return math.prod(x.shape[2:])
+    return positions
 
 
 def _shape(x: Tensor) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lewel_kernels import native, reference
+from lewel_kernels.signature import outputs
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Gradients, Needs, Request
+    from lewel_kernels.dispatch import Request
+    from lewel_kernels.signature import Gradients, Grads, Inputs, Options, Results, Saved
 
 name = "cpu"
 device_type = "cpu"
@@ -31,31 +32,14 @@ def refuse(request: Request) -> str | None:
     return native.unavailable()
 
 
-def forward(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    out_dtype: torch.dtype,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options) -> Results:
     """E0-E5; see `lewel_kernels.reference.forward`."""
     native.require()
+    features, pixels, weight, bias, scale, shift = inputs
+    num_groups, temperature, eps, _, return_maps, _ = options
     if scale is not None:
         pixels = reference.projection_input(features, pixels, scale, shift)
-    (n, c, p), k = features.shape, weight.shape[0]
-    acc = reference.accumulator(features.dtype)
-    # Of the features and not by torch.empty, which has the device of torch.set_default_device.
-    pooled = features.new_empty((n, k // num_groups, c), dtype=out_dtype)
-    maps = features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
-    heat = features.new_empty((n, k, p))
-    norm = features.new_empty((n, p), dtype=acc)
+    pooled, maps, heat, norm = outputs(inputs, options, False)
     torch.ops.lewel_native.cpu_forward(
         features, pixels, weight, bias, num_groups, temperature, eps,
         pooled, maps if return_maps else None, heat, norm,
@@ -63,25 +47,11 @@ def forward(
     return pooled, maps, heat, norm
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    heat: Tensor,
-    norm: Tensor,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    needs: Needs,
-) -> Gradients:
+def backward(grads: Grads, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     native.require()
+    features, pixels, weight, bias, scale, shift = inputs
+    num_groups, temperature, eps, _, _, needs = options
     needs_projected = needs[1] or (scale is not None and (needs[4] or needs[5]))
     projected = pixels
     if scale is not None and needs[2]:  # only the gradient of the weight reads what was projected
@@ -93,7 +63,7 @@ def backward(
         )
     )  # fmt: skip
     torch.ops.lewel_native.cpu_backward(
-        grad_pooled, grad_maps, features, projected, weight, heat, norm, num_groups, temperature, eps,
+        *grads, features, projected, weight, *saved, num_groups, temperature, eps,
         d_features, d_projected, d_weight, d_bias,
     )  # fmt: skip
     if pixels is None or scale is None or shift is None or d_projected is None:

@@ -10,16 +10,19 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from lewel_kernels import native, reference
+from lewel_kernels import native
 from lewel_kernels.native import nvcc
 from lewel_kernels.native.targets import CUDA
+from lewel_kernels.plan import Call
+from lewel_kernels.signature import as_rows, contiguous, gradients, outputs
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from lewel_kernels.dispatch import Gradients, Needs, Request
+    from lewel_kernels.dispatch import Request
+    from lewel_kernels.plan import Array
+    from lewel_kernels.signature import Gradients, Grads, Inputs, Options, Results, Saved
 
 NUMBERS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/cuda/numbers.h
 
@@ -99,130 +102,59 @@ def _ops(library: str) -> tuple[Any, Any]:
     return ops.forward.default, ops.backward.default
 
 
-def forward(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    out_dtype: torch.dtype,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options) -> Results:
     """E0-E5; see `lewel_kernels.reference.forward`."""
     run, _ = _ops(gpus.library)
-    (n, c, p), k = features.shape, weight.shape[0]
-    pooled = features.new_empty((n, k // num_groups, c), dtype=out_dtype)
-    maps = features.new_empty((n, k, p) if return_maps else (0,), dtype=out_dtype)
-    heat = _rows_like(features, k)
-    norm = features.new_empty((n, p), dtype=reference.accumulator(features.dtype))
-    if n:
+    pooled, maps, heat, norm = outputs(inputs, options, True)
+    if inputs.features.shape[0]:
         run(
-            features, pixels, weight, bias, _contiguous(scale), _contiguous(shift), num_groups, temperature, eps,
-            pooled, maps if return_maps else None, heat, norm,
+            *contiguous(inputs), options.num_groups, options.temperature, options.eps,
+            pooled, maps if options.return_maps else None, heat, norm,
         )  # fmt: skip
     return pooled, maps, heat, norm
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    heat: Tensor,
-    norm: Tensor,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    needs: Needs,
-) -> Gradients:
+def backward(grads: Grads, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     _, run = _ops(gpus.library)
-    inputs = (features, pixels, weight, bias, scale, shift)
-    new = torch.empty_like if features.shape[0] else torch.zeros_like  # sums over no images
-    d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = (
-        new(x) if need and x is not None else None for x, need in zip(inputs, needs, strict=True)
-    )
+    found = gradients(inputs, options.needs)
+    features, pixels, weight, _, scale, shift = contiguous(inputs)
     if features.shape[0]:
         run(
-            grad_pooled, grad_maps, features, pixels, weight, _contiguous(scale), _contiguous(shift), _as_rows(heat),
-            norm.contiguous(), num_groups, temperature, eps, d_features, d_pixels, d_weight, d_bias, d_scale, d_shift,
+            *grads, features, pixels, weight, scale, shift, as_rows(saved[0]), saved[1].contiguous(),
+            options.num_groups, options.temperature, options.eps, *found,
         )  # fmt: skip
-    return d_features, d_pixels, d_weight, d_bias, d_scale, d_shift
+    return found
 
 
-def describe(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> str:
+def describe(inputs: Inputs, options: Options) -> str:
     """Each kernel that a call would launch, with its grid and shared memory, and what the kernels were compiled for."""
-    (n, c, _), k = features.shape, weight.shape[0]
-    capability = gpus.capability(features.device)
+    capability = gpus.capability(inputs.features.device)
     assert capability is not None  # nothing is described that was refused
     info = native.build_info(gpus.library)
     origin = f"compiled for {info['archs']} by nvcc {info['nvcc']}"
-    if not n:
+    call = Call.of(inputs, options, capability)
+    if not call.sizes.N:
         return f"nothing is launched for no images; kernels {origin}"
-    pooled = torch.empty(n, k // num_groups, c, dtype=out_dtype, device="meta")
-    tensors = (features, pixels, weight, bias, scale, pooled, None)
-    arch = 80 if capability >= (8, 0) else 70
-    forward, backward = launches(native.module(gpus.library), tensors, num_groups, arch)
+    forward, backward = launches(native.module(gpus.library), call)
     lines = [f"forward, kernels {origin}:", *(f"  {x}" for x in forward), "backward:", *(f"  {x}" for x in backward)]
     return "\n".join(lines)
 
 
-def launches(
-    library: ModuleType, tensors: tuple[Tensor | None, ...], num_groups: int, arch: int
-) -> tuple[list[str], list[str]]:
+def launches(library: ModuleType, call: Call) -> tuple[list[str], list[str]]:
     """The launches of a forward, and of a backward for all gradients: a line each.
 
     Args:
         library: The loaded extension, as csrc/cuda/module.cpp makes it.
-        tensors: features, pixels, weight, bias, scale, pooled and maps; they may be on device "meta".
-        num_groups: As of the op.
-        arch: Whose instructions the kernels have: 70, or 80 from sm_80 on.
+        call: A forward; its capability says whose instructions the kernels have, those of sm_70 or from sm_80 on.
     """
-    forward, backward = library.describe(*map(_view, tensors), num_groups, arch)
+    pooled, maps, _, _ = call.outputs()
+    arrays = (*call.inputs[:5], pooled, maps if call.options.return_maps else None)
+    arch = 80 if call.capability >= (8, 0) else 70
+    forward, backward = library.describe(*map(_view, arrays), call.options.num_groups, arch)
     return forward.splitlines(), backward.splitlines()
 
 
-def _view(x: Tensor | None) -> tuple[int, int, list[int], list[int]] | None:
-    """What library.describe takes for a tensor: an address, which it never reads, its type, sizes and strides."""
-    if x is None:
-        return None
-    address = 256 if x.is_meta else x.data_ptr()  # as aligned as torch's memory is
-    return address, NUMBERS.index(x.dtype), list(x.shape), list(x.stride())
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _rows_like(x: Tensor, k: int) -> Tensor:
-    """(N, K, P) for x (N, ., P), stored as rows of K maps."""
-    n, _, p = x.shape
-    return x.new_empty_strided((n, k, p), (p * k, 1, k))
-
-
-def _as_rows(heat: Tensor) -> Tensor:
-    """The heat maps (N, K, P) in the strides of `_rows_like`, which they have unless vmap took them apart."""
-    _, k, p = heat.shape
-    return heat if heat.stride() == (p * k, 1, k) else _rows_like(heat, k).copy_(heat)
+def _view(x: Array | None) -> tuple[int, int, list[int], list[int]] | None:
+    """What library.describe takes for an array: an address, which it never reads, its type, sizes and strides."""
+    return None if x is None else (256 + x.offset, NUMBERS.index(x.dtype), list(x.shape), list(x.stride))

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lewel_kernels import env
+from lewel_kernels.signature import Gradients, Grads, Inputs, Options, Results, Saved
 
 # In automatic order, fastest first; that triton comes before cuda is not measured yet, and leaves to cuda the GPUs that
 # triton refuses (V100). Modules, imported when first asked for: none is needed to import the package.
@@ -46,17 +47,11 @@ class Request(NamedTuple):
     num_maps: int = 1
 
 
-# Of the inputs in the order of the op: features, pixels, weight, bias, scale, shift.
-Needs = tuple[bool, bool, bool, bool, bool, bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
 class Backend(Protocol):
     """What a module named in `BACKENDS` provides; lewel_kernels/reference.py documents shapes and dtypes.
 
-    It may also have ``describe(features, pixels, weight, bias, scale, shift, *, num_groups, temperature, eps,
-    out_dtype) -> str``: lines for a person about what it would launch on these tensors, the `Explanation.plan`; and
-    ``automatic = False`` if it is there for tests, and runs only when demanded.
+    It may also have ``describe(inputs, options) -> str``: lines for a person about what it would launch on these
+    tensors, the `Explanation.plan`; and ``automatic = False`` if it is there for tests, and runs only when demanded.
     """
 
     name: str
@@ -69,40 +64,13 @@ class Backend(Protocol):
         """A sentence that says why it cannot run the request on its own type of device and what would help, or None."""
         ...
 
-    def forward(
-        self,
-        features: Tensor,
-        pixels: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        *,
-        num_groups: int,
-        temperature: float,
-        eps: float,
-        out_dtype: torch.dtype,
-        return_maps: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def forward(self, inputs: Inputs, options: Options) -> Results:
+        """(pooled, maps, heat, norm)."""
+        ...
 
-    def backward(
-        self,
-        grad_pooled: Tensor,
-        grad_maps: Tensor | None,
-        features: Tensor,
-        pixels: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        heat: Tensor,
-        norm: Tensor,
-        *,
-        num_groups: int,
-        temperature: float,
-        eps: float,
-        needs: Needs,
-    ) -> Gradients: ...
+    def backward(self, grads: Grads, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
+        """The gradients of ``inputs``, given those of pooled and maps; ``saved`` are heat and norm."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from lewel_kernels import checks, dispatch, ops, reference, tracing
+from lewel_kernels.signature import Inputs, Options
 
 
 @overload
@@ -95,21 +96,11 @@ def fused_align_aggregate(
     checks.check_dtypes(features, pixels=pixels, weight=weight, bias=bias)
     scale, shift = pixels_affine or (None, None)
     name = dispatch.choose(features.device, features.dtype, num_maps, backend, again, traced)
-    pooled, maps, *_ = ops.align_aggregate(
-        features.flatten(2),
-        None if pixels is None else pixels.flatten(2),
-        weight.flatten(1),
-        bias,
-        scale,
-        shift,
-        operator.index(num_groups),
-        temperature,
-        eps,
-        features.dtype if out_dtype is None else out_dtype,
-        return_maps,
-        name,
-        numbers,
-    )
+    images = features.flatten(2), None if pixels is None else pixels.flatten(2)
+    out_dtype = features.dtype if out_dtype is None else out_dtype
+    inputs = Inputs(*images, weight.flatten(1), bias, scale, shift)
+    options = Options(operator.index(num_groups), temperature, eps, out_dtype, return_maps)
+    pooled, maps, *_ = ops.align_aggregate(inputs, options, name, numbers)
     return (pooled, maps) if return_maps else pooled
 
 
@@ -171,12 +162,9 @@ def explain(
     if describe is None or dispatch.has_no_contents(request, found.backend):
         return found
     scale, shift = pixels_affine or (None, None)
-    plan = describe(
-        features.flatten(2), None if pixels is None else pixels.flatten(2), weight.flatten(1), bias, scale, shift,
-        num_groups=operator.index(num_groups), temperature=temperature, eps=eps,
-        out_dtype=features.dtype if out_dtype is None else out_dtype,
-    )  # fmt: skip
-    return replace(found, plan=plan)
+    images = features.flatten(2), None if pixels is None else pixels.flatten(2)
+    options = Options(operator.index(num_groups), temperature, eps, out_dtype or features.dtype)
+    return replace(found, plan=describe(Inputs(*images, weight.flatten(1), bias, scale, shift), options))
 
 
 def _constants(

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lewel_kernels.signature import Gradients, Grads, Inputs, Options, Results, Saved, accumulator
+
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Gradients, Needs, Request
+    from lewel_kernels.dispatch import Request
 
 name = "reference"
 device_type = None  # any
@@ -32,31 +34,15 @@ def refuse(request: Request) -> str | None:
     return None
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms, log-sum-exps and sums for a storage dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def forward(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float | Tensor,
-    eps: float | Tensor,
-    out_dtype: torch.dtype,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options) -> Results:
     """E0-E5.
 
     Returns:
         pooled (N, L, C) in out_dtype; maps (N, K, P) in out_dtype, or an empty (0,) tensor without ``return_maps``;
         and for the backward: heat (N, K, P) in the dtype of features and norm (N, P) in the accumulator type.
     """
+    features, pixels, weight, bias, scale, shift = inputs
+    num_groups, temperature, eps, out_dtype, return_maps, _ = options
     acc = accumulator(features.dtype)
     with _without_autocast(features):
         heat = project(projection_input(features, pixels, scale, shift), weight, bias)  # E0, E1
@@ -123,29 +109,21 @@ def align_aggregate(features: Tensor, maps: Tensor, num_groups: int) -> Tensor:
     return _ungroup_channels(grouped.transpose(-1, -2))
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    heat: Tensor,
-    norm: Tensor,
-    *,
-    num_groups: int,
-    temperature: float | Tensor,
-    eps: float | Tensor,
-    needs: Needs,
-) -> Gradients:
+def backward(grads: Grads, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """E6-E11: gradients of (features, pixels, weight, bias, scale, shift).
 
-    A gradient is None where ``needs`` is False or the input is None, else in the dtype and layout of its input.
+    A gradient is None where ``needs`` is False or the input is None, else in the dtype and layout of its input. With
+    ``pixels`` None, the gradient of features holds both of its terms, E6 and E10.
 
-    With ``pixels`` None, the gradient of features holds both of its terms, E6 and E10.
+    Args:
+        grads: Those of pooled and of maps; None for maps without one. Any floating dtype.
+        inputs: As of the forward.
+        saved: heat and norm, as the forward returned them.
+        options: As of the forward, and ``needs``.
     """
+    (grad_pooled, grad_maps), (heat, norm) = grads, saved
+    features, pixels, weight, bias, scale, shift = inputs
+    num_groups, temperature, eps, _, _, needs = options
     acc = accumulator(features.dtype)
     needs_features, needs_pixels, needs_weight, needs_bias, needs_scale, needs_shift = needs
     d_features: Tensor | None = None
@@ -194,24 +172,13 @@ def backward(
     )
 
 
-def jvp(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    tangents: Sequence[Tensor | None],
-    num_groups: int,
-    temperature: float | Tensor,
-    eps: float | Tensor,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def jvp(inputs: Inputs, tangents: Sequence[Tensor | None], options: Options) -> tuple[Tensor, Tensor]:
     """E12: tangents of (pooled, maps) in out_dtype, given those of the six inputs; None is zero.
 
     The derivative of what `forward` computes, for every backend, and itself differentiable.
     """
+    features, pixels, weight, bias, scale, shift = inputs
+    num_groups, temperature, eps, out_dtype, _, _ = options
     acc = accumulator(features.dtype)
     d_features, d_pixels, d_weight, d_bias, d_scale, d_shift = (x if x is None else x.to(acc) for x in tangents)
     with _without_autocast(features):
@@ -255,33 +222,13 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
     return total
 
 
-def vjp(
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float | Tensor,
-    eps: float | Tensor,
-    needs: Needs,
-) -> Gradients:
+def vjp(grads: Grads, inputs: Inputs, options: Options) -> Gradients:
     """`backward`, with heat and norm computed from the inputs rather than given.
 
     So it can be differentiated with respect to every input: second-order gradients of all backends go through here.
     """
-    _, _, heat, norm = forward(
-        features, pixels, weight, bias, scale, shift,
-        num_groups=num_groups, temperature=temperature, eps=eps, out_dtype=grad_pooled.dtype, return_maps=False,
-    )  # fmt: skip
-    return backward(
-        grad_pooled, grad_maps, features, pixels, weight, bias, scale, shift, heat, norm,
-        num_groups=num_groups, temperature=temperature, eps=eps, needs=needs,
-    )  # fmt: skip
+    _, _, heat, norm = forward(inputs, options._replace(out_dtype=grads[0].dtype, return_maps=False))
+    return backward(grads, inputs, (heat, norm), options)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lewel_kernels.plan import Sizes
+
 
 def exports_to_onnx() -> bool:
     """Whether torch.onnx.export is running, with dynamo or without."""
@@ -48,8 +50,8 @@ def _count_flops() -> None:
 
 def _forward_flops(features: Any, pixels: Any, weight: Any, *args: Any, **_: Any) -> int:
     """Flops of E1 and E5. The arguments are those of the forward op, with shapes in place of tensors."""
-    num_groups = args[3]
-    return _projection(features, weight) + _pooling(features, weight, num_groups)
+    sizes = _sizes(features, weight, args[3])
+    return sizes.projection + sizes.pooling
 
 
 def _backward_flops(
@@ -59,22 +61,17 @@ def _backward_flops(
 
     The arguments are those of the backward op, with shapes in place of tensors.
     """
-    num_groups, needs = args[5], args[8]
+    sizes, needs = _sizes(features, weight, args[5]), args[8]
     needs_features, needs_pixels, needs_weight, *others = needs
     projected = needs_features if pixels is None else needs_pixels or any(others[1:])
-    return _pooling(features, weight, num_groups) * (needs_features + (projected or needs_weight or others[0])) + (
-        _projection(features, weight) * (bool(projected) + needs_weight)
+    return sizes.pooling * (needs_features + (projected or needs_weight or others[0])) + (
+        sizes.projection * (bool(projected) + needs_weight)
     )
 
 
-def _projection(features: Any, weight: Any) -> int:
-    (n, _, p), (k, d) = features, weight
-    return 2 * n * p * d * k
-
-
-def _pooling(features: Any, weight: Any, num_groups: int) -> int:
-    (n, c, p), (k, _) = features, weight
-    return 2 * n * p * c * (k // num_groups)
+def _sizes(features: Any, weight: Any, num_groups: int) -> Sizes:
+    (n, c, p), (k, d) = features, weight
+    return Sizes(n, c, d, k, k // num_groups, p)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel_kernels import cuda, reference
+from lewel_kernels import cuda, reference, signature
 
 DEVICE = torch.device(cuda.device_type)
 ARCHS = ("sm_70", "sm_80") if emulation.in_force() else ("gpu",)
@@ -99,6 +99,10 @@ class Inputs:
     grad_pooled: Tensor
     grad_maps: Tensor | None
 
+    @property
+    def given(self) -> signature.Inputs:
+        return signature.Inputs(*(getattr(self, name) for name in NAMES))
+
     def map(self, change: Callable[[str, Tensor], Tensor]) -> Inputs:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: change(name, x) for name, x in given.items() if isinstance(x, Tensor)})
@@ -107,7 +111,7 @@ class Inputs:
         return self.map(lambda name, x: x.double())
 
 
-NAMES = ("features", "pixels", "weight", "bias", "scale", "shift")
+NAMES = signature.Inputs._fields
 
 
 def draw(sizes: Sizes, route: str, dtype: torch.dtype, *, seed: int = 0) -> Inputs:
@@ -136,15 +140,14 @@ def run(
     x: Inputs,
     backend: Any = cuda,
     *,
-    needs: tuple[bool, ...] = (True,) * 6,
+    needs: signature.Needs = signature.EVERY,
     out_dtype: torch.dtype | None = None,
     return_maps: bool = True,
 ) -> dict[str, Tensor]:
     """All that a forward and a backward return, by name."""
-    inputs = tuple(getattr(x, name) for name in NAMES)
-    constants = {"num_groups": x.groups, "temperature": 0.2, "eps": 1e-12}
-    outputs = backend.forward(*inputs, out_dtype=out_dtype or x.features.dtype, return_maps=return_maps, **constants)
-    gradients = backend.backward(x.grad_pooled, x.grad_maps, *inputs, *outputs[2:], needs=needs, **constants)
+    options = signature.Options(x.groups, 0.2, 1e-12, out_dtype or x.features.dtype, return_maps, needs)
+    outputs = backend.forward(x.given, options)
+    gradients = backend.backward((x.grad_pooled, x.grad_maps), x.given, outputs[2:], options)
     found = dict(zip(("pooled", "maps", "heat", "norm"), outputs, strict=True))
     found |= {f"d_{name}": gradient for name, gradient in zip(NAMES, gradients, strict=True)}
     return {name: y for name, y in found.items() if y is not None}

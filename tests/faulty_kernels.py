@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.compiled.triton_kernels import TritonReport, compile_launch
+from lewel_kernels.plan import Array
 from lewel_kernels.triton.configs import Config
 from lewel_kernels.triton.launch import Launch
 
@@ -49,7 +50,7 @@ def compiled(
     kernel: Any, config: Config, capability: int, arguments: Any, **constants: int
 ) -> tuple[TritonReport, str, Any]:
     """The report of a kernel, the device it is kept for, and what Triton made of it."""
-    report = compile_launch(Launch(config, kernel, (1, 1, 1), arguments, constants), capability, "a test")
+    report = compile_launch(Launch("", (1, 1, 1), arguments, 0, config, kernel, constants), capability, "a test")
     ((device, caches),) = kernel.device_caches.items()
     (made,) = caches[0].values()
     return report, device, made
@@ -57,10 +58,10 @@ def compiled(
 
 def spilling(capability: int) -> dict[str, Any]:
     """Its report, and what the NVIDIA tool says of the binary."""
-    x = torch.empty(16384, device="meta")
+    x = Array.new("x", (16384,), torch.float32)
     before = triton.runtime.driver._active
     config = Config("spilling fp32", {}, num_warps=1, num_stages=1, source="a test")
-    report, device, made = compiled(spilling_kernel, config, capability, {"p_x": x, "p_y": x}, SIZE=x.numel())
+    report, device, made = compiled(spilling_kernel, config, capability, {"p_x": x, "p_y": x}, SIZE=x.shape[0])
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -73,9 +74,9 @@ def spilling(capability: int) -> dict[str, Any]:
 
 def racing() -> tuple[TritonReport, Any]:
     size, block = 128, 64
-    x = torch.empty(4096, size, dtype=torch.bfloat16, device="meta")
-    y = torch.empty(size, size, device="meta")
-    arguments = {"p_a": x, "p_b": x, "p_product": y, "p_sum": y[0], "rows": x.shape[0]}
+    x = Array.new("x", (4096, size), torch.bfloat16)
+    product, total = Array.new("product", (size, size), torch.float32), Array.new("total", (size,), torch.float32)
+    arguments = {"p_a": x, "p_b": x, "p_product": product, "p_sum": total, "rows": x.shape[0]}
     config = Config("racing bf16", {}, num_warps=8, num_stages=3, source="a test")
     report, _, made = compiled(racing_kernel, config, 90, arguments, SIZE=size, BLOCK=block)
     return report, made

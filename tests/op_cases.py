@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.op.parity import Errors, compare, typical_share
 from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, fused_align_aggregate
-from lewel_kernels.reference import accumulator
+from lewel_kernels.signature import accumulator
 
 # At temperature 1 the maps are nearly flat, the result is nearly a mean over positions, and a broken pooling passes.
 SHARP = 0.05

@@ -15,6 +15,7 @@ from torch import Tensor
 import lewel_kernels.triton as backend
 from benchmarks.compiled import triton_kernels
 from benchmarks.compiled.report import SHARED_LIMITS
+from lewel_kernels import signature
 from lewel_kernels.triton import replay
 
 launched: list[tuple[Any, ...]] = []
@@ -41,11 +42,10 @@ class Driver(triton_kernels._Driver):
 
 def call(features: Tensor, pixels: Tensor, weight: Tensor) -> list[tuple[Any, ...]]:
     launched.clear()
-    constants: dict[str, Any] = {"num_groups": 4, "temperature": 0.5, "eps": 1e-12}
-    scale, shift = torch.ones(2, pixels.shape[1])
-    inputs = (features, pixels, weight, None, scale, shift)
-    pooled, _, heat, norm = backend.forward(*inputs, out_dtype=torch.bfloat16, return_maps=True, **constants)
-    backend.backward(pooled, None, *inputs, heat, norm, needs=(True, True, True, False, True, True), **constants)
+    inputs = signature.Inputs(features, pixels, weight, None, *torch.ones(2, pixels.shape[1]))
+    options = signature.Options(4, 0.5, 1e-12, torch.bfloat16, True, (True, True, True, False, True, True))
+    pooled, _, *saved = backend.forward(inputs, options)
+    backend.backward((pooled, None), inputs, (saved[0], saved[1]), options)
     return [tuple("tensor" if isinstance(x, Tensor) else x for x in each) for each in launched]
 
 

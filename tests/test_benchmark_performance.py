@@ -20,6 +20,7 @@ from benchmarks.op.cost import MODES, Cost, Rates, floor_of, floor_seconds, leas
 from benchmarks.op.measure import Row, call_of
 from benchmarks.op.providers import KERNELS, PROVIDERS
 from benchmarks.training import aligned_loss
+from lewel_kernels.triton import backward_launches
 
 CASES = {shape.name: Case(shape, "channels_last", "bf16") for shape in PAPER}
 GPUS = {gpu.name: gpu for gpu in roofline.GPUS}
@@ -118,18 +119,11 @@ def test_the_passes_of_the_kernels() -> None:
     }
 
 
-@pytest.mark.parametrize("shape", [s for s in PAPER if s.P == 49], ids=lambda s: s.name)
-def test_the_passes_are_those_that_the_triton_backend_launches(shape: Shape) -> None:
-    """Every launch of a call at 7x7 has its pass, and what the launches are given has the bytes of the pass."""
-    pytest.importorskip("triton")
-    from benchmarks.compiled.requests import Request, launches_of
-
-    request = Request(shape.name, shape.N, shape.C, shape.D, shape.K, 4, shape.P, "bf16")
-    launches = launches_of(request, 90)
-    passes = [cost for ps in roofline.passes(CASES[shape.name]).values() for _, cost in ps]
-    own = [*passes[1:3], *passes[3:-1]]  # without the casts, which are PyTorch's
-    given = [sum(x.nbytes for x in launch.arguments.values() if isinstance(x, torch.Tensor)) for launch in launches]
-    assert given == [cost.bytes for cost in own]
+def dw_parts(case: Case) -> int:
+    """Bytes of the parts in which dW is summed."""
+    launches = backward_launches.plan(case.call().backward()).launches
+    (parts,) = (launch.arguments["p_dw"] for launch in launches if "p_dw" in launch.arguments)
+    return int(parts.nbytes)
 
 
 def test_the_passes_in_float32_have_no_copy_of_the_weight() -> None:
@@ -187,8 +181,7 @@ def test_what_is_said_about_the_predictions() -> None:
             ratios["eager"] += of_eager
             ratios["backward"].append(backward)
             ratios["M" if shape.name[0] == "M" else "H100" if gpu.name == "H100" else "B"].append(forward)
-    parts = {name: roofline.dw_parts(CASES[name]) * CASES[name].shape.K * CASES[name].shape.D * 4 / 1e6
-             for name in ("M256", "B256")}  # fmt: skip
+    parts = {name: dw_parts(CASES[name]) / 1e6 for name in ("M256", "B256")}
     said = {
         f"memory everywhere, and the kernels take at most {max(ratios['M']):.2f} times the floor",
         f"they take {min(ratios['B']):.2f} to {max(ratios['B']):.2f} times the floor on these three",

@@ -169,17 +169,18 @@ def test_what_is_timed_is_a_kernel_with_what_its_configuration_decides_about() -
 def test_results_are_compared_whatever_the_number_of_parts() -> None:
     """The choices differ in tiles of positions, and so in how many parts delta has."""
     (problem,) = (p for p in problems(tune_space.TINY, ["bf16"], 90) if p.key.startswith("pool_bwd bf16 rows P128"))
-    call = tune.make_call(replace(problem.request, N=1), "cpu", "sm90", 0)
+    call = tune.draw(replace(problem.request, N=1), "cpu", 90, 0)
+    dtype = call.call.dtype
     present = tune.planned(call, problem.key)
     from lewel_kernels.triton import configs
 
     with configs.in_force("sm90", problem.key, Choice((("BLOCK_P", 64), ("BLOCK_C", 32)), 4, 2).entry()):
         candidate = tune.planned(call, problem.key)
     assert len(candidate) > len(present)
-    assert tune.difference(present, candidate, call.dtype) is None
+    assert tune.difference(present, candidate, dtype) is None
     (launch,) = (x for x in candidate if x.config.key == problem.key)
     launch.arguments["p_delta"][-1].zero_()
-    assert "p_delta differs" in str(tune.difference(present, candidate, call.dtype))
+    assert "p_delta differs" in str(tune.difference(present, candidate, dtype))
 
 
 def test_the_space_of_every_key_is_small_and_other_than_what_is_in_force() -> None:

@@ -43,7 +43,7 @@ from cuda_cases import (
 )
 from torch import Tensor
 
-from lewel_kernels import BackendUnavailable, cuda, fused_align_aggregate, reference
+from lewel_kernels import BackendUnavailable, cuda, fused_align_aggregate, reference, signature
 
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
@@ -253,20 +253,16 @@ def cuda_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 def test_small_norms_are_replaced(sizes: Sizes, dtype: torch.dtype, arch: str) -> None:
     """Half of the norms are below this eps: there no part of the gradient drops out."""
     x = draw(sizes, "pixels", dtype)
-    constants = {"num_groups": x.groups, "temperature": 0.2}
-    inputs = tuple(getattr(x, name) for name in NAMES)
-    norm = reference.forward(*inputs, eps=1e-12, out_dtype=dtype, return_maps=False, **constants)[3]
+    norm = reference.forward(x.given, signature.Options(x.groups, 0.2, 1e-12, dtype))[3]
     eps = norm.median().item()
+    options = signature.Options(x.groups, 0.2, eps, dtype)
     gap = (norm - eps).abs()
     found: list[dict[str, Tensor]] = []
     for backend, y in ((cuda, x), (reference, x.double())):
-        given = tuple(getattr(y, name) for name in NAMES)
         # A norm that is rounded to the other side of eps would decide, so the float64 one sees this type's heat maps.
-        outputs = reference.forward(*inputs, eps=eps, out_dtype=dtype, return_maps=False, **constants)
+        outputs = reference.forward(x.given, options)
         statistics = (outputs[2].to(y.features.dtype), outputs[3].to(reference.accumulator(y.features.dtype)))
-        gradients = backend.backward(
-            y.grad_pooled, y.grad_maps, *given, *statistics, eps=eps, needs=(True,) * 6, **constants
-        )
+        gradients = backend.backward((y.grad_pooled, y.grad_maps), y.given, statistics, options)
         found.append({name: g for name, g in zip(NAMES, gradients, strict=True) if g is not None})
     assert (gap[norm <= eps].numel(), gap[norm > eps].numel()) > (1, 1)
     close(*found, dtype)

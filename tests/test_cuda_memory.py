@@ -37,7 +37,8 @@ from cuda_cases import (
 )
 from torch import Tensor
 
-from lewel_kernels import BackendUnavailable, cuda, dispatch, explain, fused_align_aggregate, native
+from lewel_kernels import BackendUnavailable, cuda, dispatch, explain, fused_align_aggregate, native, signature
+from lewel_kernels.plan import Array, Call, cdiv, parts
 
 CSRC = ROOT / "csrc" / "cuda"
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
@@ -275,7 +276,7 @@ def test_a_call_of_the_op_itself_stays_within_bounds(
     x = draw(USUAL, "affine", torch.float32)
     given = {each: getattr(x, each) for each in NAMES}
     given |= {"pooled": torch.empty_like(x.grad_pooled), "maps": torch.empty_like(x.grad_maps)}
-    given |= {"heat": cuda._rows_like(x.features, USUAL.K), "norm": x.features.new_empty(USUAL.N, USUAL.P)}
+    given |= {"heat": signature.rows_like(x.features, USUAL.K), "norm": x.features.new_empty(USUAL.N, USUAL.P)}
     given |= {name: change(given[name])}
     with pytest.raises(RuntimeError, match=match):
         forward(
@@ -300,3 +301,37 @@ def test_explain_prints_each_launch(arch: str) -> None:
     ]  # fmt: skip
     if emulation.in_force():
         assert f"forward, kernels compiled for {arch} by nvcc none, emulated:" in said
+
+
+def launched(call: Call) -> dict[str, tuple[list[str], list[int]]]:
+    """Template arguments and grid of each kernel."""
+    found = {}
+    for line in itertools.chain(*cuda.launches(native.module(cuda.gpus.library), call)):
+        match = re.match(r"(\w+)<(.*)>: (\d+) x (\d+) x (\d+) blocks", line)
+        assert match, line
+        found[match[1]] = match[2].split(", "), [int(size) for size in match.groups()[2:]]
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHS, indirect=True)
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((2, 8, 9), (72, 1, 8)), ((2, 8, 9), (72, 9, 1)), ((2, 8, 1), (8, 8, 1)), ((2, 1, 9), (9, 9, 1)),
+     ((2, 8, 9), (72, 1, 1)), ((2, 8, 9), (0, 0, 0)), ((2, 8, 9), (8, 1, 16)), ((2, 8, 9), (200, 25, 2))],
+    ids=str,
+)  # fmt: skip
+def test_python_and_cpp_tell_layouts_alike(size: tuple[int, ...], stride: tuple[int, ...], arch: str) -> None:
+    """Array.layout chooses the kernels of the triton backend, in_planes of csrc/cuda/plan.h those of this one."""
+    n, c, p = size
+    call = Call.sized(N=n, C=c, D=c, K=4, P=p, G=1, dtype=torch.float16)
+    x = Array("pixels", size, stride, torch.float16)
+    planes, _ = launched(call._replace(pixels=x))["project_kernel"][0][2:]
+    assert planes == ("true" if x.layout == "planes" else "false")
+
+
+@pytest.mark.parametrize("arch", ARCHS, indirect=True)
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 4, 8), (64, 128, 2048), (256, 256, 4096), (300, 16, 16)])
+def test_python_and_cpp_split_sums_over_rows_alike(n: int, k: int, d: int, arch: str) -> None:
+    """By the rule of plan.parts and of Parts::of, each with the sizes of its own kernels."""
+    x, y, z = launched(Call.sized(N=n, C=8, D=d, K=k, P=49, G=1, dtype=torch.float16))["weight_bwd_kernel"][1]
+    assert z == parts(cdiv(n * 49, 32), x * y, programs=2 * 132, least=8)[1]

@@ -9,7 +9,7 @@ import emulation
 import pytest
 import torch
 
-from lewel_kernels import cuda, dispatch, native
+from lewel_kernels import cuda, dispatch, native, signature
 from lewel_kernels.native import builder, target
 from lewel_kernels.native.toolchain import BuildError
 
@@ -128,16 +128,16 @@ def test_what_the_ops_are_given(images: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cuda, "_ops", lambda name: (lambda *x: calls.append(x), lambda *x: calls.append(x)))
     features, weight, bias = torch.randn(images, 8, 9), torch.randn(4, 6), torch.randn(4)
     pixels, scale, shift = torch.randn(images, 6, 9), torch.randn(12)[::2], torch.randn(6)
-    constants = {"num_groups": 2, "temperature": 0.5, "eps": 1e-6}
-    inputs = (features, pixels, weight, bias, scale, shift)
-    pooled, maps, heat, norm = cuda.forward(*inputs, **constants, out_dtype=torch.float64, return_maps=False)
+    inputs = signature.Inputs(features, pixels, weight, bias, scale, shift)
+    needs = (True, False, True, False, True, True)
+    options = signature.Options(2, 0.5, 1e-6, torch.float64, needs=needs)
+    pooled, maps, heat, norm = cuda.forward(inputs, options)
     assert [(x.shape, x.dtype) for x in (pooled, maps, heat, norm)] == [
         ((images, 2, 8), torch.float64), ((0,), torch.float64), ((images, 4, 9), torch.float32),
         ((images, 9), torch.float32),
     ]  # fmt: skip
     assert heat.stride() == (36, 1, 4)
-    needs = (True, False, True, False, True, True)
-    gradients = cuda.backward(pooled, None, *inputs, heat.contiguous(), norm, **constants, needs=needs)
+    gradients = cuda.backward((pooled, None), inputs, (heat.contiguous(), norm), options)
     for gradient, x, need in zip(gradients, inputs, needs, strict=True):
         assert (gradient is not None and gradient.shape == x.shape) if need else gradient is None
     if not images:

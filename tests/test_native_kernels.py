@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lewel_kernels import cpu, native, reference
+from lewel_kernels.signature import Inputs, Options
 
 _reason = native.unavailable()
 pytestmark = pytest.mark.skipif(_reason is not None, reason=f"cpu backend: {_reason}")
@@ -49,14 +50,13 @@ def run(
     num_groups: int, backend: object = cpu, temperature: float = 0.1,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Everything the backend computes, by name."""
-    settings = {"num_groups": num_groups, "temperature": temperature, "eps": 1e-12}
-    pooled, maps, *statistics = backend.forward(  # type: ignore[attr-defined]
-        features, pixels, weight, bias, None, None, out_dtype=features.dtype, return_maps=True, **settings
+    needs = (True, pixels is not None, True, bias is not None, False, False)
+    options, given = (
+        Options(num_groups, temperature, 1e-12, features.dtype, True, needs),
+        Inputs(features, pixels, weight, bias),
     )
-    gradients = backend.backward(  # type: ignore[attr-defined]
-        grad_pooled, maps, features, pixels, weight, bias, None, None, *statistics,
-        needs=(True, pixels is not None, True, bias is not None, False, False), **settings,
-    )  # fmt: skip
+    pooled, maps, *statistics = backend.forward(given, options)  # type: ignore[attr-defined]
+    gradients = backend.backward((grad_pooled, maps), given, statistics, options)  # type: ignore[attr-defined]
     named = dict(zip(("d_features", "d_pixels", "d_weight", "d_bias"), gradients[:4], strict=True))
     return {"pooled": pooled, "maps": maps} | {name: x for name, x in named.items() if x is not None}
 
@@ -157,11 +157,9 @@ def through(x: Tensor, out_dtype: torch.dtype, channels: str) -> Tensor:
     In whole vectors, or in groups of three channels, which the code for what is left over by vectors takes.
     """
     groups = 1 if channels == "vectors" else x.numel() // 3
-    pooled = cpu.forward(
-        x.view(1, -1, 1), torch.ones(1, 1, 1, dtype=x.dtype), torch.ones(groups, 1, dtype=x.dtype), None, None, None,
-        num_groups=groups, temperature=1.0, eps=1e-12, out_dtype=out_dtype, return_maps=False,
-    )[0]  # fmt: skip
-    return pooled.flatten()
+    one, weight = torch.ones(1, 1, 1, dtype=x.dtype), torch.ones(groups, 1, dtype=x.dtype)
+    inputs = Inputs(x.view(1, -1, 1), one, weight, None)
+    return cpu.forward(inputs, Options(groups, 1.0, 1e-12, out_dtype))[0].flatten()
 
 
 both_paths = pytest.mark.parametrize("channels", ["vectors", "leftovers"])
@@ -197,10 +195,8 @@ def test_the_exponential_is_that_of_pytorch() -> None:
     """One map of two positions, U = 1 and -1: the ratio of its weights is e^(-2 / tau), here tau from 1 on."""
     x = torch.tensor([[[1.0, -1.0]]])
     for temperature in torch.linspace(1, 8, 200, dtype=torch.float64).float().tolist():
-        maps = cpu.forward(
-            x, None, torch.ones(1, 1), None, None, None,
-            num_groups=1, temperature=temperature, eps=1e-12, out_dtype=torch.float64, return_maps=True,
-        )[1].flatten()  # fmt: skip
+        options = Options(1, temperature, 1e-12, torch.float64, return_maps=True)
+        maps = cpu.forward(Inputs(x, None, torch.ones(1, 1), None), options)[1].flatten()
         expected = torch.tensor(-2 / temperature, dtype=torch.float64).exp()
         torch.testing.assert_close(maps[1] / maps[0], expected, rtol=5e-7, atol=0)
 

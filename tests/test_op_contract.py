@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 
 from benchmarks.op.parity import Errors, compare, typical_share
 from lewel_kernels import dispatch, fused_align_aggregate
-from lewel_kernels.reference import accumulator
+from lewel_kernels.signature import Inputs, Options, accumulator
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -189,16 +189,15 @@ def test_db_sums_dm_before_it_is_rounded(dtype: str, backend: str, device: torch
     case = OpCase("db", N=4, C=32, D=24, K=12, G=4, space=(7, 7), bias=True)
     inputs = make(case, dtype=DTYPES[dtype], device=device)
     tensors = [x.detach().flatten(2) if x.dim() > 2 else x.detach() for x in inputs.leaves.values()]
-    options: dict[str, Any] = {"num_groups": case.G, "temperature": SHARP, "eps": 1e-12}
-    module, affine = dispatch.load(backend), (None, None)
-    grad = inputs.grad_pooled
-    _, _, *saved = module.forward(*tensors, *affine, **options, out_dtype=grad.dtype, return_maps=False)
     needs = (False, False, False, True, False, False)
+    options = Options(case.G, SHARP, 1e-12, inputs.grad_pooled.dtype, needs=needs)
+    module = dispatch.load(backend)
+    saved = module.forward(Inputs(*tensors), options)[2:]
 
     def d_bias(module: dispatch.Backend, dtype: torch.dtype) -> Tensor:
         grad, *given = (x.to(dtype) for x in (inputs.grad_pooled, *tensors))
         heat, norm = saved[0].to(dtype), saved[1].to(accumulator(dtype))
-        found = module.backward(grad, None, *given, *affine, heat, norm, **options, needs=needs)[3]
+        found = module.backward((grad, None), Inputs(*given), (heat, norm), options)[3]
         assert found is not None
         return found.double()
 

@@ -26,6 +26,7 @@ from lewel_kernels import (
     fused_align_aggregate,
     use_backend,
 )
+from lewel_kernels.signature import Inputs, Options
 
 CASE = OpCase("tiny", N=2, C=8, D=6, K=4, G=2, space=(3, 3), bias=True)
 
@@ -336,16 +337,10 @@ def test_explain_shows_what_the_backend_would_launch(install: Install) -> None:
     assert tell().plan == ""
     assert len(str(tell()).splitlines()) == len(dispatch.BACKENDS)
 
-    def describe(*tensors: torch.Tensor | None, **constants: object) -> str:
-        assert [None if t is None else tuple(t.shape) for t in tensors] == [
-            (2, 8, 9),
-            (2, 6, 9),
-            (4, 6),
-            (4,),
-            (6,),
-            (6,),
-        ]
-        assert constants == options
+    def describe(inputs: Inputs, given: Options) -> str:
+        shapes = [None if t is None else tuple(t.shape) for t in inputs]
+        assert shapes == [(2, 8, 9), (2, 6, 9), (4, 6), (4,), (6,), (6,)]
+        assert given == Options(**options)  # type: ignore[arg-type]
         return "one kernel\nanother kernel"
 
     spy.describe = describe  # type: ignore[attr-defined]
@@ -353,7 +348,7 @@ def test_explain_shows_what_the_backend_would_launch(install: Install) -> None:
     assert told.plan == "one kernel\nanother kernel"
     assert str(told).splitlines()[1:3] == ["  one kernel", "  another kernel"]
     assert tell(backend="reference").plan == ""
-    spy.describe = lambda *tensors, out_dtype, **constants: str(out_dtype)  # type: ignore[attr-defined]
+    spy.describe = lambda inputs, given: str(given.out_dtype)  # type: ignore[attr-defined]
     assert tell(out_dtype=None).plan == "torch.float32"
     with torch.autocast("cpu", torch.bfloat16):
         assert tell(out_dtype=None).plan == "torch.bfloat16"

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import fused_align_aggregate, reference
+from lewel_kernels.signature import Inputs, Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -258,12 +259,12 @@ def test_the_rule_for_tangents_is_that_of_the_forward() -> None:
     inputs, tangents = leaves("cpu"), leaves("cpu", seed=1)
     (x, w, b, p, s, t), (dx, dw, db, dp, ds, dt) = inputs, tangents
     order = (x.flatten(2), p.flatten(2), w, b, s, t), (dx.flatten(2), dp.flatten(2), dw, db, ds, dt)
-    options: dict[str, Any] = dict(num_groups=2, temperature=TEMPERATURE, eps=1e-12, out_dtype=torch.float64)
-    found = reference.jvp(*order[0], tangents=order[1], **options)  # type: ignore[arg-type]
+    options = Options(2, TEMPERATURE, 1e-12, torch.float64, return_maps=True)
+    found = reference.jvp(Inputs(*order[0]), order[1], options)
 
     def at(h: float) -> tuple[Tensor, ...]:
-        moved = [a + h * d for a, d in zip(*order, strict=True)]
-        return reference.forward(*moved, **options, return_maps=True)[:2]  # type: ignore[arg-type]
+        moved = (a + h * d for a, d in zip(*order, strict=True))
+        return reference.forward(Inputs(*moved), options)[:2]  # type: ignore[arg-type]
 
     for slope, ahead, behind in zip(found, at(1e-5), at(-1e-5), strict=True):
         torch.testing.assert_close(slope, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)

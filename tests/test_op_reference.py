@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from lewel_kernels import fused_align_aggregate, reference
+from lewel_kernels.signature import Inputs, Options
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -88,18 +89,14 @@ def test_closed_form_backward_is_autograd_of_the_plain_lines(case: OpCase, retur
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_closed_form_backward_is_autograd_of_the_reference_forward(case: OpCase, eps: float) -> None:
     inputs = make(case)
-    flat = [x if x is None else x.flatten(2) for x in (inputs.features, inputs.pixels)]
-    constants = {"num_groups": case.G, "temperature": SHARP, "eps": eps}
-    pooled, maps, heat, norm = reference.forward(
-        *flat, inputs.weight, inputs.bias, None, None, out_dtype=torch.float64, return_maps=True, **constants
-    )
+    pixels = None if inputs.pixels is None else inputs.pixels.flatten(2)
+    given = Inputs(inputs.features.flatten(2), pixels, inputs.weight, inputs.bias)
+    options = Options(case.G, SHARP, eps, torch.float64, return_maps=True)
+    pooled, maps, *saved = reference.forward(given, options)
     expected = torch.autograd.grad(
         [pooled, maps], list(inputs.leaves.values()), [inputs.grad_pooled, inputs.grad_maps], retain_graph=True
     )
-    found = reference.backward(
-        inputs.grad_pooled, inputs.grad_maps, *flat, inputs.weight, inputs.bias, None, None,
-        heat, norm, needs=(True,) * 6, **constants,
-    )  # fmt: skip
+    found = reference.backward((inputs.grad_pooled, inputs.grad_maps), given, (saved[0], saved[1]), options)
     for a, b in zip((x for x in found if x is not None), expected, strict=True):
         torch.testing.assert_close(a.reshape(b.shape), b, **EXACT)
 
@@ -122,15 +119,11 @@ def test_gradcheck_of_the_reference(case: OpCase, return_maps: bool, check) -> N
 
 def test_needs_limits_the_backward_to_what_is_asked() -> None:
     inputs = make(BY_NAME["tall"])
-    features, pixels = inputs.features.flatten(2), inputs.pixels.flatten(2)  # type: ignore[union-attr]
-    constants = {"num_groups": inputs.case.G, "temperature": SHARP, "eps": 1e-12}
-    _, _, *saved = reference.forward(
-        features, pixels, inputs.weight, None, None, None, out_dtype=torch.float64, return_maps=False, **constants
-    )
+    assert inputs.pixels is not None
+    given = Inputs(inputs.features.flatten(2), inputs.pixels.flatten(2), inputs.weight, None)
+    options = Options(inputs.case.G, SHARP, 1e-12, torch.float64)
+    saved = reference.forward(given, options)[2:]
     for i in range(3):
         needs = tuple(j == i for j in range(6))
-        found = reference.backward(
-            inputs.grad_pooled, None, features, pixels, inputs.weight, None, None, None, *saved,
-            needs=needs, **constants,
-        )  # fmt: skip
+        found = reference.backward((inputs.grad_pooled, None), given, saved, options._replace(needs=needs))
         assert [x is not None for x in found] == list(needs)

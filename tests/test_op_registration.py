@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradgradcheck
 
-from lewel_kernels import fused_align_aggregate, reference
+from lewel_kernels import fused_align_aggregate, reference, signature
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -228,10 +228,8 @@ def test_third_order(backend: str, device: torch.device) -> None:
 
     options: dict[str, Any] = {"num_groups": SHARED.G, "temperature": 0.3, "eps": 1e-12}
     found = third(fused_align_aggregate(*leaves, **options, backend=backend))
-    plain, *_ = reference.forward(
-        leaves[0].flatten(2), None, leaves[1], None, None, None,
-        **options, out_dtype=leaves[0].dtype, return_maps=False,
-    )  # fmt: skip
+    inputs = signature.Inputs(leaves[0].flatten(2), None, leaves[1], None)
+    plain, *_ = reference.forward(inputs, signature.Options(**options, out_dtype=leaves[0].dtype))
     torch.testing.assert_close(found, third(plain), rtol=1e-9, atol=1e-9)
 
 

@@ -33,7 +33,8 @@ from op_cases import OpCase, OpInputs, make, run_eager, run_op
 import lewel_kernels.triton as backend_module
 from benchmarks.compiled import requests
 from lewel_kernels import BackendUnavailable, dispatch, explain, fused_align_aggregate
-from lewel_kernels.reference import accumulator
+from lewel_kernels.plan import Array, Call
+from lewel_kernels.signature import EVERY, Inputs, Needs, Options, accumulator
 from lewel_kernels.triton import (
     backward_kernels,
     backward_launches,
@@ -65,30 +66,33 @@ def in_layout(inputs: OpInputs, layout: str) -> OpInputs:
     return inputs
 
 
-def call_of(inputs: OpInputs, *, temperature: float = 0.05, arch: str = "sm90") -> launch.Call:
+def tensors_of(inputs: OpInputs) -> Inputs:
     pixels = None if inputs.pixels is None else inputs.pixels.detach().flatten(2)
-    return launch.Call(
-        inputs.features.detach().flatten(2), pixels, inputs.weight.detach(),
-        None if inputs.bias is None else inputs.bias.detach(),
-        None, None, inputs.case.G, temperature, 1e-12, arch,
-    )  # fmt: skip
+    bias = None if inputs.bias is None else inputs.bias.detach()
+    return Inputs(inputs.features.detach().flatten(2), pixels, inputs.weight.detach(), bias)
+
+
+def call_of(
+    inputs: OpInputs, *, temperature: float = 0.05, capability: tuple[int, int] = (9, 0),
+    out_dtype: torch.dtype | None = None, return_maps: bool = False,
+) -> Call:  # fmt: skip
+    options = Options(inputs.case.G, temperature, 1e-12, out_dtype or inputs.features.dtype, return_maps)
+    return Call.of(tensors_of(inputs), options, capability)
 
 
 def names(launches: list[launch.Launch]) -> list[str]:
     return [each.config.key.split()[0] for each in launches]
 
 
-def backward_of(call: launch.Call, outputs: tuple[Tensor, ...], needs: tuple[bool, ...] = (True,) * 6) -> list[str]:
-    _, launches = backward_launches.plan(call, torch.empty_like(outputs[0]), None, outputs[2], outputs[3], needs)  # type: ignore[arg-type]
-    return names(launches)
+def backward_of(call: Call, needs: Needs = EVERY) -> list[str]:
+    return names(backward_launches.plan(call.backward(needs)).launches)
 
 
 def test_each_design_launches_its_kernels() -> None:
     plans = {}
     for case in DESIGNS:
         call = call_of(make(case, dtype=torch.float32))
-        outputs, forward = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
-        plans[case.name] = names(forward), backward_of(call, outputs)
+        plans[case.name] = names(forward_launches.plan(call).launches), backward_of(call)
     gradients = ["maps_bwd", "sum", "pixels_bwd", "weight_bwd", "sum"]  # of bias and weight
     assert plans == {
         "dense": (["dense", "dense_sum"], ["softmax", "pool_bwd", "sum", *gradients]),
@@ -99,11 +103,9 @@ def test_each_design_launches_its_kernels() -> None:
 
 def test_work_that_nobody_needs_is_not_launched() -> None:
     call = call_of(make(ONE_TILE, dtype=torch.float32))
-    outputs, _ = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
 
     def needing(*wanted: str) -> list[str]:
-        every = ("features", "pixels", "weight", "bias", "scale", "shift")
-        return backward_of(call, outputs, tuple(name in wanted for name in every))
+        return backward_of(call, tuple(name in wanted for name in Inputs._fields))  # type: ignore[arg-type]
 
     assert needing("features") == ["pool_bwd"]
     assert needing("pixels") == ["pool_bwd", "maps_bwd", "pixels_bwd"]
@@ -115,9 +117,8 @@ def test_work_that_nobody_needs_is_not_launched() -> None:
 def test_what_is_summed_is_multiplied_elsewhere(wanted: str) -> None:
     """Triton 3.6 to 3.9 gives a load that feeds both too few buffers on sm_90, and an interpreter sees no race."""
     call = call_of(make(ONE_TILE, dtype=torch.float16))
-    outputs, _ = forward_launches.plan(call, out_dtype=torch.float16, return_maps=False)
     needs = (False, False, wanted == "weight", wanted == "bias", False, False)
-    _, launches = backward_launches.plan(call, torch.empty_like(outputs[0]), None, outputs[2], outputs[3], needs)
+    _, launches = backward_launches.plan(call.backward(needs))
     (maps,) = (each for each in launches if each.kernel.__name__ == "maps_bwd_kernel")
     assert (maps.arguments["p_dm"] is None) == (wanted == "bias")
     assert (maps.arguments["p_db"] is None) == (wanted == "weight")
@@ -162,23 +163,22 @@ def test_gradcheck_of_many_positions(case: OpCase) -> None:
 def test_one_pass_softmax(bounded: bool, temperature: float) -> None:
     """Both ways in float64, whatever way its dtype would take: exp((U - 1) / tau) needs no maximum above a bound."""
     inputs = make(DENSE, device=DEVICE)
-    call = call_of(inputs, temperature=temperature)
-    outputs, launches = forward_launches.plan(call, out_dtype=torch.float64, return_maps=False)
-    first = replace(launches[0], constants={**launches[0].constants, "BOUNDED": bounded})
-    for each in (first, *launches[1:]):
+    plan, tensors = forward_launches.plan(call_of(inputs, temperature=temperature)), by_name(inputs)
+    first, *rest = plan.on(tensors)
+    for each in (replace(first, constexprs={**first.constexprs, "BOUNDED": bounded}), *rest):
         each.run()
+    pooled = tensors["pooled"]
     expected = run_eager(inputs, temperature=temperature)["pooled"]
     if bounded and temperature < forward_launches.LEAST_BOUNDED_TEMPERATURE:
-        assert not torch.allclose(outputs[0], expected)  # everything underflows: the bound is there for a reason
+        assert not torch.allclose(pooled, expected)  # everything underflows: the bound is there for a reason
     else:
-        torch.testing.assert_close(outputs[0], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(pooled, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_which_softmax_is_bounded() -> None:
     def bounded(dtype: torch.dtype, temperature: float) -> bool:
         call = call_of(make(DENSE, dtype=dtype), temperature=temperature)
-        constants = forward_launches.plan(call, out_dtype=dtype, return_maps=False)[1][0].constants
-        return bool(constants["BOUNDED"])
+        return bool(forward_launches.plan(call).launches[0].constants["BOUNDED"])
 
     assert bounded(torch.bfloat16, 0.05)
     assert not bounded(torch.bfloat16, 0.02)
@@ -294,14 +294,9 @@ def test_a_compiled_kernel_is_launched_again_with_the_same_arguments() -> None:
 
 
 def test_what_makes_a_call_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that a plan or Triton's compilation depends on: shapes, strides, dtypes, alignment, who is who."""
+    """Everything that a plan or Triton's compilation depends on: shapes, strides, dtypes, alignment, options."""
     monkeypatch.setattr(replay, "_replays", {})
-    made = torch.empty(1)
-
-    def plan() -> replay.Planned:
-        return (made,), [
-            launch.Launch(configs.find("sum", "sm90", torch.float32), Kernel(), (1, 1, 1), {"x": made}, {})
-        ]
+    made = Array.new("made", (1,), torch.float32)
 
     class Kernel:
         arg_names: ClassVar = ["x"]
@@ -309,38 +304,41 @@ def test_what_makes_a_call_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
         def __getitem__(self, grid: object) -> Any:
             return lambda *values, **options: None
 
-    x = torch.zeros(64, 4)
-    for inputs in (
+    launches = [launch.Launch("", (1, 1, 1), {"x": made}, 0, configs.find("sum", "sm90", torch.float32), Kernel(), {})]
+
+    def run(x: Tensor, pixels: Tensor | None, temperature: float = 1.0) -> None:
+        inputs = Inputs(x[None], None if pixels is None else pixels[None], weight, None)
+        call = Call.of(inputs, Options(1, temperature, 1e-12, torch.float32))
+        replay.run(call, inputs, lambda: launch.Plan((made,), launches))
+
+    x, weight = torch.zeros(64, 4), torch.zeros(8, 64)
+    for given in (
         (x, x),
-        (x, x.clone()),  # no longer one tensor
         (x, None),
         (x[1:], None),
         (x.t(), None),
         (x.half(), None),
         (x.flatten()[1:-3].view(63, 4), None),  # of the shape and strides of x[1:], at another alignment
+        (x, x, 0.5),
     ):
         before = len(replay._replays)
-        replay.run("same", inputs, plan)
-        replay.run("same", inputs, plan)
+        run(*given)
+        run(*given)
         assert len(replay._replays) == before + 1
-    replay.run("other", (x, x), plan)
-    assert len(replay._replays) == 8
-    monkeypatch.setattr(replay, "_MOST", 8)
-    replay.run("another", (x, x), plan)
+    monkeypatch.setattr(replay, "_MOST", 7)
+    run(x, x, 0.25)
     assert len(replay._replays) == 1
 
 
-@pytest.mark.parametrize("arch", ["sm80", "sm90", "other"])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (8, 9)], ids=["sm80", "sm90", "other"])
 @pytest.mark.parametrize("case", DESIGNS, ids=str)
-def test_nothing_but_the_grid_depends_on_the_batch(case: OpCase, arch: str) -> None:
+def test_nothing_but_the_grid_depends_on_the_batch(case: OpCase, capability: tuple[int, int]) -> None:
     """Otherwise an image would not give the same bits alone and in a batch; sums over the batch may be split."""
 
     def plan(n: int) -> list[tuple[str, configs.Config, dict[str, object]]]:
-        call = call_of(make(replace(case, N=n), dtype=torch.bfloat16), arch=arch)
-        outputs, forward = forward_launches.plan(call, out_dtype=torch.bfloat16, return_maps=True)
-        grad = torch.empty_like(outputs[0])
-        _, backward = backward_launches.plan(call, grad, None, outputs[2], outputs[3], (True,) * 6)
-        return [(e.config.key, e.config, e.constants) for e in forward + backward]
+        call = call_of(make(replace(case, N=n), dtype=torch.bfloat16), capability=capability, return_maps=True)
+        launches = forward_launches.plan(call).launches + backward_launches.plan(call.backward()).launches
+        return [(e.config.key, e.config, e.constants) for e in launches]
 
     assert plan(1) == plan(7)
 
@@ -350,24 +348,25 @@ def test_norms_are_of_the_stored_maps(case: OpCase) -> None:
     """The backward divides what is stored by them."""
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("triton is not interpreted, and there is no GPU")
-    call = call_of(make(case, dtype=torch.float16, device=DEVICE))
-    (_, maps, heat, norm), launches = launch_all(call, out_dtype=torch.float32, return_maps=True)
+    inputs = make(case, dtype=torch.float16, device=DEVICE)
+    call, tensors = call_of(inputs, out_dtype=torch.float32, return_maps=True), by_name(inputs)
+    launches = forward_launches.plan(call).on(tensors)
+    for each in launches:
+        each.run()
+    maps, heat, norm = (tensors[name] for name in ("maps", "heat", "norm"))
     torch.testing.assert_close(norm, heat.float().norm(dim=1), rtol=1e-6, atol=0)
     assert maps.dtype == torch.float32
     torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]), rtol=1e-5, atol=0)  # not rounded to 16 bits
-    splits = [each.arguments["S"] for each in launches if "S" in each.arguments]
-    assert splits == [each.arguments["S"] for each in launch_all(replace(call), n=1)[1] if "S" in each.arguments]
+    fewer = call_of(make(replace(case, N=1), dtype=torch.float16), return_maps=True)
+    one, every = (
+        [each.arguments["S"] for each in x if "S" in each.arguments]
+        for x in (forward_launches.plan(fewer).launches, launches)
+    )
+    assert one == every
 
 
-def launch_all(call: launch.Call, *, n: int | None = None, **options: Any) -> Any:
-    """Outputs and launches of a forward, run; with n, planned for the first n images alone."""
-    if n is not None:
-        fewer = {name: None if x is None else x[:n] for name, x in (("features", call.features), ("given", call.given))}
-        return forward_launches.plan(replace(call, **fewer), out_dtype=call.dtype, return_maps=False)  # type: ignore[arg-type]
-    outputs, launches = forward_launches.plan(call, **options)
-    for each in launches:
-        each.run()
-    return outputs, launches
+def by_name(inputs: OpInputs) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors_of(inputs)._asdict().items() if x is not None}
 
 
 @needs_a_device
@@ -400,12 +399,8 @@ def test_zero_pixels_in_float16() -> None:
 @pytest.mark.parametrize("positions", [49, 3136, backend_module._MOST_POSITIONS])
 def test_grids_fit(positions: int, dtype: torch.dtype) -> None:
     """A grid has 2^31 - 1 programs along its first axis, 2^16 - 1 along the others."""
-    x, weight = torch.empty(1, 1, 1, dtype=dtype, device="meta"), torch.empty(128, 8, dtype=dtype, device="meta")
-    features = x.expand(2, 8, positions)
-    call = launch.Call(features, None, weight, None, None, None, 4, 0.1, 1e-12, "other")
-    outputs, launches = forward_launches.plan(call, out_dtype=dtype, return_maps=True)
-    _, more = backward_launches.plan(call, outputs[0], None, outputs[2], outputs[3], (True,) * 6)
-    for each in launches + more:
+    call = Call.sized(N=2, C=8, K=128, P=positions, G=4, dtype=dtype, return_maps=True, capability=(8, 9))
+    for each in forward_launches.plan(call).launches + backward_launches.plan(call.backward()).launches:
         assert each.grid[0] < 2**31, each
         assert max(each.grid[1:]) < 2**16, each
 
@@ -429,12 +424,14 @@ def test_tf32_only_where_pytorch_allows_it(switch: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     call = call_of(make(ONE_TILE, dtype=torch.float32))
-    assert call.precision == "ieee"
+    for tf32, precision in ((False, "ieee"), (True, "tf32")):
+        first, *_ = forward_launches.plan(call._replace(tf32=tf32)).launches
+        assert first.constants["PRECISION"] == precision
 
 
 def test_the_fusion_of_products_and_sums_is_pinned() -> None:
     call = call_of(make(ONE_TILE, dtype=torch.float32))
-    _, launches = forward_launches.plan(call, out_dtype=torch.float32, return_maps=False)
+    _, launches = forward_launches.plan(call)
     assert all(each.options["enable_fp_fusion"] is True for each in launches)
 
 
@@ -604,4 +601,7 @@ def test_explain_names_the_design_and_where_each_configuration_comes_from() -> N
     assert "forward (projection, then pooling):" in told
     assert "pool_bwd bf16 rows P64 L32: P64 C64, 4 warps, 3 stages; from configs/sm90.json (" in told
     assert "sum bf16: S1 1024, 4 warps, 2 stages; from the rule in lewel_kernels/triton/configs.py" in told
+    # Pixels and M in 16 bits, the norms in 32: N P (2 D + 2 K + 4) + 2 D K bytes.
+    assert re.search(r"project bf16 rows K128: .*; 2 x 1 x 1 programs, 1.0 MB, 0.1 GFLOP", told)
+    assert re.search(r"workspace: 0.0 MB and \d.\d MB beside inputs and results", told)
     assert "forward (projection kept on chip):" in str(explain(dense, weight[:, :256], backend="triton"))

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from lewel_kernels import native, reference
+from lewel_kernels import native
 from lewel_kernels.cuda import launches
+from lewel_kernels.plan import Call
 
 # These launch every kernel that there is.
 MAPS, GROUPS, POSITIONS = (32, 64, 128, 256, 512), (1, 4), (49, 3136)
@@ -29,24 +29,15 @@ def shared_bytes(capability: int) -> dict[str, int]:
         sys.path.append(TESTS)
     import emulation
 
-    module, arch = native.module(emulation.GPUS["sm_80"].library), 80 if capability >= 80 else 70
-    found: dict[str, int] = {}
+    module, found = native.module(emulation.GPUS["sm_80"].library), dict[str, int]()
     for dtype, k, groups, p in itertools.product(DTYPES, MAPS, GROUPS, POSITIONS):
-        for planes, affine, with_maps in itertools.product((False, True), repeat=3):
-            pixels = _empty(2, CHANNELS, p, dtype=dtype)
-            pixels = pixels if planes else _empty(2, p, CHANNELS, dtype=dtype).mT
-            tensors = (
-                pixels, pixels, _empty(k, CHANNELS, dtype=dtype), _empty(k, dtype=dtype),
-                _empty(CHANNELS, dtype=reference.accumulator(dtype)) if affine else None,
-                _empty(2, k // groups, CHANNELS, dtype=dtype),
-                _empty(2, k, p, dtype=dtype) if with_maps else None,
+        for layout, affine, maps in itertools.product(("rows", "planes"), (False, True), (False, True)):
+            call = Call.sized(
+                N=2, C=CHANNELS, D=CHANNELS, K=k, P=p, G=groups, dtype=dtype, layout=layout, bias=True, affine=affine,
+                return_maps=maps, capability=(capability // 10, capability % 10),
             )  # fmt: skip
-            for line in itertools.chain(*launches(module, tensors, groups, arch)):
+            for line in itertools.chain(*launches(module, call)):
                 match = re.fullmatch(r"(.+): .* blocks of \d+ threads, (\d+) bytes of shared memory", line)
                 assert match, line
                 found[match[1]] = max(found.get(match[1], 0), int(match[2]))
     return found
-
-
-def _empty(*size: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, dtype=dtype, device="meta")

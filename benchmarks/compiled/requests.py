@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+
+from lewel_kernels.plan import Call
+from lewel_kernels.signature import EVERY, Needs
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Needs
     from lewel_kernels.triton.launch import Launch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -36,7 +37,7 @@ class Request:
     maps: bool = False  # also returned, with a gradient
     tf32: bool = False  # allowed for matrix products in float32
     temperature: float = 0.05
-    needs: Needs = (True,) * 6
+    needs: Needs = EVERY
     capabilities: tuple[int, ...] = (80, 90)
 
     @classmethod
@@ -82,39 +83,19 @@ def _with_more(request: Request) -> Iterator[Request]:
 SHIPPED = tuple(itertools.chain.from_iterable(map(_with_more, _shipped())))
 
 
+def call_of(request: Request, capability: int) -> Call:
+    """The forward of a request, as it is planned for GPUs of that compute capability."""
+    r = request
+    return Call.sized(
+        N=r.N, C=r.C, D=None if r.shared else r.D, K=r.K, P=r.P, G=r.G, dtype=DTYPES[r.dtype], layout=r.layout,
+        bias=r.bias, affine=r.affine, temperature=r.temperature, return_maps=r.maps, tf32=r.tf32,
+        capability=(capability // 10, capability % 10),
+    )  # fmt: skip
+
+
 def launches_of(request: Request, capability: int) -> list[Launch]:
-    """What a request launches, forward and backward, on tensors of device "meta"."""
-    from lewel_kernels.reference import accumulator
-    from lewel_kernels.triton import backward_launches, configs, forward_launches, launch
+    """What a request launches, forward and backward."""
+    from lewel_kernels.triton import backward_launches, forward_launches
 
-    r, dtype = request, DTYPES[request.dtype]
-    acc = accumulator(dtype)
-
-    def image(channels: int) -> Tensor:
-        strides = (r.P * channels, 1, channels) if r.layout == "rows" else (r.P * channels, r.P, 1)
-        return torch.empty_strided((r.N, channels, r.P), strides, dtype=dtype, device="meta")
-
-    def new(*size: int, of: torch.dtype = dtype) -> Tensor:
-        return torch.empty(size, dtype=of, device="meta")
-
-    call = launch.Call(
-        image(r.C),
-        None if r.shared else image(r.D),
-        new(r.K, r.D),
-        new(r.K) if r.bias else None,
-        new(r.D, of=acc) if r.affine else None,
-        new(r.D, of=acc) if r.affine else None,
-        r.G,
-        r.temperature,
-        1e-12,
-        configs.architecture((capability // 10, capability % 10)),
-    )
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, r.tf32
-    try:
-        (pooled, maps, heat, norm), forward = forward_launches.plan(call, out_dtype=dtype, return_maps=r.maps)
-        d_maps = torch.empty_like(maps) if r.maps else None
-        _, backward = backward_launches.plan(call, torch.empty_like(pooled), d_maps, heat, norm, r.needs)
-    finally:
-        matmul.allow_tf32 = before
-    return forward + backward
+    call = call_of(request, capability)
+    return forward_launches.plan(call).launches + backward_launches.plan(call.backward(request.needs)).launches

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import triton
-from torch import Tensor
 
 from benchmarks.compiled.listings import buffers, instructions, resources
 from benchmarks.compiled.report import Report
 from benchmarks.compiled.requests import SHIPPED, Request, launches_of
+from lewel_kernels.plan import Array
 
 if TYPE_CHECKING:
     from lewel_kernels.triton.launch import Launch
@@ -118,11 +118,10 @@ class _Driver:
 
 
 class _Tensor:
-    """Stands in for a tensor where Triton asks for dtype and alignment. A storage starts at an aligned address."""
+    """Stands in for a tensor where Triton asks for dtype and alignment."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.dtype = x.dtype
-        self.offset = int(x.storage_offset()) * x.element_size()
+    def __init__(self, x: Array) -> None:
+        self.dtype, self.offset = x.dtype, x.offset
 
     def data_ptr(self) -> int:
         return self.offset
@@ -140,10 +139,10 @@ def _compiling_for(capability: int) -> Iterator[None]:
 
 
 def compile_launch(launch: Launch, capability: int, request: str = "") -> TritonReport:
-    """Compiles a launch as Triton would on the GPU; its tensors may be on any device, "meta" too."""
+    """Compiles a launch as Triton would on the GPU."""
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("kernels are interpreted in this process; unset TRITON_INTERPRET before it imports them")
-    arguments = {name: _Tensor(x) if isinstance(x, Tensor) else x for name, x in launch.arguments.items()}
+    arguments = {name: _Tensor(x) if isinstance(x, Array) else x for name, x in launch.arguments.items()}
     with _compiling_for(capability), contextlib.redirect_stdout(sys.stderr):  # Triton prints what ptxas refuses
         compiled = launch.kernel.warmup(
             grid=launch.grid, **arguments, **launch.constants, **launch.options,

@@ -24,7 +24,7 @@ from benchmarks.op.cases import NUM_GROUPS, TEMPERATURE, Shape
 from benchmarks.op.measure import sentence
 from benchmarks.op.providers import eager_activated, eager_maps, eager_pool
 from lewel_kernels import dispatch, explain, fused_align_aggregate
-from lewel_kernels.reference import accumulator
+from lewel_kernels.signature import accumulator
 from lewel_kernels.triton import configs
 
 # Each launches other kernels, or the same ones compiled otherwise. A bias first: only with one are its gradient's sums

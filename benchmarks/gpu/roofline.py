@@ -18,6 +18,8 @@ from benchmarks.op.cases import DTYPES, LAYOUTS, Case, Inputs
 from benchmarks.op.cost import MODES, Cost, Rates, floor_seconds
 from benchmarks.op.measure import autocast
 from benchmarks.op.providers import eager_align_aggregate
+from lewel_kernels.triton import backward_launches, forward_launches
+from lewel_kernels.triton.launch import Plan
 
 
 @dataclass(frozen=True)
@@ -48,58 +50,30 @@ GPUS = (
 )
 
 
-# Of the triton backend: the programs that the sums for dW are spread over, and what one of them holds of dW.
-PROGRAMS, LEAST_TILES, DW_ROWS, DW_COLUMNS = 132, 4, 256, 128
-
-
 def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
-    """What the triton backend launches at 7x7 and 14x14, and the casts of the weight and its gradient by autocast.
-
-    Forward: E1 with the row norms in its epilogue; E2-E5. Backward: E6-E7; E8-E9; dX; dW as partial sums in float32,
-    and their sum. dA, the gradient of the maps, is float32 too; what a map sums over positions goes beside it.
-    """
-    s, size = case.shape, DTYPES[case.dtype].itemsize
-    features, pixels, heat = (s.N * s.P * width * size for width in (s.C, s.D, s.K))
-    pooled, norms, weight, copy = s.N * s.L * s.C * size, 4 * s.N * s.P, s.K * s.D * 4, _weight_copy(case)
-    d_maps, sums, parts = 4 * s.N * s.P * s.K, 3 * 4 * s.N * s.K, dw_parts(case) * weight
-    projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
-    stored = copy or weight
-    cast, cast_back = ([(name, Cost(weight + copy, 0))] if copy else [] for name in ("W to 16 bits", "dW to 32 bits"))
+    """The launches that the triton backend plans for an H100, and the casts of W and dW by autocast."""
+    call, copy = case.call(), _weight_copy(case)
+    whole = Cost(2 * copy + copy, 0)  # the weight in float32, and its copy
+    cast, cast_back = ([(name, whole)] if copy else [] for name in ("W to 16 bits", "dW to 32 bits"))
     return {
-        "forward": [
-            *cast,
-            ("E1, norms", Cost(pixels + stored + heat + norms, projection)),
-            ("E2-E5", Cost(heat + norms + features + pooled, pooling)),
-        ],
-        "backward": [
-            ("E6-E7", Cost(heat + norms + features + pooled + features + d_maps + sums, 2 * pooling)),
-            ("E8-E9", Cost(heat + norms + d_maps + sums + heat, 0)),
-            ("E10, dX", Cost(heat + stored + pixels, projection)),
-            ("E10, parts of dW", Cost(heat + pixels + parts, projection)),
-            ("E10, sum of dW", Cost(parts + stored, 0)),
-            *cast_back,
-        ],
+        "forward": [*cast, *_costs(forward_launches.plan(call))],
+        "backward": [*_costs(backward_launches.plan(call.backward())), *cast_back],
     }
 
 
-def dw_parts(case: Case) -> int:
-    """Parts in which dW is summed, in 16 bits: few, so that all programs just fill a GPU, each with some rows."""
-    s = case.shape
-    columns = -(-s.D // DW_COLUMNS) * -(-s.K // min(s.K, DW_ROWS))
-    tiles = -(-s.N * s.P // 64)
-    return -(-tiles // max(LEAST_TILES, -(-tiles // max(1, PROGRAMS // columns))))
+def _costs(plan: Plan) -> list[tuple[str, Cost]]:
+    return [(launch.equations, Cost(launch.nbytes, launch.flops)) for launch in plan.launches]
 
 
 def _weight_copy(case: Case) -> int:
     """Bytes of the weight's copy in 16 bits, which autocast makes; none where everything is float32."""
-    size = DTYPES[case.dtype].itemsize
-    return case.shape.K * case.shape.D * size if size == 2 else 0
+    return case.call().weight.nbytes if DTYPES[case.dtype].itemsize == 2 else 0
 
 
 def saved_bytes(case: Case) -> int:
     """What the fused op keeps for the backward beyond its inputs: M as it is stored, norms, the copy of the weight."""
-    s = case.shape
-    return s.N * s.K * s.P * DTYPES[case.dtype].itemsize + 4 * s.N * s.P + _weight_copy(case)
+    _, _, heat, norm = case.call().outputs()
+    return heat.nbytes + norm.nbytes + _weight_copy(case)
 
 
 def predicted_seconds(case: Case, gpu: GPU) -> dict[str, float]:

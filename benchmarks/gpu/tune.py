@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,11 +31,11 @@ from torch import Tensor
 from benchmarks import machine, timing
 from benchmarks.gpu.tune_space import Choice, Problem, kernel_of, stages
 from benchmarks.op import graphs
-from benchmarks.op.cases import DTYPES
+from lewel_kernels.plan import Call
 
 if TYPE_CHECKING:
     from benchmarks.compiled.requests import Request
-    from lewel_kernels.triton.launch import Call, Launch
+    from lewel_kernels.triton.launch import Launch
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (32, 128, 256)
@@ -151,48 +151,56 @@ class Field:
     """The calls of a problem at one N, and its launches as they are configured now, one list for each call."""
 
     n: int
-    calls: list[Call]
+    calls: list[Drawn]
     present: list[list[Launch]]
 
 
-def make_call(request: Request, device: str, arch: str, seed: int) -> Call:
-    """A call on random inputs in channels_last, features and pixels behind a ReLU."""
-    from lewel_kernels.triton.launch import Call
+class Drawn(NamedTuple):
+    """A call and its tensors by name."""
 
-    r, dtype = request, DTYPES[request.dtype]
-    generator = torch.Generator(device).manual_seed(seed)
+    call: Call
+    tensors: dict[str, Tensor]
+
+
+def draw(request: Request, device: str, capability: int, seed: int) -> Drawn:
+    """Random inputs in channels_last, features and pixels behind a ReLU."""
+    from benchmarks.compiled.requests import call_of
+
+    call, generator = call_of(request, capability), torch.Generator(device).manual_seed(seed)
+    n, c, d, k, _, p = call.sizes
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device)
 
-    features, pixels = (normal(r.N, r.P, channels).relu().to(dtype).transpose(1, 2) for channels in (r.C, r.D))
-    weight = (normal(r.K, r.D) / r.D**0.5).to(dtype)
-    scale, shift = (normal(r.D).abs(), 0.1 * normal(r.D)) if r.affine else (None, None)
-    return Call(features, pixels, weight, None, scale, shift, r.G, r.temperature, 1e-12, arch)
+    features, pixels = (normal(n, p, channels).relu().to(call.dtype).transpose(1, 2) for channels in (c, d))
+    tensors = {"features": features, "pixels": pixels, "weight": (normal(k, d) / d**0.5).to(call.dtype)}
+    if request.affine:
+        tensors |= {"scale": normal(d).abs(), "shift": 0.1 * normal(d)}
+    return Drawn(call, tensors)
 
 
-def planned(call: Call, key: str, seed: int = 0) -> list[Launch]:
+def planned(drawn: Drawn, key: str, seed: int = 0) -> list[Launch]:
     """The launches that a key decides about, after all of the call ran once: their inputs are what they will be."""
     from lewel_kernels.triton import backward_launches, forward_launches
 
-    n, c, _, _, l, _ = call.sizes
-    generator = torch.Generator(call.features.device).manual_seed(seed)
-    grad = torch.randn(n, l, c, generator=generator, device=call.features.device).to(call.dtype)
-    (_, _, heat, norm), launches = forward_launches.plan(call, out_dtype=call.dtype, return_maps=False)
-    _, backward = backward_launches.plan(call, grad, None, heat, norm, needs=(True,) * 6)
-    launches += backward
+    call, tensors = drawn.call, dict(drawn.tensors)
+    launches = forward_launches.plan(call).on(tensors)
+    pooled = tensors["pooled"]
+    generator = torch.Generator(pooled.device).manual_seed(seed)
+    tensors["grad_pooled"] = torch.randn(pooled.shape, generator=generator, device=pooled.device).to(call.dtype)
+    launches += backward_launches.plan(call.backward()).on(tensors)
     for launch in launches:
         launch.run()
     return stages(launches)[key]
 
 
-def field(problem: Problem, n: int, device: str, arch: str) -> Field:
+def field(problem: Problem, n: int, device: str, capability: int) -> Field:
     request = replace(problem.request, N=n)
-    call = make_call(request, device, arch, 0)
+    first = draw(request, device, capability, 0)
     on_gpu = torch.device(device).type == "cuda"
     together = 2 * machine.cache_bytes(device) if on_gpu else 0  # times of the interpreter mean nothing anyhow
-    count = max(2, -(-together // (call.features.nbytes + call.pixels.nbytes)))
-    calls = [call, *(make_call(request, device, arch, seed) for seed in range(1, count))]
+    count = max(2, -(-together // (first.call.features.nbytes + first.call.projected.nbytes)))
+    calls = [first, *(draw(request, device, capability, seed) for seed in range(1, count))]
     return Field(n, calls, [planned(call, problem.key) for call in calls])
 
 
@@ -258,7 +266,7 @@ def compare(key: str, fields: Sequence[Field], choice: Choice, device: str, arch
         with configs.in_force(arch, key, choice.entry()):
             candidate = [planned(call, key) for call in f.calls]
         for i in {0, len(f.calls) - 1}:
-            if told := difference(f.present[i], candidate[i], f.calls[i].dtype):
+            if told := difference(f.present[i], candidate[i], f.calls[i].call.dtype):
                 raise Wrong(f"{told} at N={f.n}")
         times = seconds_of({"present": f.present, "candidate": candidate}, device, seconds)
         ratios.append(timing.ratio(times["present"], times["candidate"]))
@@ -344,7 +352,7 @@ class Tuner:
 
     def tune(self, problem: Problem, asked: Iterable[Asked]) -> Found | None:
         """None where no choice could be timed."""
-        fields = [field(problem, n, self.device, self.arch) for n in self.batches]
+        fields = [field(problem, n, self.device, self.capability) for n in self.batches]
         found = Found(problem, choice_of(fields[0].present[0], problem.key), [], None, 0)
         for choice, faults in asked:
             if self.left() <= 0:

@@ -9,8 +9,6 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from benchmarks.op.cases import D14, D56, DTYPES, NUM_GROUPS, PAPER, TEMPERATURE, Shape
 
 if TYPE_CHECKING:
@@ -133,7 +131,7 @@ def problems(shapes: Mapping[str, Shape], dtypes: Sequence[str], capability: int
             name, s.N, s.C, s.D, s.K, NUM_GROUPS, s.P, dtype, affine=affine, temperature=TEMPERATURE
         )  # fmt: skip
         for key, stage in stages(launches_of(request, capability)).items():
-            nbytes = sum(x.nbytes for launch in stage for x in launch.arguments.values() if isinstance(x, Tensor))
+            nbytes = sum(launch.nbytes for launch in stage)
             found.setdefault(key, ((i, name not in FIRST, -nbytes), Problem(key, request, nbytes)))
     return [problem for _, problem in sorted(found.values(), key=lambda pair: pair[0])]
 

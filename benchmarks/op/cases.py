@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lewel_kernels.plan import Call, Sizes
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 NUM_GROUPS = 4
@@ -37,6 +39,11 @@ class Shape:
     def L(self) -> int:
         return self.K // NUM_GROUPS
 
+    @property
+    def flops(self) -> Sizes:
+        """Those of the projection and of the pooling."""
+        return Sizes(self.N, self.C, self.D, self.K, self.L, self.P)
+
     def __str__(self) -> str:
         return f"{self.name} (N={self.N} C={self.C} D={self.D} K={self.K} {self.H}x{self.W})"
 
@@ -54,6 +61,15 @@ class Case:
     @property
     def device_type(self) -> str:
         return torch.device(self.device).type
+
+    def call(self, capability: tuple[int, int] = (9, 0)) -> Call:
+        """The forward as the op plans it, on a GPU of that capability."""
+        s = self.shape
+        return Call.sized(
+            N=s.N, C=s.C, D=s.D, K=s.K, P=s.P, G=NUM_GROUPS, dtype=DTYPES[self.dtype],
+            layout="rows" if self.layout == "channels_last" else "planes", temperature=TEMPERATURE,
+            capability=capability,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.shape}, {self.layout}, {self.dtype}"

@@ -31,13 +31,13 @@ class Rates:
 def _directions(case: Case, mode: str) -> list[Cost]:
     """The least cost of the forward and, unless ``mode`` leaves it out, of the backward.
 
-    Forward: E1 is 2 N P D K flops and E5 is 2 N P C L. Backward: E6 and E7 are as E5, the two products of E10 as E1;
-    it must read features and pixels again, for they do not fit a cache.
+    Forward: the flops of E1 and E5. Backward: E6 and E7 are as E5, the two products of E10 as E1; it must read features
+    and pixels again, for they do not fit a cache.
     """
     s, size = case.shape, DTYPES[case.dtype].itemsize
     features, pixels, pooled = s.N * s.C * s.P * size, s.N * s.D * s.P * size, s.N * s.L * s.C * size
     weight = s.K * s.D * 4
-    projection, pooling = 2 * s.N * s.P * s.D * s.K, 2 * s.N * s.P * s.C * s.L
+    projection, pooling = s.flops.projection, s.flops.pooling
     forward = Cost(features + pixels + weight + pooled, projection + pooling)
     if mode == "forward":
         return [forward]

@@ -14,16 +14,16 @@ import shutil
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
 from lewel_kernels.dispatch import BackendUnavailable
 from lewel_kernels.native import toolchain
+from lewel_kernels.plan import Call
+from lewel_kernels.signature import Inputs, Options, as_rows, contiguous
 
 if TYPE_CHECKING:
-    from lewel_kernels.dispatch import Gradients, Needs, Request
-    from lewel_kernels.triton import launch
+    from lewel_kernels.dispatch import Request
+    from lewel_kernels.signature import Gradients, Grads, Results, Saved
 
-Forward = tuple[Tensor, Tensor, Tensor, Tensor]
 name = "triton"
 heat_rows = True
 # Decided once, as triton decides it: where its kernels are defined.
@@ -96,18 +96,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
 
 
-def _contiguous(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if scale is None or shift is None else (scale.contiguous(), shift.contiguous())
-
-
-def _call(
-    tensors: tuple[Tensor | None, ...], num_groups: int, temperature: float, eps: float, device: torch.device
-) -> launch.Call:
-    """Of features, pixels, weight, bias, scale and shift, which may have no contents, as if on ``device``."""
-    from lewel_kernels.triton import configs, launch
-
-    arch = configs.architecture(_capability(device))
-    call = launch.Call(*tensors, num_groups, temperature, eps, arch)  # type: ignore[arg-type, call-arg]
+def _checked(call: Call) -> Call:
     n, _, _, _, _, p = call.sizes
     if n * p > _MOST_ROWS or p > _MOST_POSITIONS:
         raise BackendUnavailable(
@@ -117,88 +106,37 @@ def _call(
     return call
 
 
-def forward(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    out_dtype: torch.dtype,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options) -> Results:
     """E0-E5; see `lewel_kernels.reference.forward`."""
     from lewel_kernels.triton import forward_launches, launch, replay
 
-    inputs = (features, pixels, weight, bias, *_contiguous(scale, shift))
-    constants = ("forward", num_groups, temperature, eps, out_dtype, return_maps, launch.allows_tf32(features.dtype))
-
-    def plan() -> replay.Planned:
-        call = _call(inputs, num_groups, temperature, eps, features.device)
-        return forward_launches.plan(call, out_dtype=out_dtype, return_maps=return_maps)
-
-    return cast(Forward, replay.run(constants, inputs, plan))
+    inputs, features = contiguous(inputs), inputs.features
+    call = Call.of(inputs, options, _capability(features.device), launch.allows_tf32(features.dtype))
+    return cast("Results", replay.run(call, inputs, lambda: forward_launches.plan(_checked(call))))
 
 
-def backward(
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    heat: Tensor,
-    norm: Tensor,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    needs: Needs,
-) -> Gradients:
+def backward(grads: Grads, inputs: Inputs, saved: Saved, options: Options) -> Gradients:
     """E6-E11; see `lewel_kernels.reference.backward`. The softmax is taken again from heat and norm."""
     from lewel_kernels.triton import backward_launches, launch, replay
 
-    given = (features, pixels, weight, bias, *_contiguous(scale, shift))
-    inputs = (*given, grad_pooled, grad_maps, launch.as_rows(heat), norm.contiguous())
-    constants = ("backward", num_groups, temperature, eps, needs, launch.allows_tf32(features.dtype))
-
-    def plan() -> replay.Planned:
-        call = _call(given, num_groups, temperature, eps, features.device)
-        return backward_launches.plan(call, *inputs[6:], needs)
-
-    return cast("Gradients", replay.run(constants, inputs, plan))
+    inputs, features = contiguous(inputs), inputs.features
+    rest = (*grads, as_rows(saved[0]), saved[1].contiguous())
+    call = Call.of(inputs, options, _capability(features.device), launch.allows_tf32(features.dtype), *rest)
+    gradients = replay.run(call, (*inputs, *rest), lambda: backward_launches.plan(_checked(call)))
+    return cast("Gradients", gradients)
 
 
-def describe(
-    features: Tensor,
-    pixels: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    num_groups: int,
-    temperature: float,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> str:
-    """The design that a call would take, each kernel that it would launch with its configuration, and whose that is."""
-    from lewel_kernels.triton import backward_launches, forward_launches
+def describe(inputs: Inputs, options: Options) -> str:
+    """The design that a call would take; each kernel that it would launch with its configuration and whose that is, its
+    grid, bytes and flops; and the workspace.
+    """
+    from lewel_kernels.triton import backward_launches, forward_launches, launch
 
-    tensors = tuple(x if x is None else _without_contents(x) for x in (features, pixels, weight, bias, scale, shift))
-    call = _call(tensors, num_groups, temperature, eps, features.device)
-    outputs, first = forward_launches.plan(call, out_dtype=out_dtype, return_maps=False)
-    _, second = backward_launches.plan(call, outputs[0], None, *outputs[2:], needs=(True,) * 6)
+    features = inputs.features
+    call = _checked(Call.of(inputs, options, _capability(features.device), launch.allows_tf32(features.dtype)))
+    first, second = forward_launches.plan(call), backward_launches.plan(call.backward())
     design = "projection kept on chip" if forward_launches.is_dense(call) else "projection, then pooling"
-    lines = [f"forward ({design}):", *(f"  {x}" for x in first), "backward:", *(f"  {x}" for x in second)]
-    return "\n".join(lines)
-
-
-def _without_contents(x: Tensor) -> Tensor:
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    lines = [f"forward ({design}):", *(f"  {x}" for x in first.launches)]
+    lines += ["backward:", *(f"  {x}" for x in second.launches)]
+    spaces = " and ".join(f"{x.workspace / 1e6:.1f} MB" for x in (first, second))
+    return "\n".join([*lines, f"workspace: {spaces} beside inputs and results"])

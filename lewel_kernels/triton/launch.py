@@ -1,103 +1,108 @@
 """A kernel with its grid and arguments, and what the launches of a call share.
 
-Grids are in forward_launches.py and backward_launches.py alone. These plan from tensors that may have no contents
-(device "meta") and launch nothing; replay.py does.
+Grids are in forward_launches.py and backward_launches.py alone. These plan from a `lewel_kernels.plan.Call`, without
+tensors and without triton, and launch nothing; replay.py does.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-from lewel_kernels import reference
+from lewel_kernels import plan
+from lewel_kernels.plan import Array, Call, cdiv
 from lewel_kernels.triton import configs
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launch(plan.Pass):
     """One kernel with everything it is launched with."""
 
     config: configs.Config
-    kernel: Any  # triton.JITFunction
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
+    entry: Any  # the name of the kernel, or the triton.JITFunction itself
+    constexprs: dict[str, Any]  # beside the blocks of the configuration; types are those of torch
 
     def __str__(self) -> str:
-        return f"{self.config.key}: {self.config}; from {self.config.source}"
+        grid, work = " x ".join(map(str, self.grid)), f"{self.nbytes / 1e6:.1f} MB, {self.flops / 1e9:.1f} GFLOP"
+        return f"{self.config.key}: {self.config}; from {self.config.source}; {grid} programs, {work}"
+
+    @property
+    def kernel(self) -> Any:
+        """The triton.JITFunction. Looked up here, so that planning imports no triton."""
+        if not isinstance(self.entry, str):
+            return self.entry
+        from lewel_kernels.triton import backward_kernels, forward_kernels
+
+        return getattr(forward_kernels, self.entry, None) or getattr(backward_kernels, self.entry)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constexpr arguments, blocks included, as Triton takes them."""
+        import triton.language as tl
+
+        types = {torch.float32: tl.float32, torch.float64: tl.float64}
+        given = {**self.config.blocks, **self.constexprs}
+        return {name: types[x] if isinstance(x, torch.dtype) else x for name, x in given.items()}
 
     @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told. The fusion of products and sums is pinned: a variable could turn it off."""
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
 
+    def on(self, tensors: dict[str, Tensor]) -> Launch:
+        """The same launch with the tensor of its name in place of each array."""
+        given = {name: tensors[x.name] if isinstance(x, Array) else x for name, x in self.arguments.items()}
+        return replace(self, arguments=given)
+
     def run(self) -> None:
+        """Launches it; only what `on` returned can be."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
-@dataclass(frozen=True)
-class Call:
-    """What all launches of a call have in common."""
+class Plan(NamedTuple):
+    """The results of a call and the launches that fill them."""
 
-    features: Tensor  # (N, C, P)
-    given: Tensor | None  # (N, D, P); None where features are projected
-    weight: Tensor  # (K, D)
-    bias: Tensor | None
-    scale: Tensor | None  # of E0
-    shift: Tensor | None
-    num_groups: int
-    temperature: float
-    eps: float
-    arch: str
+    outputs: tuple[Array | None, ...]
+    launches: list[Launch]
 
     @property
-    def pixels(self) -> Tensor:
-        """What is projected."""
-        return self.features if self.given is None else self.given
+    def made(self) -> list[Array]:
+        """Arrays that have to be allocated: the outputs, and those that launches pass numbers through."""
+        used = [x for launch in self.launches for x in launch.arrays]
+        every = {x.name: x for x in (*self.outputs, *used) if x is not None}
+        return [x for x in every.values() if x in self.outputs or x.name not in plan.TENSORS]
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.features.dtype
+    def workspace(self) -> int:
+        """Bytes of the arrays that are neither inputs nor outputs."""
+        return sum(x.nbytes for x in self.made if x not in self.outputs)
 
-    @property
-    def acc(self) -> torch.dtype:
-        return reference.accumulator(self.dtype)
+    def on(self, tensors: dict[str, Tensor]) -> list[Launch]:
+        """The launches with tensors in place of arrays. ``tensors`` has the inputs by name; the others are added."""
+        device = tensors["features"].device
+        tensors |= {x.name: x.empty(device) for x in self.made}
+        return [launch.on(tensors) for launch in self.launches]
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """N, C, D, K, L, P."""
-        (n, c, p), (k, d) = self.features.shape, self.weight.shape
-        return n, c, d, k, k // self.num_groups, p
 
-    @property
-    def e0(self) -> dict[str, bool]:
-        """For the keys of kernels that read pixels: E0 takes registers."""
-        return {"E0": True} if self.scale is not None else {}
+def find(call: Call, name: str, **key: int | str) -> configs.Config:
+    """The configuration of a kernel for a call."""
+    return configs.find(name, configs.architecture(call.capability), call.dtype, **key)
 
-    @property
-    def numbers(self) -> dict[str, float]:
-        return {"eps": self.eps, "factor": math.log2(math.e) / self.temperature}
 
-    @property
-    def precision(self) -> str:
-        """TF32 only where PyTorch's own products may take it."""
-        return "tf32" if allows_tf32(self.dtype) else "ieee"
-
-    def config(self, name: str, **key: int | str) -> configs.Config:
-        return configs.find(name, self.arch, self.dtype, **key)
-
-    def launch(
-        self, config: configs.Config, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **constants: Any
-    ) -> Launch:
-        """A launch with the blocks of its configuration, those of ``constants``, and the types of this call."""
-        common = {"ACC": tl.float64 if self.acc == torch.float64 else tl.float32, "PRECISION": self.precision}
-        constants |= config.blocks | {name: x for name, x in common.items() if name in kernel.arg_names}
-        return Launch(config, kernel, (*grid, 1, 1)[:3], arguments, constants)
+def launch(
+    call: Call, config: configs.Config, equations: str, kernel: str, grid: Sequence[int], arguments: dict[str, Any],
+    flops: int | None = None, **constexprs: Any,
+) -> Launch:  # fmt: skip
+    """A launch with the types of the call. ``flops``: of the products that the kernel has; None where it has none."""
+    constexprs["ACC"] = call.acc
+    if flops is not None:
+        constexprs["PRECISION"] = "tf32" if call.tf32 else "ieee"
+    return Launch(equations, (*grid, 1, 1)[:3], arguments, flops or 0, config, kernel, constexprs)
 
 
 def allows_tf32(dtype: torch.dtype) -> bool:
@@ -110,38 +115,26 @@ def allows_tf32(dtype: torch.dtype) -> bool:
     return bool((everywhere if allowed == "none" else allowed) == "tf32")
 
 
-def layout(x: Tensor) -> str:
-    """Whether a row of channels (channels_last) or a plane of positions is what lies together in (N, C, P)."""
-    return "rows" if x.stride(1) <= x.stride(2) or x.shape[2] == 1 else "planes"
+def e0(call: Call) -> dict[str, bool]:
+    """For the keys of kernels that read pixels: E0 takes registers."""
+    return {"E0": True} if call.scale is not None else {}
 
 
-def tiling(x: Tensor) -> str:
-    return "rows" if layout(x) == "rows" else "images"
+def numbers(call: Call) -> dict[str, float]:
+    return {"eps": call.options.eps, "factor": math.log2(math.e) / call.options.temperature}
 
 
-def strides(names: str, x: Tensor | None) -> dict[str, int]:
-    """The strides of x under their names in a kernel: "xn xd xp" gives s_xn, s_xd and s_xp. Zeros without a tensor."""
+def tiling(x: Array) -> str:
+    return "rows" if x.layout == "rows" else "images"
+
+
+def strides(names: str, x: Array | None) -> dict[str, int]:
+    """The strides of x under their names in a kernel: "xn xd xp" gives s_xn, s_xd and s_xp. Zeros without an array."""
     parts = names.split()
-    return {f"s_{name}": 0 if x is None else x.stride(i) for i, name in enumerate(parts)}
+    return {f"s_{name}": 0 if x is None else x.stride[i] for i, name in enumerate(parts)}
 
 
-def row_tiles(x: Tensor, block: int) -> int:
+def row_tiles(x: Array, block: int) -> int:
     """Tiles of rows of x (N, D, P), as `blocks.rows_of` counts them."""
     n, _, p = x.shape
     return cdiv(n * p, block) if tiling(x) == "rows" else n * cdiv(p, block)
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def rows_like(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
-    """(N, K, P), stored as rows of K maps."""
-    n, _, p = x.shape
-    return torch.empty_strided((n, k, p), (p * k, 1, k), dtype=dtype, device=x.device)
-
-
-def as_rows(heat: Tensor) -> Tensor:
-    """The heat maps (N, K, P) in the strides of `rows_like`, which they have unless vmap took them apart."""
-    _, k, p = heat.shape
-    return heat if heat.stride() == (p * k, 1, k) else rows_like(heat, k, heat.dtype).copy_(heat)

@@ -12,69 +12,45 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from lewel_kernels.triton.launch import Launch
-
-Tensors = tuple[Tensor | None, ...]
-# Planned: outputs, and the launches that fill them.
-Planned = tuple[Tensors, list[Launch]]
+from lewel_kernels.plan import TENSORS, Array
+from lewel_kernels.triton.launch import Launch, Plan
 
 _replays: dict[Hashable, Replay] = {}
 _MOST = 256  # kept; a program with more kinds of calls has other worries
 
 
-def run(constants: Hashable, inputs: Sequence[Tensor | None], plan: Callable[[], Planned]) -> Tensors:
-    """Launches what ``plan()`` plans for the inputs, or planned for inputs like them, and returns the outputs.
+def run(call: Hashable, inputs: Sequence[Tensor | None], plan: Callable[[], Plan]) -> tuple[Tensor | None, ...]:
+    """Launches what ``plan()`` plans for a call, or planned for an equal one on that device, and returns the outputs.
 
-    Alike are inputs of the same shapes, strides, dtypes and device that start at addresses as round (Triton compiles
-    for that), and ``constants``: everything else that the plan depends on.
+    Args:
+        call: Everything that the plan depends on. It holds how round the addresses are: Triton compiles for that.
+        inputs: The tensors of the call, in the order of `lewel_kernels.plan.TENSORS`.
+        plan: Called where no equal call was planned before.
     """
-    key = (constants, *map(_kind, inputs), _same(inputs))
-    replay = _replays.get(key)
+    device = inputs[0].device  # type: ignore[union-attr]
+    replay = _replays.get((call, device))
     if replay is None:
-        outputs, launches = plan()
-        if not launches:  # an empty batch
-            return outputs
+        planned = plan()
+        if not planned.launches:  # an empty batch: sums over nothing
+            return tuple(x if x is None else x.empty(device).zero_() for x in planned.outputs)
         if len(_replays) >= _MOST:
             _replays.clear()
-        replay = _replays[key] = Replay(inputs, outputs, launches)
+        replay = _replays[call, device] = Replay(planned, device, len(inputs))
     return replay(inputs)
 
 
-def _kind(x: Tensor | None) -> Hashable:
-    return x if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16)
-
-
-def _same(inputs: Sequence[Tensor | None]) -> Hashable:
-    """For each input the position of the first one that is the same tensor.
-
-    It belongs to the key of a replay, which finds the arguments of a launch among the inputs by their identity.
-    """
-    ids = [*map(id, inputs)]
-    return tuple(map(ids.index, ids))
-
-
 class Replay:
-    """The launches of a plan, its tensors replaced by slots: first the inputs, then what the plan has made.
+    """The launches of a plan on a device, its arrays replaced by slots: first the inputs, then what is made."""
 
-    A tensor is known by its identity: a plan must not take two views of what it makes, they would become two tensors.
-    """
+    def __init__(self, plan: Plan, device: torch.device, inputs: int) -> None:
+        made = plan.made
+        slots = {name: slot for slot, name in enumerate([*TENSORS[:inputs], *(x.name for x in made)])}
+        self._outputs = [x if x is None else slots[x.name] for x in plan.outputs]
+        self._steps = [_Step(launch, slots) for launch in plan.launches]
+        self._made = [(x.shape, x.stride, x.dtype) for x in made]
+        self._device = device
 
-    def __init__(self, inputs: Sequence[Tensor | None], outputs: Tensors, launches: list[Launch]) -> None:
-        tensors = [*inputs]
-        slots = {id(x): slot for slot, x in reversed([*enumerate(inputs)])}
-
-        def slot_of(x: Tensor) -> int:
-            if id(x) not in slots:
-                slots[id(x)] = len(tensors)
-                tensors.append(x)
-            return slots[id(x)]
-
-        self._outputs = [x if x is None else slot_of(x) for x in outputs]
-        self._steps = [_Step(launch, slot_of) for launch in launches]
-        self._made = [(x.shape, x.stride(), x.dtype) for x in tensors[len(inputs) :] if x is not None]
-        (self._device,) = {x.device for x in tensors if x is not None}
-
-    def __call__(self, inputs: Sequence[Tensor | None]) -> Tensors:
+    def __call__(self, inputs: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         device = self._device
         made = [torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype in self._made]
         tensors = [*inputs, *made]
@@ -89,13 +65,12 @@ class Replay:
 class _Step:
     """One launch: its kernel, and its arguments in order with slots for tensors."""
 
-    def __init__(self, launch: Launch, slot_of: Callable[[Tensor], int]) -> None:
+    def __init__(self, launch: Launch, slots: dict[str, int]) -> None:
         self._kernel, self._grid, self._options = launch.kernel, launch.grid, launch.options
         named = {**launch.arguments, **launch.constants}
-        self._values = [named[name] for name in launch.kernel.arg_names]
-        self._slots = [(i, slot_of(x)) for i, x in enumerate(self._values) if isinstance(x, Tensor)]
-        for i, _ in self._slots:
-            self._values[i] = None  # or the tensors of the first call would live on
+        values = [named[name] for name in launch.kernel.arg_names]
+        self._slots = [(i, slots[x.name]) for i, x in enumerate(values) if isinstance(x, Array)]
+        self._values = [None if isinstance(x, Array) else x for x in values]
         self._compiled: Callable[..., object] | None = None
 
     def __call__(self, tensors: list[Tensor | None]) -> None:
