@@ -106,6 +106,18 @@ def gather(x: Tensor) -> Tensor:
     return whole
 
 
+def exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Rows from every process in the order of ranks, without gradient; x itself in one process.
+
+    x holds the rows for every process in the same order: sent[r] of them for process r, received[r] come from there.
+    """
+    if size() == 1:
+        return x.detach()
+    rows = x.new_empty(sum(received), *x.shape[1:])
+    dist.all_to_all_single(rows, x.detach().contiguous(), received, sent)
+    return rows
+
+
 def average(x: Tensor) -> Tensor:
     """The mean of x over the processes, without gradient."""
     if size() == 1:

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from lewel import data, distributed, ranges
 from lewel.errors import LewelError
-from lewel.evaluation import features, health
+from lewel.evaluation import features, health, knn
 from lewel.recipe import plain
 from lewel.run import checkpoint
 from lewel.run.preemption import Preemption
@@ -29,7 +29,8 @@ CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 def train(session: Session, resume: Path | None) -> bool:
     """Trains from the start, or from the checkpoint resume, to the last step.
 
-    False where SIGTERM came before: the run is saved and can be continued.
+    False where a signal came before (SIGTERM, SIGUSR1 or SIGHUP): the run is saved and can be continued. Ctrl-C saves
+    too, and ends in a KeyboardInterrupt.
     """
     run, folder, leads = session.run, session.folder, session.world.leads
     if resume is not None:
@@ -44,7 +45,8 @@ def train(session: Session, resume: Path | None) -> bool:
         (folder / "config.yaml").write_text(plain.to_yaml(run))
     try:
         if resume is None:
-            _log_baselines(session, log)
+            if run.knn_every:
+                _log_baselines(session, log)
         else:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
         with Preemption() as preemption:
@@ -73,9 +75,12 @@ class _Loop:
             done = session.epochs_done
             whole = session.steps_done == done * self.per_epoch > 0
             if self.stopping and not (whole and done == run.epochs):
-                self.log.say(f"stopped by SIGTERM after step {session.steps_done}; --resume auto continues from there")
+                by = self.preemption.by or "a signal to another process"
+                self.log.say(f"stopped by {by} after step {session.steps_done}; --resume auto continues from there")
+                if by == "SIGINT":  # whoever started the run shall not take it for finished
+                    raise KeyboardInterrupt
                 return False
-            if whole and not self.evaluated and (done % run.knn_every == 0 or done == run.epochs):
+            if whole and not self.evaluated and (done == run.epochs or not run.knn_every or not done % run.knn_every):
                 _log_epoch(session, self.log)
             if done == run.epochs:
                 return True
@@ -84,7 +89,7 @@ class _Loop:
             self._save()  # before the evaluation, for which a scheduler may not wait
 
     def _epoch(self, epoch: int) -> None:
-        """What is left of an epoch, or of it the part before SIGTERM."""
+        """What is left of an epoch, or of it the part before a signal."""
         session, run = self.session, self.session.run
         first = session.steps_done - epoch * self.per_epoch
         clock = Clock(run.data.batch_size // run.accumulate)
@@ -107,15 +112,16 @@ class _Loop:
                     numbers = {"step": session.steps_done, "lr": lr, "momentum": momentum, **self._numbers(outcome)}
                     spreads.append(numbers["z_std"])
                     self.log.step({**numbers, **clock.lap()})
-            self.stopping = self.stopped.ask(self.preemption.requested)
+            self.stopping = self.stopped.ask(bool(self.preemption.by))
             if self.stopping and not last:
                 return
             if not last and run.save_every and session.steps_done % run.save_every == 0:
                 self._save()
                 clock.lap()
-        if max(spreads) < health.COLLAPSED:
+        highest = max(filter(math.isfinite, spreads), default=math.inf)  # a step that fp16 overflowed in says nothing
+        if highest < health.COLLAPSED:
             line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
-            self.log.record("warning", {"step": session.steps_done, "z_std": max(spreads)}, line)
+            self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
 
     def _spreads_before(self, epoch: int) -> list[float]:
         """z_std of the steps of this epoch that were logged before the run was continued."""
@@ -177,22 +183,20 @@ def _check_weights(session: Session) -> None:
 @ranges.ranged(ranges.EVALUATE)
 def _log_baselines(session: Session, log: RunLog) -> None:
     pixels, untrained = features.knn_of_pixels(session), features.knn_accuracy(session)
-    log.record(
-        "baselines",
-        {"step": 0, "knn_pixels": pixels, "knn_untrained": untrained},
-        f"before training: kNN {untrained:.1f} % untrained, {pixels:.1f} % on raw pixels",
-    )
+    values = {knn.key("knn_pixels", k): accuracy for k, accuracy in pixels.items()}
+    values |= {knn.key("knn_untrained", k): accuracy for k, accuracy in untrained.items()}
+    said = ", ".join(f"kNN-{k} {untrained[k]:.1f} % untrained, {pixels[k]:.1f} % on raw pixels" for k in pixels)
+    log.record("baselines", {"step": 0, **values}, f"before training: {said}")
 
 
 @ranges.ranged(ranges.EVALUATE)
 def _log_epoch(session: Session, log: RunLog) -> None:
-    values = {
-        "step": session.steps_done,
-        "epoch": session.epochs_done,
-        "seconds": session.seconds,
-        "knn": features.knn_accuracy(session),
-    }
-    line = f"epoch {session.epochs_done}/{session.run.epochs}  kNN {values['knn']:.1f} %  {session.seconds:.0f} s"
+    values = {"step": session.steps_done, "epoch": session.epochs_done, "seconds": session.seconds}
+    line = f"epoch {session.epochs_done}/{session.run.epochs}  {session.seconds:.0f} s"
+    if session.run.knn_every:
+        accuracies = features.knn_accuracy(session)
+        values |= {knn.key("knn", k): accuracy for k, accuracy in accuracies.items()}
+        line += "".join(f"  kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
     if session.run.method.aligned and session.world.leads:
         pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
         values |= health.map_statistics(session.method, session.to_device(pictured))

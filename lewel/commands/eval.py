@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 
 from lewel.errors import LewelError
 from lewel.evaluation.features import knn_accuracy
+from lewel.recipe.checks import check_knn
 from lewel.run import folders
 
 
 @dataclass(frozen=True)
 class KnnCommand:
-    """Prints kNN-200 accuracy of a run's newest checkpoint."""
+    """Prints the kNN accuracy of a run's newest checkpoint, for each number of neighbours."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
     data_root: str = ""
     """where the images are now; empty means where they were in training"""
+    k: tuple[int, ...] | None = None
+    """numbers of neighbours that vote; None means the recipe's knn_k, like the two below"""
+    temperature: float | None = None
+    """a neighbour of cosine similarity s has exp(s / temperature) votes"""
+    bank: int | None = None
+    """training images in the bank, at equal distances; 0 means all"""
 
 
 def run(arguments: list[str]) -> None:
@@ -30,4 +37,8 @@ def run(arguments: list[str]) -> None:
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
     session = folders.load(command.run, command.data_root)
-    print(f"{command.run}: kNN {knn_accuracy(session):.2f} % after epoch {session.epochs_done}")
+    asked = {"knn_k": command.k, "knn_temperature": command.temperature, "knn_bank": command.bank}
+    session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+    check_knn(session.run)
+    accuracies = (f"kNN-{k} {accuracy:.2f} %" for k, accuracy in knn_accuracy(session).items())
+    print(f"{command.run}: {', '.join(accuracies)} after epoch {session.epochs_done}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,18 +41,23 @@ def run(arguments: list[str]) -> None:
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """What the log says of the run so far, by the heading of the column; speed is the median over the logged steps."""
     steps = [record for record in records if record["kind"] == "step"]
-    accuracies = [record["knn"] for record in records if "knn" in record]
-    last = steps[-1]
+    # Without the steps that fp16 overflowed in, unless there is no other.
+    last = next((step for step in reversed(steps) if math.isfinite(step["loss"])), steps[-1])
 
     def typical(key: str, form: str) -> str:
         values = [step[key] for step in steps if key in step]
         return format(median(values), form) if values else "-"
 
+    def accuracy(key: str, place: int) -> str:
+        found = [record[key] for record in records if key in record]
+        return f"{found[place]:.1f}" if found else "-"
+
     return {
-        "step": str(last["step"]),
+        "step": str(steps[-1]["step"]),
         "loss": f"{last['loss']:.4g}",
-        "kNN first": f"{accuracies[0]:.1f}" if accuracies else "-",
-        "kNN last": f"{accuracies[-1]:.1f}" if accuracies else "-",
+        "kNN first": accuracy("knn", 0),
+        "kNN last": accuracy("knn", -1),
+        "kNN-20 last": accuracy("knn_20", -1),
         "std of z": f"{last['z_std']:.2f}",
         "images/s": typical("images_per_s", ".0f"),
         "waiting": typical("data_wait", ".1%"),

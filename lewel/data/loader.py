@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 from lewel.errors import LewelError
 
 CPU = torch.device("cpu")
+# What a scheduler, or the terminal, sends before it takes the machine away: a run saves and stops.
+NOTICES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Views(NamedTuple):
@@ -94,7 +96,7 @@ class TrainLoader:
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=_outlive_notices,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
@@ -139,7 +141,7 @@ def eval_batches(
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_notices,
     )
     return iter(loader)
 
@@ -154,12 +156,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Makes a worker ignore SIGTERM.
+def _outlive_notices(worker: int) -> None:
+    """Makes a worker ignore the signals that announce a run's end.
 
-    A scheduler sends it to all processes of a job, but the training needs its workers until it has saved.
+    All processes of a job get them, but the training needs its workers until it has saved.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for notice in NOTICES:
+        signal.signal(notice, signal.SIG_IGN)
 
 
 @functools.cache

@@ -16,8 +16,8 @@ BATCH = 256  # images that are encoded at a time
 PIXELS = 32  # a bank of ImageNet's own pixels would fill 60 GB
 
 
-def knn_accuracy(session: Session) -> float:
-    """kNN-200 of the online encoder's GAP features, bank from the training split, in percent.
+def knn_accuracy(session: Session) -> dict[int, float]:
+    """kNN of the online encoder's GAP features, bank from the training split: percent for each k of run.knn_k.
 
     All processes take BN's statistics of the first, which are those of the checkpoint.
     """
@@ -35,8 +35,8 @@ def knn_accuracy(session: Session) -> float:
     return accuracy
 
 
-def knn_of_pixels(session: Session) -> float:
-    """kNN-200 of the pixels themselves, in percent; of large images, those of PIXELS a side that they shrink to."""
+def knn_of_pixels(session: Session) -> dict[int, float]:
+    """The same of the pixels themselves; of large images, those of PIXELS a side that they shrink to."""
 
     def features(images: Tensor) -> Tensor:
         images = session.to_device(images)
@@ -45,17 +45,19 @@ def knn_of_pixels(session: Session) -> float:
     return _knn(session, features)
 
 
-def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> float:
+def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> dict[int, float]:
     """Each process describes its share of the bank, gets those of the others, and classifies its share of the tests."""
-    sets, world = session.sets, session.world
-    bank = _described(session, features, sets.bank, session.run.knn_bank or len(sets.bank))
-    rows, labels = (distributed.gather(_padded(x, session)) for x in bank)
+    sets, world, run = session.sets, session.world, session.run
+    rows, labels = _described(session, features, sets.bank, run.knn_bank or len(sets.bank))
     if world.size > 1:
-        rows, labels = rows[labels >= 0], labels[labels >= 0]
+        rows, labels = (distributed.gather(_padded(x, session)) for x in (rows, labels))
+        if (labels < 0).any():  # else there is nothing to copy a bank of 10 GB for
+            rows, labels = rows[labels >= 0], labels[labels >= 0]
     test = _described(session, features, sets.test, len(sets.test))
-    right = knn.correct(rows, labels, *test, sets.num_classes)
-    share = torch.tensor(right / len(sets.test), device=world.device, dtype=torch.float64)
-    return 100 * world.size * float(distributed.average(share))
+    right = knn.correct(rows, labels, *test, sets.num_classes, k=run.knn_k, temperature=run.knn_temperature)
+    shares = torch.tensor(right, device=world.device, dtype=torch.float64) / len(sets.test)
+    percent = 100 * world.size * distributed.average(shares)
+    return dict(zip(run.knn_k, percent.tolist(), strict=True))
 
 
 def _described(
@@ -64,7 +66,7 @@ def _described(
     """Rows (n, width) and labels (n,) of this process's share of count images at equal distances."""
     mine = data.spaced(images, count)[session.world.rank :: session.world.size]
     batches = data.eval_batches(images, BATCH, session.run.data.workers, indices=mine)
-    rows, labels = knn.describe(features, batches)
+    rows, labels = knn.describe(features, batches, len(mine))
     return rows, labels.to(rows.device)
 
 

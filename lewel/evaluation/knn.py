@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-NEIGHBOURS, TEMPERATURE = 200, 0.1
+USUAL = 200  # neighbours, whose accuracy has the plain name in a log
+
+
+def key(name: str, k: int) -> str:
+    """What the accuracy with k neighbours is called in a log: knn, or knn_20."""
+    return name if k == USUAL else f"{name}_{k}"
 
 
 @torch.no_grad()
-def correct(bank: Tensor, bank_labels: Tensor, test: Tensor, test_labels: Tensor, num_classes: int) -> int:
-    """How many of test (M, C) bank (N, C) classifies rightly; a neighbour of cosine s has exp(s / 0.1) votes."""
-    bank, test = F.normalize(bank, dim=1), F.normalize(test, dim=1)
-    right = 0
+def correct(
+    bank: Tensor,
+    bank_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    num_classes: int,
+    *,
+    k: Sequence[int] = (USUAL,),
+    temperature: float = 0.1,
+) -> list[int]:
+    """How many rows of test (M, C) the rows of bank (N, C) classify rightly, for each number of neighbours in k.
+
+    A neighbour of cosine s has exp(s / temperature) votes. A k beyond N lets all of the bank vote. Both float tensors
+    are normalised in place, since a bank of ImageNet fills 10 GB. Labels are (N,) and (M,) int64.
+    """
+    for rows in (bank, test):
+        rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    right = [0] * len(k)
     for rows, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
-        similarity, neighbour = (rows @ bank.T).topk(min(NEIGHBOURS, len(bank)))
-        votes = rows.new_zeros(len(rows), num_classes)
-        votes.scatter_add_(1, bank_labels[neighbour], (similarity / TEMPERATURE).exp())
-        right += int((votes.argmax(1) == labels).sum())
+        similarity, neighbour = (rows @ bank.T).topk(min(max(k), len(bank)))  # the nearest first
+        votes, classes = (similarity / temperature).exp(), bank_labels[neighbour]
+        for place, nearest in enumerate(k):
+            sums = rows.new_zeros(len(rows), num_classes)
+            sums.scatter_add_(1, classes[:, :nearest], votes[:, :nearest])
+            right[place] += int((sums.argmax(1) == labels).sum())
     return right
 
 
 @torch.no_grad()
-def describe(features: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(features (N, C) float32, labels (N,)) of batches of (images, labels)."""
-    pairs = [(features(images), labels) for images, labels in batches]
-    rows, labels = zip(*pairs, strict=True)
-    return torch.cat(rows), torch.cat(labels)
+def describe(
+    features: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], count: int
+) -> tuple[Tensor, Tensor]:
+    """(features (count, C) float32, labels (count,)) of batches of (images, labels), count images in all."""
+    rows = all_labels = torch.empty(0)
+    done = 0
+    for images, labels in batches:
+        described = features(images)
+        if not done:  # one place for all of them: to join them in the end would take twice the memory
+            rows = described.new_empty(count, described.shape[1])
+            all_labels = labels.new_empty(count)
+        rows[done : done + len(labels)], all_labels[done : done + len(labels)] = described, labels
+        done += len(labels)
+    return rows, all_labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lewel.errors import LewelError
 from lewel.methods.losses import unit
 
 
@@ -20,9 +21,15 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest rows by keys (N, width); N divides the size."""
-        self.keys[self.pointer : self.pointer + len(keys)] = unit(keys)
-        self.pointer = (self.pointer + len(keys)) % len(self.keys)
+        """Replaces the oldest N rows by keys (N, width); raises LewelError where they are more than the queue holds."""
+        size, keys = len(self.keys), unit(keys)
+        if len(keys) > size:
+            raise LewelError(f"a queue of {size} keys cannot take {len(keys)} at once; make it larger or give it fewer")
+        fit = min(len(keys), size - self.pointer)
+        self.keys[self.pointer : self.pointer + fit] = keys[:fit]
+        if fit < len(keys):  # the others go on at the beginning
+            self.keys[: len(keys) - fit] = keys[fit:]
+        self.pointer = (self.pointer + len(keys)) % size
 
     def get_extra_state(self) -> int:
         return self.pointer

@@ -160,11 +160,7 @@ class Method(nn.Module):
     @property
     def key_bn(self) -> str:
         """What settings.key_bn "auto" stands for, or what it says."""
-        if self.settings.key_bn != "auto":
-            return self.settings.key_bn
-        if self.settings.batch_norm == "sync":
-            return "plain"
-        return "shuffle" if distributed.size() > 1 else "split"
+        return self.settings.key_bn_among(distributed.size())
 
     def _predict(self, first: Tensor, second: Tensor) -> Step:
         with self.autocast():

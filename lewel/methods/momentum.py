@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lewel import distributed, ranges
+from lewel.errors import LewelError
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -36,7 +37,13 @@ def split_bn(network: Network, images: Tensor, groups: int) -> tuple[Tensor, ...
 
     A query's batch statistics then say nothing about which group its key was in, which is what ShuffleBN achieves among
     devices; the batch is in random order already, so nothing is shuffled, and nothing has to be put back.
+    Raises LewelError for images (N, ...) that groups does not divide.
     """
+    if len(images) % groups:
+        raise LewelError(
+            f"SplitBN needs groups of equal size, got {len(images)} images for {groups} groups; "
+            "choose another method.split_bn, or drop the last batch of an epoch where it is smaller"
+        )
     parts = [network(group) for group in images.chunk(groups)]
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
@@ -45,12 +52,19 @@ def shuffle_bn(network: Network, images: Tensor, seed: tuple[int, ...]) -> tuple
     """ShuffleBN: every process runs the network on images drawn from all of them; all outputs, in the order of images.
 
     images (N, ...) of this process; each output is (size N, ...), of the images of all processes in the order of ranks,
-    not as they were shuffled. seed must be the same in all processes. No gradient.
+    not as they were shuffled. seed must be the same in all processes. No gradient. A process receives the N images that
+    it runs the network on, not those of all.
     """
-    shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(images) * distributed.size()))
-    both = torch.stack([shuffled, shuffled.argsort()])
+    count, rank, size = len(images), distributed.rank(), distributed.size()
+    shuffled = np.random.default_rng(seed).permutation(count * size)
+    seen = shuffled.reshape(size, count)  # by each process, as numbers among the images of all
+    owner = seen // count
+    arriving = owner[rank].argsort(kind="stable")  # places in seen[rank], in the order of ranks that images come in
+    leaving = seen[owner == rank] - rank * count
+    orders = torch.from_numpy(np.concatenate([leaving, arriving.argsort(), shuffled.argsort()]))
     if images.is_cuda:
-        both = both.pin_memory()  # or the copy would wait for the device
-    order, back = both.to(images.device, non_blocking=True)
-    outputs = network(distributed.gather(images)[order.chunk(distributed.size())[distributed.rank()]])
+        orders = orders.pin_memory()  # or the copy would wait for the device
+    leave, arrive, back = orders.to(images.device, non_blocking=True).split([count, count, count * size])
+    sent, received = (owner == rank).sum(1).tolist(), np.bincount(owner[rank], minlength=size).tolist()
+    outputs = network(distributed.exchange(images[leave], sent, received)[arrive])
     return tuple(distributed.gather(output)[back] for output in outputs)

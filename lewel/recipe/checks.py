@@ -14,6 +14,7 @@ SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest valu
 def check(run: Train, processes: int = 1) -> None:
     """All that the recipe and the number of processes tell; whether it fits encoder and data is found with those."""
     _check_numbers(run)
+    check_knn(run)
     _check_augmentation(run.data)
     _check_data(run.data)
     _check_heads(run)
@@ -42,7 +43,6 @@ def _check_numbers(run: Train) -> None:
         ("optim.lr", optim.lr),
         ("epochs", run.epochs),
         ("accumulate", run.accumulate),
-        ("knn_every", run.knn_every),
         ("log_every", run.log_every),
         ("keep", run.keep),
     ):
@@ -56,10 +56,21 @@ def _check_numbers(run: Train) -> None:
         ("data.workers", data.workers, 0, 1024),
         ("heads.aligned_width", heads.aligned_width, 0, math.inf),
         ("save_every", run.save_every, 0, math.inf),
-        ("knn_bank", run.knn_bank, 0, math.inf),
+        ("knn_every", run.knn_every, 0, math.inf),
+        ("keep_every", run.keep_every, 0, math.inf),
         ("seed", run.seed, 0, 2**63 - 1),
     ):
         _check_between(name, value, low, high)
+
+
+def check_knn(run: Train) -> None:
+    """What `lewel eval knn` may change of a recipe."""
+    if not run.knn_k or len(set(run.knn_k)) < len(run.knn_k) or min(run.knn_k) < 1:
+        given = " ".join(map(str, run.knn_k)) or "none"
+        raise LewelError(f"knn_k must be one number of neighbours or several different ones, got {given}")
+    if not 0.01 <= run.knn_temperature < math.inf:  # exp(1 / 0.01) is the last that float32 holds
+        raise LewelError(f"knn_temperature must be at least 0.01, got {run.knn_temperature}")
+    _check_between("knn_bank", run.knn_bank, 0, math.inf)
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
@@ -184,14 +195,11 @@ def _check_passes(run: Train, processes: int) -> None:
 def _check_contrast(run: Train, processes: int) -> None:
     method, images = run.method, run.data.batch_size // (processes * run.accumulate)
     keys = run.keys_per_step
-    if method.queue % keys:
-        raise LewelError(
-            f"method.queue must be a multiple of the {keys} keys that a step adds, got {method.queue}; "
-            f"try {max(keys, method.queue // keys * keys)}"
-        )
+    if method.queue < keys:
+        raise LewelError(f"method.queue must hold at least the {keys} keys that a step adds, got {method.queue}")
     if method.key_bn == "shuffle" and processes == 1:
         raise LewelError("method.key_bn shuffle needs several processes (torchrun); on one, split stands in for it")
-    splits = method.key_bn == "split" or (method.key_bn == "auto" and method.batch_norm == "local" and processes == 1)
+    splits = method.key_bn_among(processes) == "split"
     if splits and images % method.split_bn:
         raise LewelError(
             f"the images of a pass must be divisible by method.split_bn, got {images} in {method.split_bn} groups"

@@ -65,8 +65,11 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
         fits = any(value == choice and type(value) is type(choice) for choice in choices)  # 2.0 and true are no 1 or 2
         expected = "one of " + ", ".join(map(str, choices))
     elif get_origin(kind) is tuple:
-        items = get_args(kind)
-        fits, expected = isinstance(value, (list, tuple)) and len(value) == len(items), f"{len(items)} numbers"
+        items, listed = get_args(kind), isinstance(value, (list, tuple))
+        if listed and items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        fits = listed and len(value) == len(items)
+        expected = "a list of numbers" if items[-1:] == (Ellipsis,) else f"{len(items)} numbers"
         if fits:
             return tuple(_value(item, v, key, source) for item, v in zip(items, value, strict=True))
     elif kind is float:

@@ -129,11 +129,19 @@ class Method:
     """which images BN takes its statistics over: those of one process, or of all"""
     key_bn: Literal["auto", "shuffle", "split", "plain"] = "auto"
     """infonce: shuffle: keys are shuffled among the processes; split: a process's images are split_bn groups; plain: as
-    queries; auto: plain with batch_norm sync, else shuffle among several processes and split on one"""
+    queries; auto: plain with batch_norm sync or target eman, else shuffle among several processes and split on one"""
     split_bn: int = 8
     """infonce: virtual groups of a process's images that keys take their BN statistics over"""
     gather_negatives: bool = False
     """infonce: negatives of the aligned loss from all processes, not only from the query's own"""
+
+    def key_bn_among(self, processes: int) -> Literal["shuffle", "split", "plain"]:
+        """infonce: what key_bn stands for in so many processes; with EMAN no image depends on those beside it."""
+        if self.key_bn != "auto":
+            return self.key_bn
+        if self.batch_norm == "sync" or self.target == "eman":
+            return "plain"
+        return "shuffle" if processes > 1 else "split"
 
     @property
     def aligned(self) -> bool:
@@ -148,7 +156,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimizer and its schedule: linear warm-up per step, then half a cosine to zero."""
+    """The optimizer and its schedule: linear warm-up per step, then half a cosine to zero or a constant rate."""
 
     name: Literal["sgd", "lars"] = "sgd"
     lr: float = 0.12
@@ -158,6 +166,8 @@ class Optim:
     decay_all: bool = True
     """whether biases and BN parameters decay too; lars allows only False, and leaves them out of its scaling as well"""
     warmup_epochs: float = 0.5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """after the warm-up. constant: lr stays, so that a run may go on for more epochs than it began with"""
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,11 @@ class Train:
     backend: str | None = None
     """backend of the aligned pooling, one of lewel_kernels'; None chooses"""
     knn_every: int = 1
-    """online kNN after every so many epochs, and after the last"""
+    """online kNN after every so many epochs, and after the last; 0 never, nor before training"""
+    knn_k: tuple[int, ...] = (200, 20)
+    """numbers of neighbours that vote, an accuracy each: 200 are too many for a bank of 100 images a class"""
+    knn_temperature: float = 0.1
+    """a neighbour of cosine similarity s has exp(s / knn_temperature) votes"""
     knn_bank: int = 0
     """training images that the bank of the online kNN holds, at equal distances; 0 means all"""
     log_every: int = 10
@@ -195,6 +209,8 @@ class Train:
     """a checkpoint after every so many steps too, not only after every epoch"""
     keep: int = 2
     """checkpoints that are kept, the newest ones"""
+    keep_every: int = 0
+    """the checkpoint of every so many epochs is kept too, however old"""
     wandb: str = ""
     """project of Weights & Biases that the run is also logged to (pip install "lewel[wandb]")"""
     out: str = ""

@@ -44,7 +44,7 @@ class Panel:
 
 PANELS = (
     Panel("loss", {"loss": "weighted sum", "loss_global": "global", "loss_aligned": "aligned"}),
-    Panel("kNN accuracy on the test images, %", {"knn": "trained"}, limits=(0, None)),
+    Panel("kNN accuracy on the test images, %", {"knn": "trained", "knn_20": "trained, k = 20"}, limits=(0, None)),
     Panel("spread of the embedding", {"z_std": "std of normalised z · √K"}, limits=(0, 1.15)),
     Panel(
         "distance of the maps from uniform ones",
@@ -162,7 +162,7 @@ def _colour(index: int, runs: Runs, alone: str) -> Any:
 
 def _curve(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     """(4, M): steps, and the mean, lowest and highest value of key there; M = 0 if no record has the key."""
-    found = [r for r in records if r["kind"] in ("step", "epoch") and key in r]
+    found = [r for r in records if r["kind"] in ("step", "epoch") and key in r and np.isfinite(r[key])]
     if not found:
         return np.empty((4, 0))
     values = np.array([r[key] for r in found])

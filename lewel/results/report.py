@@ -6,6 +6,7 @@ import os
 import sys
 
 from lewel import data
+from lewel.evaluation import knn
 from lewel.evaluation.boxes import mass_in_boxes
 from lewel.results import curves
 from lewel.results.maps import draw_maps
@@ -53,11 +54,12 @@ def summary(session: Session) -> str:
     start, end = last.get("baselines", {}), last.get("epoch", {})
     images = session.total_steps * session.run.data.batch_size
     rows = [
-        (f"kNN-200, {name}", f"{record[key]:.1f} %")
+        (f"kNN-{k}, {name}", f"{record[key]:.1f} %")
+        for k in session.run.knn_k
         for name, record, key in (
-            ("raw pixels", start, "knn_pixels"),
-            ("the network untrained", start, "knn_untrained"),
-            (f"after {end.get('epoch')} epochs", end, "knn"),
+            ("raw pixels", start, knn.key("knn_pixels", k)),
+            ("the network untrained", start, knn.key("knn_untrained", k)),
+            (f"after {end.get('epoch')} epochs", end, knn.key("knn", k)),
         )
         if key in record
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lewel.errors import LewelError
 from lewel.methods.method import Method
@@ -17,12 +18,15 @@ from lewel.methods.official import load_official as load_official  # the public 
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
 from lewel.run.session import Session
+from lewel.run.step import rates
 
 FORMAT = "lewel checkpoint 3"
 KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
+# What the next step does not depend on, or, from accumulate on, only where it is computed. epochs: see _check_epochs.
 FREE_TO_CHANGE = (
-    "preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend",
-    "data.root", "data.download", "data.workers",
+    "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
+    "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers",
+    "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 
 
@@ -31,7 +35,10 @@ class CheckpointError(LewelError):
 
 
 def save(session: Session) -> Path:
-    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes all but the run.keep newest."""
+    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, and removes old ones.
+
+    The run.keep newest stay, and those after every run.keep_every epochs.
+    """
     state = {
         "format": FORMAT,
         "config": plain.to_plain(session.run),
@@ -56,8 +63,10 @@ def save(session: Session) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        every = session.run.keep_every * len(session.loader)
         for old in found(folder)[: -session.run.keep]:
-            old.unlink()
+            if not every or int(old.stem.removeprefix("step-")) % every:
+                old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
         raise CheckpointError(f"could not write {path}: {_reason(error)}; {_offer(path)}") from None
     finally:
@@ -112,7 +121,7 @@ def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
     Returns what there is to say about it, possibly nothing. With another number of training images, order and schedule
-    would be others; with another number of processes, only the batches of BN and of the aligned InfoNCE are.
+    would be others; with another number of processes or passes, only the batches of BN and of the aligned InfoNCE are.
     """
     state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
@@ -127,6 +136,8 @@ def restore(path: Path, session: Session) -> str:
             f"{path} was trained with another recipe ({'; '.join(changed)}); "
             "a resumed run continues exactly, so undo the change or start anew in another folder (--out)"
         )
+    if old.epochs != run.epochs:
+        _check_epochs(old, run, state["step"], len(session.loader), path)
     if state["images"] != images:
         raise CheckpointError(
             f"{path} was trained on {state['images']} images but there are {images} now; "
@@ -138,13 +149,61 @@ def restore(path: Path, session: Session) -> str:
         session.scaler.load_state_dict(state["scaler"])
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({_reason(error)})") from None
+    _lay_out(session.optimizer)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
     said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
-    if state["processes"] != session.world.size:
-        before = f"{state['processes']} before"
-        said += f"; in {session.world.size} processes, {before}: batch norm and the aligned loss see other batches"
-    return said
+    return said + _shares_said(old, state["processes"], run, session.world.size)
+
+
+def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:
+    """Refuses another number of epochs, unless the steps before step are those that the new recipe would have taken."""
+    if step > run.epochs * steps_per_epoch:
+        raise CheckpointError(
+            f"{path} has been trained for {step // steps_per_epoch} epochs, which are more than --epochs {run.epochs}"
+        )
+    if any(rates(old, before, steps_per_epoch) != rates(run, before, steps_per_epoch) for before in range(step)):
+        raise CheckpointError(
+            f"{path} was trained with another recipe (epochs: {old.epochs} -> {run.epochs}), for the learning rate or "
+            f"the momentum of its first {step} steps would have been others: half a cosine over all epochs. "
+            "Undo the change or start anew in another folder (--out); a run that may grow needs --optim.schedule "
+            "constant and --method.momentum-schedule constant from its start"
+        )
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Gives momenta the memory format of their weights, which a fused optimizer takes for granted."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(value)
+
+
+def _shares_said(old: Train, processes_before: int, run: Train, processes: int) -> str:
+    """What another number of processes or of passes changes, or leaves as it was; nothing where both are the same."""
+    if (old.accumulate, processes_before) == (run.accumulate, processes):
+        return ""
+    before, now = _images_met(old, processes_before), _images_met(run, processes)
+    seen = (
+        f"{who} sees {met} {'as before' if met == before[who] else f'instead of {before[who]}'}"
+        for who, met in now.items()
+    )
+    shares = f"in {processes} processes of {run.accumulate} passes, before in {processes_before} of {old.accumulate}"
+    return f"; {shares}: {', '.join(seen)}"
+
+
+def _images_met(run: Train, processes: int) -> dict[str, str]:
+    """Over which images batch norm takes its statistics, and which the aligned loss of lewel_m contrasts."""
+    method, own = run.method, run.data.batch_size // (processes * run.accumulate)
+    met = {"batch norm": f"{own * processes if method.batch_norm == 'sync' else own} images"}
+    if method.loss == "infonce":
+        kind = method.key_bn_among(processes)
+        if kind != "plain":
+            keys = f"{own // method.split_bn} images" if kind == "split" else f"{own} images of all processes"
+            met["batch norm of keys"] = keys
+        if method.aligned:
+            met["the aligned loss"] = f"{own * processes if method.gather_negatives else own} images"
+    return met
 
 
 def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:

@@ -44,6 +44,7 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict], *, momentum: float, eta: float = 1e-3) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "eta": eta})
+        self._counts: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -59,7 +60,7 @@ class LARS(torch.optim.Optimizer):
                 grads = list(torch._foreach_div(grads, scale))
             update = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
             if group["adapt"]:
-                update = _scaled(update, self._local_rates(weights, grads, group))
+                update = self._scaled(update, self._local_rates(weights, grads, group))
             torch._foreach_mul_(update, group["lr"])
             velocities = [self._velocity(p) for p in weights] if group["momentum"] else []
             # v = momentum v + d, w = w - v, or nothing at all where the scaler found an infinity: one kernel.
@@ -82,15 +83,20 @@ class LARS(torch.optim.Optimizer):
         rates = group["eta"] * w / (g + group["weight_decay"] * w)
         return torch.where((w > 0) & (g > 0), rates, torch.ones_like(rates))
 
+    def _scaled(self, tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
+        """Each dense tensor times its own of factors (len(tensors),), in one product: foreach launches one for each."""
+        sizes = tuple(t.numel() for t in tensors)
+        if sizes not in self._counts:  # the same in all steps: copied to the device once
+            self._counts[sizes] = torch.tensor(sizes, device=factors.device)
+        # In the order of memory, whatever the strides.
+        flat = torch.cat([t.as_strided((size,), (1,)) for t, size in zip(tensors, sizes, strict=True)])
+        flat *= factors.repeat_interleave(self._counts[sizes], output_size=len(flat))
+        return [
+            part.as_strided(t.shape, t.stride(), part.storage_offset())
+            for part, t in zip(flat.split(sizes), tensors, strict=True)
+        ]
 
-def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
-    """Each dense tensor times its own of factors (len(tensors),), in one product: foreach would launch one for each."""
-    sizes = [t.numel() for t in tensors]
-    counts = torch.tensor(sizes).to(factors.device, non_blocking=True)
-    # In the order of memory, whatever the strides.
-    flat = torch.cat([t.as_strided((size,), (1,)) for t, size in zip(tensors, sizes, strict=True)])
-    flat *= factors.repeat_interleave(counts, output_size=len(flat))
-    return [
-        part.as_strided(t.shape, t.stride(), part.storage_offset())
-        for part, t in zip(flat.split(sizes), tensors, strict=True)
-    ]
+    def __setstate__(self, state: dict) -> None:
+        """For a copy, which gets no more than what state_dict holds, and for load_state_dict."""
+        super().__setstate__(state)
+        self._counts = {}

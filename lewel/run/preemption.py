@@ -1,27 +1,46 @@
-"""SIGTERM, the notice that a scheduler gives before it takes a machine away."""
+"""The signals that announce a run's end: a scheduler's SIGTERM or SIGUSR1, Ctrl-C, and SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
+from lewel import distributed
+from lewel.data.loader import NOTICES
+
 
 class Preemption:
-    """While this context is open SIGTERM only sets requested; the loop looks at it between steps."""
+    """While this context is open the first of the signals only sets by; the loop looks at it between steps.
+
+    by is the signal's name, "" before. A second Ctrl-C raises KeyboardInterrupt at once. A signal that was ignored
+    before, as SIGHUP is under nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.by = ""
 
     def __enter__(self) -> Preemption:
-        self._in_main = threading.current_thread() is threading.main_thread()  # no other may take signals
-        if self._in_main:
-            self._before = signal.signal(signal.SIGTERM, self._request)
+        here = threading.current_thread() is threading.main_thread()  # no other may take signals
+        handlers = {notice: signal.getsignal(notice) for notice in NOTICES if here}
+        # None: of somebody's C code, which could not be put back.
+        self._before = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]  # once it is closed nobody can tell
+        for notice in self._before:
+            signal.signal(notice, self._request)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._in_main:
-            signal.signal(signal.SIGTERM, self._before)
+        for notice, handler in self._before.items():
+            signal.signal(notice, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        if number == signal.SIGINT and self.by == "SIGINT":
+            raise KeyboardInterrupt
+        self.by = self.by or signal.Signals(number).name
+        if number == signal.SIGINT and distributed.rank() == 0:  # print may be what was interrupted
+            os.write(2, b"\nstopping after this step, and saving; Ctrl-C again ends at once\n")
+        if number == signal.SIGHUP:  # to write to a terminal that is gone would be an error
+            for output in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear from peak / warmup_steps to peak, then half a cosine that would reach 0 at total_steps."""
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
+    """Linear from peak / warmup_steps to peak, then peak ("constant"), or half a cosine to 0 at total_steps."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 

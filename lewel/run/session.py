@@ -120,6 +120,8 @@ def check_size(run: Train, images: int) -> None:
 
 def _check_shares(run: Train, sets: data.Datasets, processes: int) -> None:
     """Each process describes a part of the bank and of the test images."""
+    if not run.knn_every:
+        return
     bank = min(run.knn_bank or len(sets.bank), len(sets.bank))
     for name, images in (("images in the kNN bank", bank), ("test images", len(sets.test))):
         if images < processes:

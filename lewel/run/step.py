@@ -79,6 +79,7 @@ def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
         peak=run.optim.lr * run.data.batch_size / 256,
         warmup_steps=round(run.optim.warmup_epochs * steps_per_epoch),
         total_steps=total_steps,
+        schedule=run.optim.schedule,
     )
     momentum = schedules.target_momentum(
         step, start=run.method.momentum, schedule=run.method.momentum_schedule, total_steps=total_steps

@@ -1,11 +1,13 @@
 """What a run says: a bar on a terminal or plain lines, always one JSON object a line in log.jsonl, and its boards.
 
-Every record has its kind and "step", the number of optimizer steps done.
+Every record has its kind and "step", the number of optimizer steps done. A number that is none (the loss of a step that
+fp16 overflowed in) is null in the file, since JSON has neither NaN nor Infinity, and nan where the file is read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -85,7 +87,7 @@ class Lines:
         self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self.file.write(_line({"kind": kind, **values}))
         self.file.flush()
 
     def close(self) -> None:
@@ -93,14 +95,20 @@ class Lines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that was cut off is left out."""
+    """The records of a log, nan for null; a last line that was cut off is left out."""
     records = []
     for line in path.read_text().splitlines():
         try:
-            records.append(json.loads(line))
+            records.append({key: math.nan if value is None else value for key, value in json.loads(line).items()})
         except json.JSONDecodeError:
             break
     return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A record as a line of strict JSON."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def carry_over(old: Path, new: Path) -> None:
@@ -115,7 +123,7 @@ def _drop_after(path: Path, step: int) -> None:
         return
     kept = [record for record in read(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.write_text("".join(map(_line, kept)))
     os.replace(temporary, path)
 
 

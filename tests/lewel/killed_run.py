@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import replace
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
@@ -22,12 +23,19 @@ from lewel.train import train
 RUN = replace(TINY, epochs=30, save_every=1, knn_every=8)
 
 
-def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None, workers: int = 0) -> None:
+def go_on(
+    folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None, workers: int = 0, terminal: str = ""
+) -> None:
     """Trains RUN in folder from its newest checkpoint, or from the start; releases saved with every checkpoint.
 
-    With a narrow encoder, whose ninety checkpoints are soon on the disk.
+    With a narrow encoder, whose ninety checkpoints are soon on the disk. After Ctrl-C the exit code is that of `lewel`.
     die_at: which of the checkpoints that it writes it leaves unfinished, from 0, and at which byte.
+    terminal: the path of one that the process is then in the foreground of, and writes to.
     """
+    if terminal:
+        os.setsid()
+        for output in (1, 2):
+            os.dup2(os.open(terminal, os.O_RDWR), output)  # the first that a session opens is its own
     _begin()
     if die_at is not None:
         _die_while_saving(*die_at)
@@ -41,7 +49,10 @@ def go_on(folder: Path, saved: Semaphore, die_at: tuple[int, int] | None = None,
 
     checkpoint.save = save_and_tell
     run = replace(RUN, data=replace(RUN.data, workers=workers))
-    train(prepare(run, folder), found[-1] if found else None)
+    try:
+        train(prepare(run, folder), found[-1] if found else None)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _begin() -> None:

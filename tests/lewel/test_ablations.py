@@ -49,6 +49,16 @@ ABLATIONS = {
 }
 
 
+def test_uniform_maps_in_as_many_groups_as_maps_are_a_second_head_on_the_mean_of_the_map():
+    """MoCo v2 with an extra head: one aligned vector an image, which is GAP."""
+    method = model(replace(HEADS, maps="uniform", num_groups=8))
+    images = views()[0]
+    features = method.online.encoder(images)
+    z, aligned = method.online(images)
+    assert (z.shape, aligned.shape) == ((8, 8), (8, 1, 8))
+    torch.testing.assert_close(aligned[:, 0], method.online.aligned_head(features.mean((2, 3))))
+
+
 @pytest.mark.parametrize("loss", ["infonce", "byol"])
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_trains_all_that_it_has(name, loss):
@@ -118,14 +128,33 @@ def test_negatives_of_the_second_of_two_processes_are_its_own_or_those_of_both(g
 
 
 @pytest.mark.parametrize(
-    ("batch_norm", "processes", "key_bn"), [("local", 1, "split"), ("local", 2, "shuffle"), ("sync", 2, "plain")]
+    ("changes", "processes", "key_bn"),
+    [
+        pytest.param({}, 1, "split", id="one-process"),
+        pytest.param({}, 2, "shuffle", id="two-processes"),
+        pytest.param({"batch_norm": "sync"}, 2, "plain", id="sync"),
+        pytest.param({"target": "eman"}, 1, "plain", id="eman"),
+        pytest.param({"target": "eman"}, 2, "plain", id="eman-in-two-processes"),
+    ],
 )
-def test_keys_leak_nothing_by_the_batch_norm_that_auto_stands_for(batch_norm, processes, key_bn, monkeypatch):
-    method = model(HEADS, replace(TINY.method, batch_norm=batch_norm))
+def test_keys_leak_nothing_by_the_batch_norm_that_auto_stands_for(changes, processes, key_bn, monkeypatch):
+    """With EMAN a key does not depend on the images beside its own."""
+    method = model(HEADS, replace(TINY.method, **changes))
     monkeypatch.setattr(distributed, "size", lambda: processes)
     assert method.key_bn == key_bn
     method.settings = replace(method.settings, key_bn="plain")  # what is said is kept
     assert method.key_bn == "plain"
+
+
+@pytest.mark.parametrize("split_bn", [1, 2, 4])
+def test_eman_keys_are_the_same_however_they_are_split(split_bn):
+    """So auto, which does not split them, is exact."""
+    plain, split = (
+        model(HEADS, replace(TINY.method, target="eman", key_bn=key_bn, split_bn=split_bn)).double()
+        for key_bn in ("auto", "split")
+    )
+    first, second = (view.double() for view in views())
+    torch.testing.assert_close(plain(first, second, 0.9).keys, split(first, second, 0.9).keys)
 
 
 def test_keys_without_groups_are_plain():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from tiny_runs import TINY, run_in
 
+from lewel.commands import show
 from lewel.errors import LewelError
 from lewel.evaluation import health
 from lewel.methods.method import Method as Model
 from lewel.recipe.schema import Optim
+from lewel.results import report
 from lewel.run import checkpoint
 from lewel.run.session import prepare
 from lewel.train import train
@@ -62,6 +65,31 @@ def test_fp16_that_overflows_at_every_step_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Model, "forward", overflowing)
     with pytest.raises(LewelError, match="fp16 overflows at every step"):
         train(session, None)
+
+
+@pytest.mark.parametrize(("spread", "overflowing"), [(0.5, 3), (0.05, 1)], ids=["all-but-two", "one-of-a-collapse"])
+def test_a_step_that_fp16_overflows_in_is_left_out_of_what_a_run_is_judged_by(
+    spread, overflowing, tmp_path, monkeypatch
+):
+    """Its numbers are null in the log, and curves, table and report do without them."""
+    steps, left = iter(range(9)), iter([math.nan] * overflowing + [spread] * 9)
+    forward = Model.forward
+
+    def overflow(self, *arguments):
+        step = forward(self, *arguments)
+        return step._replace(loss=step.loss * (math.inf if next(steps) < overflowing else 1))
+
+    monkeypatch.setattr(Model, "forward", overflow)
+    monkeypatch.setattr(health, "spread_of", lambda z: torch.tensor(next(left)))
+    session = run_in(tmp_path, replace(TINY, precision="fp16", epochs=2))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "step"]
+    assert [loss is None for loss in losses] == [True] * overflowing + [False] * (6 - overflowing)
+    assert [line["z_std"] for line in lines if line["kind"] == "warning"] == (
+        [] if spread > 0.1 else [pytest.approx(spread)] * 2
+    )
+    report.write(session)
+    show.run([str(tmp_path)])
 
 
 @pytest.mark.parametrize(("spread", "warnings"), [(0.09, 2), (0.11, 0)], ids=["collapsed", "spread"])

@@ -14,9 +14,10 @@ import pytest
 import torch
 from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
+from torch import nn
 
 from lewel.recipe import plain
-from lewel.recipe.schema import Train
+from lewel.recipe.schema import Method, Optim, Train
 from lewel.results import report
 from lewel.run import checkpoint
 from lewel.run.session import Session, prepare
@@ -75,12 +76,126 @@ def test_later_checkpoints_give_way_to_the_run_that_continues_from_an_earlier_on
     assert "step-00000003.pt; removed step-00000006.pt, step-00000009.pt, which come later" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("before", [1, 4])
-def test_a_run_that_goes_on_in_another_number_of_processes_says_so(before, tmp_path, finished):
-    path = tmp_path / "step-00000009.pt"
-    torch.save(torch.load(finished.folder / "checkpoints" / path.name) | {"processes": before}, path)
-    said = checkpoint.restore(path, prepare(TINY, tmp_path))
-    assert said == ("; in 1 processes, 4 before: batch norm and the aligned loss see other batches" * (before == 4))
+MOVES = {
+    "the same": (TINY, 1, 1, ""),
+    "more images": (
+        *(
+            TINY,
+            4,
+            1,
+            "; in 1 processes of 1 passes, before in 4 of 1: batch norm sees 16 images instead of 4 images, ",
+        ),
+        "batch norm of keys sees 8 images instead of 4 images of all processes, ",
+        "the aligned loss sees 16 images instead of 4 images",
+    ),
+    "passes for processes": (
+        replace(TINY, accumulate=4, method=Method(loss="byol")),
+        *(4, 1, "; in 1 processes of 4 passes, before in 4 of 1: batch norm sees 4 images as before"),
+    ),
+    "synchronised": (
+        replace(TINY, accumulate=2, method=Method(loss="byol", batch_norm="sync")),
+        *(2, 1, "; in 1 processes of 2 passes, before in 2 of 1: batch norm sees 8 images instead of 16 images"),
+    ),
+    "passes": (
+        replace(TINY, method=replace(TINY.method, target="eman", gather_negatives=True)),
+        *(1, 2, "; in 1 processes of 1 passes, before in 1 of 2: batch norm sees 16 images instead of 8 images, "),
+        "the aligned loss sees 16 images instead of 8 images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_run_that_goes_on_in_other_processes_or_passes_says_what_changes(name):
+    """Of 16 images a step, in one process now."""
+    run, processes, accumulate, *sentence = MOVES[name]
+    said = checkpoint._shares_said(replace(run, accumulate=accumulate), processes, run, 1)
+    assert said == "".join(sentence)
+
+
+def test_a_run_goes_on_in_more_passes(tmp_path, capsys):
+    """With BN over all images of both views in either case it would be the same run; here only the first steps are."""
+    whole = run_in(tmp_path / "run", TINY, epochs=2)
+    newest = checkpoint.found(whole.folder / "checkpoints")[-1]
+    run_in(whole.folder, replace(TINY, accumulate=2), resume=newest)
+    assert "in 1 processes of 2 passes, before in 1 of 1: batch norm sees 8 images" in capsys.readouterr().out
+    steps = [record["step"] for record in log.read(whole.folder / "log.jsonl") if record["kind"] == "step"]
+    assert steps == list(range(1, 10))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("before", [True, False], ids=["from-channels-last", "to-channels-last"])
+def test_a_run_goes_on_in_another_memory_format(before, optimizer, tmp_path):
+    """Rounding apart it ends as if it had had it from the start, for momenta get the format of their weights."""
+    run = replace(TINY, optim=Optim(optimizer, lr=0.05, decay_all=False), epochs=2)
+    whole = run_in(tmp_path / "whole", replace(run, channels_last=not before))
+    run_in(tmp_path / "moved", replace(run, channels_last=before), epochs=1)
+    path = tmp_path / "moved" / "checkpoints" / "step-00000003.pt"
+    assert losses_of(run_in(tmp_path / "moved", whole.run, resume=path)) == pytest.approx(losses_of(whole), rel=1e-3)
+    session, saved = prepare(whole.run, tmp_path / "again"), checkpoint.read(path)["optimizer"]["state"]
+    checkpoint.restore(path, session)
+    for (weight, state), theirs in zip(session.optimizer.state.items(), saved.values(), strict=True):
+        for name, momentum in state.items():
+            assert momentum.stride() == weight.stride()
+            assert torch.equal(momentum, theirs[name])
+
+
+def test_a_run_goes_on_compiled(tmp_path, monkeypatch, finished):
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    newest = finished.folder / "checkpoints" / "step-00000006.pt"
+    compiled = run_in(tmp_path, replace(TINY, compile=True), resume=newest)
+    assert losses_of(compiled) == pytest.approx(losses_of(finished), rel=1e-3)
+
+
+class TestEpochs:
+    """A run may grow where the steps it has taken are those of the longer run."""
+
+    CONSTANT = replace(TINY, optim=replace(TINY.optim, schedule="constant"))
+
+    def test_of_a_run_without_a_schedule_may_become_more(self, tmp_path):
+        short = replace(self.CONSTANT, epochs=2)
+        run_in(tmp_path / "grown", short)
+        grown = run_in(
+            tmp_path / "grown", self.CONSTANT, resume=tmp_path / "grown" / "checkpoints" / "step-00000006.pt"
+        )
+        whole = run_in(tmp_path / "whole", self.CONSTANT)
+        assert_same(grown, whole)
+        assert losses_of(grown) == losses_of(whole)
+        assert plain.load(tmp_path / "grown" / "config.yaml").epochs == 3
+
+    def test_of_a_run_that_is_warming_up_may_become_others(self, tmp_path):
+        """Its first epoch is the same of any cosine that begins after it."""
+        run_in(tmp_path / "grown", replace(TINY, epochs=2), epochs=1)
+        grown = run_in(tmp_path / "grown", TINY, resume=tmp_path / "grown" / "checkpoints" / "step-00000003.pt")
+        assert_same(grown, run_in(tmp_path / "whole", TINY))
+
+    @pytest.mark.parametrize("epochs", [2, 4], ids=["fewer", "more"])
+    @pytest.mark.parametrize(
+        "schedules",
+        [
+            pytest.param(("cosine", "constant"), id="rate"),
+            pytest.param(("constant", "cosine"), id="momentum"),
+        ],
+    )
+    def test_that_a_schedule_depends_on_are_refused(self, schedules, epochs, finished, tmp_path):
+        rate, momentum = schedules
+        run = replace(
+            TINY,
+            optim=replace(TINY.optim, schedule=rate),
+            method=replace(TINY.method, momentum_schedule=momentum),
+        )
+        path = tmp_path / "step-00000006.pt"
+        state = torch.load(finished.folder / "checkpoints" / path.name)
+        torch.save(state | {"config": plain.to_plain(run)}, path)
+        session = prepare(replace(run, epochs=epochs), tmp_path)
+        with pytest.raises(checkpoint.CheckpointError, match=rf"epochs: 3 -> {epochs}.*--optim\.schedule constant"):
+            checkpoint.restore(path, session)
+
+    def test_that_are_over_already_are_refused(self, finished, tmp_path):
+        path = finished.folder / "checkpoints" / "step-00000006.pt"
+        session = prepare(replace(TINY, epochs=1), tmp_path)
+        with pytest.raises(checkpoint.CheckpointError, match=r"has been trained for 2 epochs, .* more than --epochs 1"):
+            checkpoint.restore(path, session)
 
 
 def test_a_run_that_starts_in_the_folder_of_another_starts_its_log(tmp_path):
@@ -152,6 +267,8 @@ class TestUnusableCheckpoint:
     def test_of_another_recipe(self, folder):
         message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", replace(TINY, epochs=5))
         assert "epochs: 3 -> 5" in message
+        message = self.refused(folder, folder / "checkpoints" / "step-00000009.pt", replace(TINY, optim=Optim(lr=0.4)))
+        assert "optim.lr: 0.5 -> 0.4" in message
 
     @pytest.mark.parametrize("seed_or_precision", [{"seed": 1}, {"precision": "bf16"}], ids=["seed", "precision"])
     def test_of_another_seed_or_precision(self, folder, seed_or_precision):
@@ -161,9 +278,13 @@ class TestUnusableCheckpoint:
         assert f"{key}: {getattr(TINY, key)} -> {value}" in message
 
     def test_of_anything_that_the_next_step_would_depend_on(self):
-        """What may change is where things are, how often is said something, and who computes; nothing else."""
-        free = {"preset", "out", "keep", "save_every", "log_every", "knn_every", "knn_bank", "wandb", "backend"}
-        free |= {"data.root", "data.download", "data.workers"}
+        """What may change is where things are, how often is said something, and who computes; nothing else.
+
+        But for the number of epochs, see TestEpochs.
+        """
+        free = {"preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb", "backend", "epochs"}
+        free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers"}
+        free |= {"accumulate", "compile", "channels_last"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
         assert len(keys) == len(plain._flat(plain.to_plain(TINY)))
         changes = plain.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
@@ -233,6 +354,17 @@ class TestSave:
         with pytest.raises(error):
             self.save(folder, finished)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    @pytest.mark.parametrize(
+        ("keep", "every", "left"),
+        [(1, 0, [12]), (1, 2, [6, 12]), (2, 3, [9, 12]), (1, 4, [12]), (1, 1, [3, 6, 9, 12])],
+    )
+    def test_milestones_are_kept_beside_the_newest(self, keep, every, left, folder, finished):
+        """Three steps are an epoch; a file of step 7, within one, is no milestone."""
+        for step in (3, 7):
+            shutil.copy(folder / "step-00000009.pt", folder / checkpoint.name_of(step))
+        self.save(folder, replace(finished, run=replace(TINY, keep=keep, keep_every=every)))
+        assert checkpoint.found(folder) == [folder / checkpoint.name_of(step) for step in left]
 
     def test_what_a_killed_process_left_is_removed(self, folder, finished):
         (folder / ".step-00000012.pt.123").write_bytes(b"half")

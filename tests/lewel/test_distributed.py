@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from in_turns import InTurns
 from tiny_runs import assert_equal, in_double
-from two_processes import LOCAL, NOISE, PASSES, RUNS, SYNCED, online_knn
+from two_processes import LOCAL, MOVED, NOISE, PASSES, RUNS, SYNCED, online_knn
 
 from lewel.run import checkpoint
 from lewel.run.session import Session, build, prepare
@@ -125,6 +126,25 @@ def test_a_resumed_run_of_two_processes_ends_bitwise_as_the_uninterrupted_one(na
         resumed = rank[f"{name}-resumed"]["state"]
         assert_equal(rank[name]["state"], resumed)
     assert ranks[0][f"{name}-resumed"]["losses"] == ranks[0][name]["losses"]
+
+
+def test_a_run_of_two_processes_goes_on_in_one_of_two_passes_as_if_nothing_had_changed(ranks, folder, tmp_path, capsys):
+    """Of local BN: a pass has the same images, whoever takes it. Statistics are those of all passes of the first."""
+    middle = checkpoint.found(folder / "moved" / "checkpoints")[0]
+    alone = in_double(prepare(replace(MOVED, accumulate=2), tmp_path))
+    train(alone, middle)
+    said = "in 1 processes of 2 passes, before in 2 of 1: batch norm sees 8 images as before"
+    assert said in capsys.readouterr().out
+    for key, value in alone.method.state_dict().items():
+        if "running_" not in key and "num_batches" not in key:
+            torch.testing.assert_close(ranks[0]["moved"]["state"][key], value, rtol=1e-7, atol=1e-9)
+
+
+def test_a_process_receives_the_images_that_it_shuffles_to_itself_and_no_others(ranks):
+    for rank in ranks:
+        sent, received = rank["shuffling"]["exchanged"]
+        assert (sum(sent), sum(received)) == (4, 4)
+    assert ranks[0]["shuffling"]["exchanged"][0][1] == ranks[1]["shuffling"]["exchanged"][1][0]
 
 
 def test_sigterm_to_one_process_stops_and_saves_all(ranks, folder):

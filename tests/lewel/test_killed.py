@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import random
+import select
 import signal
+import struct
+import termios
 import time
 from pathlib import Path
 
@@ -87,15 +91,46 @@ def test_killed_twenty_times(processes, whole, tmp_path):
     assert_ended_alike(tmp_path, whole)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_saves_the_step_it_comes_in_and_exits_0(workers, processes, whole, tmp_path):
-    assert go_on(processes, tmp_path, kill_after=(2, 0.02), by=signal.SIGTERM, workers=workers) == 0
-    (*_, newest) = checkpoint.found(tmp_path / "checkpoints")
+@pytest.mark.parametrize(
+    ("by", "workers", "code"),
+    [
+        pytest.param(signal.SIGTERM, 0, 0, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, 2, 0, id="SIGTERM-workers"),
+        pytest.param(signal.SIGUSR1, 2, 0, id="SIGUSR1-workers"),
+        pytest.param(signal.SIGHUP, 2, 0, id="SIGHUP-workers"),
+        pytest.param(signal.SIGINT, 2, 130, id="SIGINT-workers"),
+    ],
+)
+def test_a_notice_saves_the_step_it_comes_in(by, workers, code, processes, whole, tmp_path):
+    assert go_on(processes, tmp_path, kill_after=(2, 0.02), by=by, workers=workers) == code
+    assert_saved_and_goes_on(processes, tmp_path, whole)
+
+
+def assert_saved_and_goes_on(processes, folder: Path, whole: Path) -> None:
+    (*_, newest) = checkpoint.found(folder / "checkpoints")
     step = checkpoint.read(newest)["step"]
     assert 2 <= step < 3 * killed_run.RUN.epochs
-    assert log.read(tmp_path / "log.jsonl")[-1]["step"] == step
-    assert go_on(processes, tmp_path) == 0
-    assert_ended_alike(tmp_path, whole)
+    assert log.read(folder / "log.jsonl")[-1]["step"] == step
+    assert go_on(processes, folder) == 0
+    assert_ended_alike(folder, whole)
+
+
+def test_a_terminal_that_is_closed_saves_though_nobody_can_be_told(processes, whole, tmp_path):
+    """Its SIGHUP is the kernel's, and every later line or bar would be an error."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # room for a bar
+    saved = processes.Semaphore(0)
+    process = processes.Process(target=killed_run.go_on, args=(tmp_path, saved, None, 0, os.ttyname(theirs)))
+    process.start()
+    shown = b""
+    while b"step" not in shown or not saved.acquire(timeout=0.01):  # until the bar is there
+        if select.select([ours], [], [], 0.01)[0]:
+            shown += os.read(ours, 10_000)
+    os.close(theirs)
+    os.close(ours)
+    process.join(60)
+    assert process.exitcode == 0
+    assert_saved_and_goes_on(processes, tmp_path, whole)
 
 
 def test_an_error_ends_the_process_though_its_workers_outlive_sigterm(processes, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import ClassVar
 
 import pytest
@@ -94,3 +95,32 @@ def test_plain_lines_tell_the_important_part_and_replaced_images(tmp_path, monke
     run_log.close()
     line = "step 1  loss 0.5  lr 0.1  z_std 0.9  images_per_s 10"
     assert capsys.readouterr().out.splitlines() == [line, line + "  replaced 2"]
+
+
+def test_a_number_that_is_none_is_null_in_the_file_and_nan_when_it_is_read(tmp_path):
+    """As of a step that fp16 overflowed in; strict readers of JSON refuse NaN and Infinity."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    run_log = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=0)
+    run_log.step({**STEP, "loss": math.inf, "z_std": math.nan, "scale": 0.5})
+    run_log.close()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {
+        "kind": "step",
+        **STEP,
+        "loss": None,
+        "z_std": None,
+        "scale": 0.5,
+    }
+    (record,) = log.read(tmp_path / "log.jsonl")
+    assert [key for key, value in record.items() if value != value] == ["loss", "z_std"]
+
+
+def test_a_log_with_nan_of_an_earlier_version_is_read_and_rewritten_without(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "step", "step": 1, "loss": NaN}\n{"kind": "step", "step": 2, "loss": Infinity}\n')
+    assert [math.isfinite(record["loss"]) for record in log.read(path)] == [False, False]
+    log.RunLog(path, total_steps=9, first_step=2).close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [None, None]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lewel.errors import LewelError
 from lewel.methods.momentum import follow, split_bn
 
 
@@ -42,3 +43,9 @@ def test_split_bn_normalises_every_group_by_its_own_statistics():
     for group, result in zip(images.chunk(3), split.chunk(3), strict=True):
         mean, variance = group.mean((0, 2, 3), keepdim=True), group.var((0, 2, 3), keepdim=True, unbiased=False)
         torch.testing.assert_close(result, (group - mean) / (variance + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
+
+
+def test_split_bn_of_groups_that_are_not_equal_is_a_sentence():
+    """chunk would make groups of 3, 3 and 1 image, or fewer groups than asked for."""
+    with pytest.raises(LewelError, match="groups of equal size, got 7 images for 3 groups; choose another"):
+        split_bn(lambda x: (x,), torch.zeros(7, 2), 3)

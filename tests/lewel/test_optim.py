@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -187,3 +189,19 @@ def test_an_omitted_first_step_leaves_velocities_of_zero(name):
     scaled = Optimized(OPTIMIZERS[name])
     scaled.step(0, torch.amp.GradScaler("cpu"), infinite=2)
     assert all(not x.any() for x in scaled.state()[len(scaled.weights) :])
+
+
+def test_lars_copies_its_counts_to_the_device_once(monkeypatch):
+    """And keeps them to itself: a state dict, and so a checkpoint, has none; a copy, or loaded, makes its own."""
+    ours, calls, tensor = Optimized(OPTIMIZERS["lars"]), [], torch.tensor
+    monkeypatch.setattr(optim.torch, "tensor", lambda *a, **k: calls.append(a) or tensor(*a, **k))
+    ours.step(0)
+    ours.step(1)
+    assert calls == [((108, 20, 30),)]
+    assert "_counts" not in str(ours.optimizer.state_dict())
+    for other in (copy.deepcopy(ours.optimizer), ours.optimizer):
+        other.load_state_dict(ours.optimizer.state_dict())
+        for p in (p for group in other.param_groups for p in group["params"]):
+            p.grad = torch.ones_like(p)
+        other.step()
+    assert len(calls) == 3

@@ -52,7 +52,8 @@ VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
 #   embedded: measured here; lewel/recipe/presets/embedded.py says what was tried
 #   cifar10, 4 epochs: measured with a prototype of BasicBlocks 1-1-1-1 (SGD .12 or .2, T .2, queue 4096, m .99)
 #   cifar10, 200 epochs: MoCo's demo (T .1, m .99, queue 4096, SplitBN 8, SGD .06 at batch 512), and lightly's BYOL
-#       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: rate a quarter, decay four times
+#       (head 1024/256, m .99, SGD .06 at 128), whose loss is a quarter of ours: rate a quarter, decay four times. Views
+#       are those that the number was measured with, SimCLR's (see preset.py), not those that lightly gave BYOL later
 #   stl10: cifar10's of 200 epochs at 96 pixels and batch 256
 #   imagenette: lightly (SGD .06 per 256), whose loss is a half of ours for MoCo and a quarter for BYOL
 #   imagenet: LEWEL's official script (EMAN, SyncBN), the paper's 3.3 (1.8 at 512, LEWEL_M's .06 at 256), MoCo's script
@@ -164,7 +165,7 @@ SOURCES = {
     "embedded/.*": "measured: untrained 12",
     f"cifar10/({MOCO}|{BYOL})": "prototype, one seed",
     "cifar10/moco_v2_200": "MoCo's CIFAR-10 demo",
-    "cifar10/byol_200|imagenette/(byol|moco_v2)": "lightly benchmark",
+    "cifar10/byol_200|imagenette/(byol|moco_v2)": "lightly, SimCLR views",
     "(cifar10|stl10|imagenette)/(lewel_m|lewel_b)(_200)?(?<!cifar10/lewel_.)|stl10/(moco_v2|byol)": "untuned",
     f"imagenet100/{MOCO}": "paper, Table 5",
     f"imagenet100/{BYOL}": "Table 7, official LARS",
@@ -244,8 +245,15 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
     """What a recipe that names nothing gets, and what presets leave as it is."""
     assert plain.to_plain(schema.Train()) == {
         **{"preset": "custom", "epochs": 20, "seed": 0, "accumulate": 1, "precision": "fp32", "channels_last": True},
-        **{"compile": False, "backend": None, "knn_every": 1, "knn_bank": 0, "log_every": 10, "save_every": 0},
-        **{"keep": 2, "wandb": "", "out": ""},
+        **{
+            "compile": False,
+            "backend": None,
+            "knn_every": 1,
+            "knn_k": [200, 20],
+            "knn_temperature": 0.1,
+            "knn_bank": 0,
+        },
+        **{"log_every": 10, "save_every": 0, "keep": 2, "keep_every": 0, "wandb": "", "out": ""},
         "data": {
             **{"name": "embedded", "root": "", "download": False, "classes": "", "train_list": "", "image_size": 64},
             **{"storage": "auto", "embedded_train": 6000, "embedded_test": 1000, "batch_size": 256, "workers": 0},
@@ -263,7 +271,7 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
         },
         "optim": {
             **{"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": True},
-            "warmup_epochs": 0.5,
+            **{"warmup_epochs": 0.5, "schedule": "cosine"},
         },
     }
 

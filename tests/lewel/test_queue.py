@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from lewel.errors import LewelError
 from lewel.methods.key_queue import KeyQueue
 from lewel.methods.losses import unit
 
@@ -26,3 +28,27 @@ def test_state_holds_keys_and_pointer():
     other.load_state_dict(queue.state_dict())
     assert other.pointer == 2
     torch.testing.assert_close(other.keys, queue.keys, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 7])
+def test_batches_that_do_not_divide_the_queue_go_on_at_its_beginning(batch):
+    """After any number of them the queue holds the last seven keys."""
+    queue, seen = KeyQueue(7, 2), list(range(-7, 0))
+    queue.keys = torch.full((7, 2), float("nan"))
+    for first in range(0, 40, batch):
+        numbers = range(first, first + batch)
+        angles = torch.tensor(numbers, dtype=torch.float32) / 40
+        queue.enqueue(torch.stack([angles.cos(), angles.sin()], dim=1))
+        seen += numbers
+        found = (40 * torch.atan2(queue.keys[:, 1], queue.keys[:, 0])).round()
+        held = sorted(x for x in found.tolist() if x == x)
+        assert held == sorted(x for x in seen[-7:] if x >= 0)
+        assert queue.pointer == len(seen[7:]) % 7
+
+
+def test_more_keys_than_a_queue_holds_are_a_sentence():
+    queue = KeyQueue(6, 2)
+    before = queue.keys.clone()
+    with pytest.raises(LewelError, match="a queue of 6 keys cannot take 7 at once"):
+        queue.enqueue(torch.randn(7, 2))
+    assert torch.equal(queue.keys, before)

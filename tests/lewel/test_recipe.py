@@ -41,6 +41,8 @@ def augmented(**changes: Any) -> Train:
         pytest.param("optim: 3", "optim must be a table of keys, got 3", id="table"),
         pytest.param("encoder: {last_stride: 2.0}", "last_stride must be one of 1, 2, got 2.0", id="choice-fraction"),
         pytest.param("encoder: {last_stride: true}", "last_stride must be one of 1, 2, got True", id="choice-truth"),
+        pytest.param("knn_k: 20", "knn_k must be a list of numbers, got 20", id="no-list"),
+        pytest.param("knn_k: [200, 2.5]", "knn_k must be a whole number, got 2.5", id="list-of-fractions"),
         pytest.param("optim: {lr: 1e-3}", "lr must be a number .write 1.0e-3, .* got '1e-3'", id="exponent"),
         pytest.param("optim: {lr: 2.5E3}", "write 2.5e.3,", id="exponent-without-sign"),
         pytest.param("[1, 2", "cannot read the recipe", id="not-yaml"),
@@ -57,10 +59,12 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
     ("run", "sentence"),
     [
         pytest.param(Train(heads=Heads(num_maps=64, num_groups=5)), "64 maps and 5 groups", id="groups"),
-        pytest.param(Train(method=Method(queue=1000)), "multiple of the 256 keys .* got 1000; try 768", id="queue"),
-        pytest.param(
-            Train(method=Method(queue=768, symmetric=True)), "multiple of the 512 keys .* try 512", id="symmetric"
-        ),
+        pytest.param(Train(method=Method(queue=255)), "at least the 256 keys .* got 255", id="queue"),
+        pytest.param(Train(method=Method(queue=511, symmetric=True)), "at least the 512 keys", id="symmetric"),
+        pytest.param(Train(knn_k=()), "knn_k must be one number .* got none", id="no-neighbours"),
+        pytest.param(Train(knn_k=(20, 20)), "knn_k must be .* different ones, got 20 20", id="same-neighbours"),
+        pytest.param(Train(knn_k=(20, 0)), "knn_k must be .* got 20 0", id="nobody"),
+        pytest.param(Train(knn_temperature=0.001), "knn_temperature must be at least 0.01", id="knn-temperature"),
         pytest.param(Train(method=Method(split_bn=3)), "got 256 in 3 groups", id="split-bn"),
         pytest.param(Train(method=Method(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"),
         pytest.param(Train(optim=Optim(name="lars")), "lars never decays biases", id="lars"),
@@ -147,7 +151,7 @@ def changed(run: Train, key: str, value: Any) -> Train:
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
     "key",
-    ["epochs", "accumulate", "knn_every", "log_every", "keep", "optim.lr"]
+    ["epochs", "accumulate", "log_every", "keep", "optim.lr"]
     + [f"heads.{name}" for name in ("hidden", "num_maps", "num_groups", "tau")]
     + [f"method.{name}" for name in ("temperature", "queue", "split_bn")]
     + [f"data.{name}" for name in ("image_size", "embedded_train", "batch_size")],
@@ -167,6 +171,8 @@ def test_what_must_be_positive_is_refused_at_zero_and_below(key, value):
         ("data.workers", 0, 1024, 1),
         ("heads.aligned_width", 0, 10**9, 1),
         ("save_every", 0, 10**9, 1),
+        ("keep_every", 0, 10**9, 1),
+        ("knn_every", 0, 10**9, 1),
         ("knn_bank", 0, 10**9, 1),
     ],
 )
@@ -212,6 +218,8 @@ def test_both_views_of_a_symmetric_step_fill_the_queue():
         pytest.param(Train(method=Method(split_bn=128), heads=Heads(num_groups=64)), id="two-rows"),
         pytest.param(Train(method=Method(split_bn=3, key_bn="plain")), id="no-groups"),
         pytest.param(Train(method=Method(split_bn=3, batch_norm="sync")), id="no-groups-with-sync"),
+        pytest.param(Train(method=Method(split_bn=3, target="eman")), id="no-groups-with-eman"),
+        pytest.param(Train(method=Method(queue=1000)), id="a-queue-that-the-batch-does-not-divide"),
         pytest.param(Train(method=Method(loss="byol", split_bn=3, queue=3)), id="no-keys"),
         pytest.param(Train(data=Data(batch_size=2), method=Method(loss="byol")), id="two-images"),
     ],

@@ -39,6 +39,13 @@ def test_no_warm_up_starts_at_the_peak():
     assert learning_rate(0, peak=0.5, warmup_steps=0, total_steps=10) == 0.5
 
 
+def test_a_constant_rate_does_not_move_after_the_warm_up():
+    rates_ = [learning_rate(s, peak=0.4, warmup_steps=2, total_steps=5, schedule="constant") for s in range(5)]
+    assert rates_ == [0.2, 0.4, 0.4, 0.4, 0.4]
+    run = Train(optim=Optim(lr=0.4, warmup_epochs=0, schedule="constant"), epochs=3)
+    assert {rates(run, step, 4)[0] for step in range(12)} == {0.4}
+
+
 def test_a_run_scales_lr_with_the_batch_and_counts_steps_over_all_epochs():
     run = Train(
         data=Data(batch_size=1024),

@@ -95,3 +95,4 @@ def test_every_process_needs_an_image_of_the_bank_and_of_the_tests(knn_bank, pro
     else:
         with pytest.raises(LewelError, match=f"there are only {few} processes"):
             _check_shares(run, finished.sets, processes)
+        _check_shares(replace(run, knn_every=0), finished.sets, processes)  # who has no kNN shares nothing out

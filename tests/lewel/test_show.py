@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def test_a_finished_run(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["lewel", "show", str(folder)])
     cli.main()
     heading, row, wrote = capsys.readouterr().out.splitlines()
-    assert " ".join(heading.split()) == "run step loss kNN first kNN last std of z images/s waiting peak MiB"
+    assert (
+        " ".join(heading.split()) == "run step loss kNN first kNN last kNN-20 last std of z images/s waiting peak MiB"
+    )
     assert row.split()[:2] == ["mine", "9"]
     assert "-" not in row.split()
     assert wrote == f"wrote {folder / 'curves.png'}"
@@ -66,11 +69,21 @@ def test_the_summary_is_of_the_last_step_and_of_the_typical_speed():
         {**STEP, "step": 10 * at, "images_per_s": speed, "data_wait": wait, "peak_memory_mib": memory}
         for at, (speed, wait, memory) in enumerate(speeds, start=1)
     ]
-    epochs = [{"kind": "epoch", "step": 10 * at, "knn": 30.0 + at} for at in (1, 2, 3)]
-    assert show.summary([*steps, *epochs]) == {
-        **{"step": "30", "loss": "1.25", "kNN first": "31.0", "kNN last": "33.0", "std of z": "0.90"},
-        **{"images/s": "300", "waiting": "12.0%", "peak MiB": "90"},
+    epochs = [{"kind": "epoch", "step": 10 * at, "knn": 30.0 + at, "knn_20": 40.0 + at} for at in (1, 2, 3)]
+    expected = {
+        **{"step": "30", "loss": "1.25", "kNN first": "31.0", "kNN last": "33.0", "kNN-20 last": "43.0"},
+        **{"std of z": "0.90", "images/s": "300", "waiting": "12.0%", "peak MiB": "90"},
     }
+    assert show.summary([*steps, *epochs]) == expected
+    overflowed = {"kind": "step", "step": 31, "loss": math.nan, "z_std": math.nan}
+    assert show.summary([*steps, *epochs, overflowed]) == {**expected, "step": "31"}
+
+
+def test_a_run_without_knn_or_of_an_earlier_version_is_summed_up_too():
+    row = show.summary([{**STEP, "step": 1}, {"kind": "epoch", "step": 1, "seconds": 2.0}])
+    assert (row["kNN first"], row["kNN last"], row["kNN-20 last"]) == ("-", "-", "-")
+    row = show.summary([{**STEP, "step": 1}, {"kind": "epoch", "step": 1, "knn": 30.0}])
+    assert (row["kNN last"], row["kNN-20 last"]) == ("30.0", "-")
 
 
 def test_columns_are_aligned():

@@ -21,6 +21,7 @@ from lewel.evaluation.features import knn_accuracy
 from lewel.methods.method import Method as Model
 from lewel.recipe import plain
 from lewel.recipe.schema import Optim, Train
+from lewel.results import report
 from lewel.run import checkpoint
 from lewel.run.session import prepare
 from lewel.run.step import Outcome
@@ -95,13 +96,14 @@ def test_run_folder_tells_the_whole_story(finished):
     ]
     records = log.read(finished.folder / "log.jsonl")
     assert [record["kind"] for record in records].count("epoch") == 3
-    assert set(records[0]) == {"kind", "step", "knn_pixels", "knn_untrained"}
+    knn_names = {"knn_pixels", "knn_untrained", "knn_pixels_20", "knn_untrained_20"}
+    assert set(records[0]) == {"kind", "step", *knn_names}
     step = next(record for record in records if record["kind"] == "step")
     assert set(step) == {
         *("kind", "step", "lr", "momentum", "loss", "loss_global", "loss_aligned"),
         *("z_std", "images_per_s", "data_wait", "peak_memory_mib"),
     }
-    assert set(records[-1]) == {"kind", "step", "epoch", "seconds", "knn", "map_entropy", "map_spread"}
+    assert set(records[-1]) == {"kind", "step", "epoch", "seconds", "knn", "knn_20", "map_entropy", "map_spread"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -149,25 +151,25 @@ def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_b
     with torch.no_grad():
         for parameter in session.method.online.parameters():  # to tell it from the target
             parameter.mul_(1.1)
-    monkeypatch.setattr(knn, "correct", lambda *arguments: seen.append(arguments) or 8)
+    monkeypatch.setattr(knn, "correct", lambda *arguments, **options: seen.append((*arguments, options)) or [8, 4])
     before = copy.deepcopy(weights(session))
-    assert knn_accuracy(session) == 50.0
+    assert knn_accuracy(session) == {200: 50.0, 20: 25.0}
     assert all(module.training for module in session.method.modules())
     assert_equal(weights(session), before)  # no batch statistics were taken
     encoder = session.method.online.encoder.eval()
-    (*arguments, classes), sets = seen[0], session.sets
+    (*arguments, classes, options), sets = seen[0], session.sets
     for images, rows, labels in ((sets.bank, *arguments[:2]), (sets.test, *arguments[2:])):
         pixels, expected = images[np.arange(len(images))]
         with torch.no_grad():
             torch.testing.assert_close(rows, encoder(pixels).mean((2, 3)))
         assert torch.equal(labels, expected)
-    assert classes == 10
+    assert (classes, options) == (10, {"k": (200, 20), "temperature": 0.1})
 
 
 def test_knn_has_a_bank_of_so_many_images_and_features_as_exact_as_the_precision_allows(tmp_path, monkeypatch):
     """Every seventh of 48; the encoder in bf16, the mean over positions in float32."""
     session, seen = prepare(replace(TINY, knn_bank=7, precision="bf16"), tmp_path), []
-    monkeypatch.setattr(knn, "correct", lambda *arguments: seen.append(arguments) or 8)
+    monkeypatch.setattr(knn, "correct", lambda *arguments, **_: seen.append(arguments) or [8, 8])
     features.knn_accuracy(session)
     pixels, labels = session.sets.bank[np.arange(7) * 48 // 7]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -178,14 +180,30 @@ def test_knn_has_a_bank_of_so_many_images_and_features_as_exact_as_the_precision
 
 
 def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, monkeypatch):
-    values = iter([2, 1, 4, 8])  # raw pixels, untrained, epoch 2, epoch 3
+    values = iter([[2, 3], [1, 2], [4, 5], [8, 9]])  # raw pixels, untrained, epoch 2, epoch 3
     widths = []
-    monkeypatch.setattr(knn, "correct", lambda bank, *_: widths.append(bank.shape[1]) or next(values))
+    monkeypatch.setattr(knn, "correct", lambda bank, *_, **__: widths.append(bank.shape[1]) or next(values))
     run_in(tmp_path, replace(TINY, knn_every=2))
     records = log.read(tmp_path / "log.jsonl")
     assert widths == [3 * 32 * 32, 256, 256, 256]
     assert (records[0]["knn_pixels"], records[0]["knn_untrained"]) == (12.5, 6.25)
-    assert [(record["epoch"], record["knn"]) for record in records if record["kind"] == "epoch"] == [(2, 25), (3, 50)]
+    assert (records[0]["knn_pixels_20"], records[0]["knn_untrained_20"]) == (18.75, 12.5)
+    assert [(r["epoch"], r["knn"], r["knn_20"]) for r in records if r["kind"] == "epoch"] == [
+        (2, 25, 31.25),
+        (3, 50, 56.25),
+    ]
+
+
+def test_knn_is_switched_off_with_its_baselines_and_all_else_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(knn, "correct", None)
+    session = run_in(tmp_path, replace(TINY, knn_every=0))
+    report.write(session)
+    records = log.read(tmp_path / "log.jsonl")
+    assert "baselines" not in {record["kind"] for record in records}
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    assert [set(record) for record in epochs] == [{"kind", "step", "epoch", "seconds", "map_entropy", "map_spread"}] * 3
+    assert "kNN" not in (tmp_path / "report.txt").read_text() + capsys.readouterr().out
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_map_statistics_are_of_images_of_every_class(tmp_path, monkeypatch):
@@ -246,7 +264,7 @@ def test_a_run_resumed_after_an_evaluated_epoch_evaluates_the_later_ones(tmp_pat
 def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
     """As they are, a bank of ImageNet would fill 60 GB."""
     widths = []
-    monkeypatch.setattr(knn, "correct", lambda bank, *_: widths.append(bank.shape[1]) or 0)
+    monkeypatch.setattr(knn, "correct", lambda bank, *_, **__: widths.append(bank.shape[1]) or [0, 0])
     for side in (64, 96):
         data = replace(TINY.data, image_size=side, embedded_train=16)
         features.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))

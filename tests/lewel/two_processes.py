@@ -37,6 +37,7 @@ LOCAL = {  # each process has BN statistics of its own
     "eman": replace(ODD, method=Method(loss="byol", target="eman", momentum_schedule="cosine")),
 }
 RUNS = SYNCED | LOCAL
+MOVED = replace(ODD, knn_every=0, epochs=2, method=Method(loss="byol", momentum_schedule="cosine"))
 PASSES = {
     f"{key_bn}-{'gathered' if gathered else 'own'}": replace(
         TINY, seed=3, method=replace(TINY.method, key_bn=key_bn, gather_negatives=gathered, symmetric=True, queue=64)
@@ -58,9 +59,9 @@ def online_knn(session: Session) -> dict[str, Any]:
     found: dict[str, Any] = {}
     correct = knn.correct
 
-    def look(bank: Tensor, bank_labels: Tensor, test: Tensor, *rest: Any) -> int:
+    def look(bank: Tensor, bank_labels: Tensor, test: Tensor, *rest: Any, **options: Any) -> list[int]:
         found.update(bank=bank, bank_labels=bank_labels, test=test)
-        return correct(bank, bank_labels, test, *rest)
+        return correct(bank, bank_labels, test, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "correct", look)
@@ -87,9 +88,13 @@ def shuffling() -> dict[str, Any]:
         seen.append(batch)
         return batch + 0.5, batch[:, None].expand(-1, 3, -1) * torch.tensor([1.0, 2.0, 3.0])[:, None]
 
-    z, aligned = shuffle_bn(network, images, (0, 1))
+    exchanged, exchange = [], distributed.exchange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "exchange", lambda x, *counts: exchanged.append(counts) or exchange(x, *counts))
+        z, aligned = shuffle_bn(network, images, (0, 1))
     again = shuffle_bn(network, images, (0, 2))
-    return {"seen": seen[0], "z": z, "aligned": aligned, "seen_next": seen[1], "z_next": again[0]}
+    found = {"seen": seen[0], "z": z, "aligned": aligned, "seen_next": seen[1], "z_next": again[0]}
+    return {**found, "exchanged": exchanged[0]}
 
 
 def passes() -> dict[str, Any]:
@@ -132,6 +137,7 @@ def main(folder: Path) -> None:
     for name, run in RUNS.items():
         session = trained(run, folder / name)
         found[name] = {"state": session.method.state_dict(), "knn": online_knn(session)}
+    found["moved"] = {"state": trained(MOVED, folder / "moved").method.state_dict()}
     for name, run in LOCAL.items():
         middle = checkpoint.found(folder / name / "checkpoints")[0]
         resumed = trained(replace(run, out="again"), folder / f"{name}-resumed", middle)

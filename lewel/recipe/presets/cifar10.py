@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lewel.recipe.presets.preset import BYOL, BYOL_VIEWS, LEWEL_B, LEWEL_M, MOCO_V2, MOCO_VIEWS, Preset, aligned
+from lewel.recipe.presets.preset import (
+    BYOL,
+    BYOL_VIEWS,
+    LEWEL_B,
+    LEWEL_M,
+    MOCO_V2,
+    MOCO_VIEWS,
+    SIMCLR_VIEWS,
+    Preset,
+    aligned,
+)
 from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
 
 NO_BLUR = (0.0, 0.0)  # of 32 pixels nothing would be left
@@ -22,11 +32,10 @@ CIFAR10_BYOL = replace(
     data=replace(CIFAR10_MOCO.data, augmentation=replace(BYOL_VIEWS, blur=NO_BLUR)),
     optim=replace(CIFAR10_MOCO.optim, lr=0.2),
 )
-# The demo of MoCo's authors, but for MoCo v2's head of two layers, and for queries, whose BN it splits as the keys'.
+# The demo of MoCo's authors, whose views are SimCLR's without blur, but for MoCo v2's head of two layers, and for
+# queries, whose BN it splits as the keys'.
 MOCO_200 = Train(
-    data=replace(
-        CIFAR10_MOCO.data, batch_size=512, augmentation=replace(MOCO_VIEWS, blur=NO_BLUR, crop_scale=(0.08, 1.0))
-    ),
+    data=replace(CIFAR10_MOCO.data, batch_size=512, augmentation=replace(SIMCLR_VIEWS, blur=NO_BLUR)),
     encoder=Encoder("resnet18", stem="small"),
     heads=Heads(hidden=2048, num_maps=128, num_groups=4),
     method=replace(MOCO_V2, temperature=0.1),
@@ -35,8 +44,9 @@ MOCO_200 = Train(
     precision="auto",
     knn_every=10,
 )
-# lightly: SGD 0.06 per 128 images, weight decay 5e-4. Its loss is half the sum of -cos over both directions, here it is
-# the sum of 2 - 2 cos, whose gradient is four times that: a quarter of the rate and four times the decay are its steps.
+# lightly, with SimCLR's views (see preset.py): SGD 0.06 per 128 images, weight decay 5e-4. Its loss is half the sum of
+# -cos over both directions, here it is the sum of 2 - 2 cos, whose gradient is four times that: a quarter of the rate
+# and four times the decay are its steps.
 BYOL_200 = replace(
     MOCO_200,
     data=replace(MOCO_200.data, batch_size=128),
@@ -61,6 +71,6 @@ PRESETS = {
     "cifar10/lewel_b": _short(replace(CIFAR10_BYOL, method=LEWEL_B), 40.5, 112),
     "cifar10/moco_v2_200": _preset(MOCO_200, "kNN-200 82.6", "MoCo's CIFAR-10 demo"),
     "cifar10/lewel_m_200": _preset(aligned(MOCO_200)),
-    "cifar10/byol_200": _preset(BYOL_200, "kNN-200 86.9", "lightly benchmark"),
+    "cifar10/byol_200": _preset(BYOL_200, "kNN-200 86.9", "lightly, SimCLR views"),
     "cifar10/lewel_b_200": _preset(aligned(BYOL_200)),
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lewel.recipe.presets.preset import BYOL, MOCO_V2, MOCO_VIEWS, Preset, aligned
+from lewel.recipe.presets.preset import BYOL, MOCO_V2, SIMCLR_VIEWS, Preset, aligned
 from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
 
-# lightly: SGD 0.06 per 256 images, weight decay 5e-4, on the mean of both directions; here it is their sum, so half the
-# rate and twice the decay are its steps, or, for BYOL (see cifar10.py), a quarter and four times.
+# lightly, with SimCLR's views (see preset.py): SGD 0.06 per 256 images, weight decay 5e-4, on the mean of both
+# directions; here it is their sum, so half the rate and twice the decay are its steps, or, for BYOL (see cifar10.py), a
+# quarter and four times.
 MOCO = Train(
-    data=Data("imagenette", image_size=128, workers=8, augmentation=replace(MOCO_VIEWS, crop_scale=(0.08, 1.0))),
+    data=Data("imagenette", image_size=128, workers=8, augmentation=SIMCLR_VIEWS),
     encoder=Encoder("resnet18", stem="imagenet"),
     heads=Heads(hidden=2048, num_maps=128, num_groups=4),
     method=replace(MOCO_V2, symmetric=True, temperature=0.1),
@@ -32,8 +33,8 @@ def _preset(run: Train, *known: str) -> Preset:
 
 
 PRESETS = {
-    "imagenette/moco_v2": _preset(MOCO, "kNN-200 78.6", "lightly benchmark"),
+    "imagenette/moco_v2": _preset(MOCO, "kNN-200 78.6", "lightly, SimCLR views"),
     "imagenette/lewel_m": _preset(aligned(MOCO)),
-    "imagenette/byol": _preset(BYOL_LIGHTLY, "kNN-200 70.5", "lightly benchmark"),
+    "imagenette/byol": _preset(BYOL_LIGHTLY, "kNN-200 70.5", "lightly, SimCLR views"),
     "imagenette/lewel_b": _preset(aligned(BYOL_LIGHTLY)),
 }

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lewel.recipe.presets import cifar10
-from lewel.recipe.presets.preset import MOCO_VIEWS, Preset
+from lewel.recipe.presets.preset import SIMCLR_VIEWS, Preset
 from lewel.recipe.schema import Data, Train
-
-VIEWS = replace(MOCO_VIEWS, crop_scale=(0.08, 1.0))
 
 
 def _larger(run: Train) -> Train:
-    data = Data("stl10", image_size=96, batch_size=256, augmentation=VIEWS)
+    data = Data("stl10", image_size=96, batch_size=256, augmentation=SIMCLR_VIEWS)
     return replace(run, data=data, encoder=replace(run.encoder, stem="small2"))
 
 
