@@ -16,7 +16,7 @@ import lewel_kernels
 from benchmarks import timing
 from benchmarks.op.providers import eager_maps, eager_pool
 from benchmarks.timing import Call, Key
-from lewel.recipe import checks, presets, schema
+from lewel.recipe import checks, feature_maps, presets, schema
 from lewel.run import session
 from lewel.run.step import Stepper
 
@@ -29,7 +29,7 @@ for _run in _RUNS:
     METHODS.setdefault(_run.method.name, _run.method)
 # A method with the aligned branch, and the same without it.
 BASELINES = {name: replace(method, w_aligned=0.0).name for name, method in METHODS.items() if method.aligned}
-ENCODERS = get_args(get_type_hints(schema.Encoder)["name"])
+ENCODERS = feature_maps.RESNETS
 PRECISIONS = get_args(get_type_hints(schema.Train)["precision"])
 BATCH = 128
 NUM_BATCHES = 4

@@ -18,7 +18,7 @@ class ExportCommand:
     """run folder"""
     to: Library
     """torchvision, timm: a state dict; detectron2: a .pkl for MODEL.WEIGHTS; mmseg: the backbone alone, for
-    init_cfg=dict(type="Pretrained", checkpoint=...) without prefix; safetensors: any encoder, in torchvision's names"""
+    init_cfg=dict(type="Pretrained", checkpoint=...) without prefix; safetensors: any encoder"""
     out: str = ""
     """the file to write; empty means in the run folder"""
     network: Which = "online"

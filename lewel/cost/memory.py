@@ -58,7 +58,7 @@ def expect(run: Train, processes: int = 1) -> Memory:
         method, _ = build(run, torch.device("meta"))
     with _pretend(processes), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
         method.to_empty(device="cpu")
-        optimizer = optim.build(run.optim, method.parameters())
+        optimizer = optim.build(run.optim, method.named_parameters())
         trained = [p for p in method.parameters() if p.requires_grad]
         for p in trained:
             p.grad = torch.empty_like(p)

@@ -1,4 +1,4 @@
-"""ResNets cut before global average pooling: images in, a feature map out."""
+"""Encoders, images in and a feature map out: ResNets cut before global average pooling, timm's models, or one's own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from lewel.recipe import schema
+from lewel.recipe import feature_maps, schema
 
 
-class Encoder(nn.Sequential):
+class ResNet(nn.Sequential):
     """(N, 3, H, W) -> (N, channels, h, w), taken after a ReLU, so non-negative; named as in torchvision."""
 
     def __init__(self, layers: OrderedDict[str, nn.Module], channels: int) -> None:
@@ -29,8 +29,44 @@ class Encoder(nn.Sequential):
         return images
 
 
-def build(settings: schema.Encoder) -> Encoder:
-    """The encoder that settings name, freshly initialised (Kaiming normal, fan out; BN 1 and 0)."""
+class Wrapped(nn.Module):
+    """(N, 3, S, S) -> the map (N, channels, h, w) that model makes, by recipe.feature_maps.of; of either sign.
+
+    The parameters that look says are unused, a classifier's, are not trained: no gradient would ever reach them.
+    """
+
+    def __init__(self, model: nn.Module, look: feature_maps.Look) -> None:
+        super().__init__()
+        self.model = model
+        self.channels, self.side = look.channels, look.side
+        for name, parameter in model.named_parameters():
+            if name in look.unused:
+                parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return feature_maps.of(self.model, images)
+
+
+Encoder = ResNet | Wrapped
+"""What a Network holds: a module with channels, the width of its map."""
+
+
+def wrap(module: nn.Module, image_size: int) -> Wrapped:
+    """module as an encoder, its channels found by a pass over one image of image_size pixels a side.
+
+    module makes a map (N, C, h, w) of images (N, 3, S, S), or has timm's forward_features. Raises LewelError else.
+    """
+    return Wrapped(module, feature_maps.look(module, image_size))
+
+
+def build(settings: schema.Encoder, image_size: int = 224) -> Encoder:
+    """The encoder that settings name, freshly initialised: a timm model as timm does it, and for image_size alone.
+
+    ResNets take any size; they start Kaiming normal, fan out, with BN 1 and 0.
+    """
+    if settings.from_timm:
+        look = feature_maps.of_timm(settings.name, image_size)
+        return Wrapped(feature_maps.timm_model(settings.name, image_size), look)
     if settings.name == "tiny":
         layers, channels = _tiny()
     else:
@@ -45,7 +81,7 @@ def build(settings: schema.Encoder) -> Encoder:
     for module in layers["layer4"][0].modules():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (settings.last_stride,) * 2
-    return Encoder(layers, channels)
+    return ResNet(layers, channels)
 
 
 def _tiny(width: int = 32) -> tuple[OrderedDict[str, Any], int]:

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from lewel import distributed, ranges
 from lewel.errors import LewelError
-from lewel.methods import encoders, losses
+from lewel.methods import encoders, losses, split_linear
 from lewel.methods.heads import MLP, AlignedHead, MoCoHead, aligned_head, gap
 from lewel.methods.key_queue import KeyQueue
 from lewel.methods.momentum import follow, shuffle_bn, split_bn
@@ -41,7 +41,7 @@ class Network(nn.Module):
     def __init__(self, run: schema.Train) -> None:
         super().__init__()
         heads = run.heads
-        self.encoder = encoders.build(run.encoder)
+        self.encoder = encoders.build(run.encoder, run.data.image_size)
         width = self.encoder.channels
         self.head: nn.Module
         if run.method.aligned:
@@ -66,13 +66,7 @@ class Network(nn.Module):
                 z = self.head(gap(features))
                 return Embedding(z, z.new_empty(len(z), 0, z.shape[1]))
             z, pooled = self.head(features)
-            with torch.autocast(pooled.device.type, enabled=False):
-                return Embedding(z, on_rows(getattr(self, "aligned_head", self.head.mlp), pooled))
-
-
-def on_rows(module: nn.Module, x: Tensor) -> Tensor:
-    """module applied to the N L rows of x (N, L, width), so that its BN statistics run over all of them."""
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return Embedding(z, split_linear.chain(getattr(self, "aligned_head", self.head.mlp), pooled))
 
 
 class Method(nn.Module):
@@ -175,7 +169,7 @@ class Method(nn.Module):
         return Step(self._weigh(parts), parts, online[0].z.detach(), None)
 
     def _predict_aligned(self, aligned: Tensor) -> Tensor:
-        return on_rows(self.aligned_predictor, aligned) if self.settings.aligned else aligned
+        return split_linear.chain(self.aligned_predictor, aligned) if self.settings.aligned else aligned
 
     def _follow(self, momentum: float) -> None:
         follow(self.target, self.online, momentum, statistics=self.settings.target == "eman")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
@@ -15,12 +17,17 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     On GPUs it is PyTorch's, which waits for the device in every layer, and refuses the CPU; there it is the one below.
     """
     if device.type == "cuda":
+        if any(isinstance(child, nn.BatchNorm2d) and hasattr(child, "act") for child in module.modules()):
+            from timm.layers import convert_sync_batchnorm  # PyTorch's would leave out the activation in timm's BN
+
+            return convert_sync_batchnorm(module)
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
             synced = _SyncBatchNorm(child.num_features, child.eps, child.momentum)
             synced.load_state_dict(child.state_dict())
             synced.requires_grad_(child.weight.requires_grad)
+            synced.act = getattr(child, "act", synced.act)
             setattr(module, name, synced)
         else:
             synchronise(child, device)
@@ -28,14 +35,18 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    """x (N, C, ...): mean and variance over N and the rest, of all processes."""
+    """x (N, C, ...): mean and variance over N and the rest, of all processes; then act, which timm's BN holds."""
+
+    def __init__(self, *sizes: Any) -> None:
+        super().__init__(*sizes)
+        self.act: nn.Module = nn.Identity()
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.size() == 1:
-            return super().forward(x)
+            return self.act(super().forward(x))
         over = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -48,4 +59,4 @@ class _SyncBatchNorm(nn.BatchNorm2d):
             self._buffers["running_var"].lerp_(variance * rows / (rows - 1), self.momentum)  # type: ignore
             self._buffers["num_batches_tracked"].add_(1)  # type: ignore
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        return self.act((centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 from lewel.errors import LewelError
-from lewel.recipe.schema import Data, Optim, Train
+from lewel.recipe.feature_maps import RESNETS
+from lewel.recipe.schema import Data, Encoder, Optim, Train
 from lewel_kernels import BACKENDS
 
 SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
@@ -17,6 +19,7 @@ def check(run: Train, processes: int = 1) -> None:
     check_knn(run)
     _check_augmentation(run.data)
     _check_data(run.data)
+    _check_encoder(run.encoder)
     _check_heads(run)
     _check_ablations(run)
     _check_passes(run, processes)
@@ -131,6 +134,21 @@ def _check_data(data: Data) -> None:
         )
 
 
+def _check_encoder(encoder: Encoder) -> None:
+    if encoder.from_timm:
+        for setting, value, only in (("stem", encoder.stem, "imagenet"), ("last_stride", encoder.last_stride, 2)):
+            if value != only:
+                flag = f"--encoder.{setting.replace('_', '-')}"
+                raise LewelError(
+                    f"encoder.{setting} {value} changes ResNets, and says nothing about {encoder.name}, which comes as "
+                    f"it is in timm; add {flag} {only}"
+                )
+    elif encoder.name not in RESNETS:
+        near = difflib.get_close_matches(encoder.name, RESNETS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(RESNETS)} and timm/NAME"
+        raise LewelError(f"there is no encoder.name {encoder.name}; {meant}")
+
+
 def _check_heads(run: Train) -> None:
     heads, method = run.heads, run.method
     if heads.num_maps % heads.num_groups:
@@ -144,10 +162,12 @@ def _check_heads(run: Train) -> None:
                 f"{name} must be at least {SHARPEST}, got {temperature}: "
                 "a sharper softmax only picks the largest value, which has no gradient"
             )
-    if method.aligned and run.map_side < 2:
+    side = run.map_side  # of a timm model: after a look at it, which refuses what makes no map
+    if method.aligned and side < 2:
+        least = "a larger one" if run.encoder.from_timm else f"at least {run.encoder.stride + 1}"
         raise LewelError(
             f"at data.image_size {run.data.image_size} the feature map is one position, over which alignment maps "
-            f"mean nothing; choose at least {run.encoder.stride + 1} with this encoder, or --method.w-aligned 0"
+            f"mean nothing; choose {least} with this encoder, or --method.w-aligned 0"
         )
 
 
@@ -216,5 +236,7 @@ def _check_contrast(run: Train, processes: int) -> None:
 def _check_optim(optim: Optim) -> None:
     if not 0 <= optim.momentum < 1:
         raise LewelError(f"optim.momentum must be at least 0 and below 1, got {optim.momentum}")
-    if optim.name == "lars" and optim.decay_all:
-        raise LewelError("lars never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd")
+    if optim.name != "sgd" and optim.decay_all:
+        raise LewelError(
+            f"{optim.name} never decays biases and BN parameters; add --optim.no-decay-all or use --optim.name sgd"
+        )

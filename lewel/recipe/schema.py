@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lewel.recipe import feature_maps
+
 __all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train"]
 
 
@@ -61,18 +63,25 @@ class Data:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A ResNet cut before global average pooling."""
+    """A network cut before global average pooling."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "tiny"] = "tiny"
-    """tiny: one BasicBlock of width 32, 64, 128 and 256 each; the others are torchvision's"""
+    name: str = "tiny"
+    """tiny: one BasicBlock of width 32, 64, 128 and 256 each; torchvision's resnet18, 34, 50, 101 or 152,
+    wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x8d or 64x4d; timm/NAME: any model of timm that makes a
+    feature map, vision transformers among them (pip install "lewel[timm]")"""
     stem: Literal["imagenet", "small", "small2"] = "small"
-    """imagenet: 7x7 stride 2 and max pooling; small: 3x3 stride 1; small2: 3x3 stride 2"""
+    """imagenet: 7x7 stride 2 and max pooling, or what a timm model has; small: 3x3 stride 1; small2: 3x3 stride 2"""
     last_stride: Literal[1, 2] = 2
     """stride of the last stage; 1 doubles the side of the map"""
 
     @property
+    def from_timm(self) -> bool:
+        """Whether it is a model of timm, which stem and last_stride say nothing about."""
+        return self.name.startswith("timm/")
+
+    @property
     def stride(self) -> int:
-        """Pixels of the image, a side, for one position of the map."""
+        """Pixels of the image, a side, for one position of the map; of ResNets."""
         return {"imagenet": 4, "small": 1, "small2": 2}[self.stem] * 4 * self.last_stride
 
 
@@ -158,13 +167,15 @@ class Method:
 class Optim:
     """The optimizer and its schedule: linear warm-up per step, then half a cosine to zero or a constant rate."""
 
-    name: Literal["sgd", "lars"] = "sgd"
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = 0.12
     """learning rate per 256 images; the effective one is lr * data.batch_size / 256"""
     momentum: float = 0.9
+    """adamw: its first beta; the second is 0.999"""
     weight_decay: float = 5e-4
     decay_all: bool = True
-    """whether biases and BN parameters decay too; lars allows only False, and leaves them out of its scaling as well"""
+    """whether biases, norms and tokens (class, register, positions) decay too; lars and adamw allow only False, and
+    lars leaves them out of its scaling as well"""
     warmup_epochs: float = 0.5
     schedule: Literal["cosine", "constant"] = "cosine"
     """after the warm-up. constant: lr stays, so that a run may go on for more epochs than it began with"""
@@ -218,7 +229,9 @@ class Train:
 
     @property
     def map_side(self) -> int:
-        """Positions of the feature map, a side."""
+        """Positions of the feature map, a side. Raises LewelError for a timm model that makes none."""
+        if self.encoder.from_timm:
+            return feature_maps.of_timm(self.encoder.name, self.data.image_size).side
         return -(-self.data.image_size // self.encoder.stride)
 
     @property

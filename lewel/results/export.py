@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import torch
 
 from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
-from lewel.methods.encoders import Encoder
+from lewel.methods.encoders import Encoder, Wrapped
 from lewel.methods.method import Method
-from lewel.recipe import schema
+from lewel.recipe import feature_maps, schema
 from lewel.run import checkpoint, folders
 
 Library = Literal["torchvision", "timm", "detectron2", "mmseg", "safetensors"]
@@ -29,24 +30,25 @@ TORCHVISION = """\
 model = torchvision.models.{name}()
 model.load_state_dict(torch.load({path}), strict=False)  # the file has no fc: the classifier is yours to train"""
 TIMM = """\
-model = timm.create_model("{name}", num_classes=0)
+model = timm.create_model("{name}", {options})
 model.load_state_dict(torch.load({path}))"""
 # Size, strides, colours and deviations are not detectron2's defaults, which are those of Caffe2's ResNet-50.
 DETECTRON2 = """\
 cfg.merge_from_list(["MODEL.WEIGHTS", {path}, "MODEL.RESNETS.DEPTH", {depth}, \
-"MODEL.RESNETS.RES2_OUT_CHANNELS", {res2}, "MODEL.RESNETS.STRIDE_IN_1X1", False])
+"MODEL.RESNETS.RES2_OUT_CHANNELS", {res2}, "MODEL.RESNETS.STRIDE_IN_1X1", False{detectron2_groups}])
 cfg.merge_from_list(["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", {mean}, "MODEL.PIXEL_STD", {std}])  # not BGR"""
 # Most configurations there have ResNetV1c, with another stem, and a pretrained that excludes init_cfg.
 MMSEG = """\
-backbone = dict(type="ResNet", depth={depth}, init_cfg=dict(type="Pretrained", checkpoint={path}))  # without prefix
+backbone = dict(type="{mmseg_type}", depth={depth}, {mmseg_groups}\
+init_cfg=dict(type="Pretrained", checkpoint={path}))  # without prefix
 model = dict(pretrained=None, backbone=backbone)  # images as usual: bgr_to_rgb=True, mean={mean}, std={std}"""
 SAFETENSORS = """\
-encoder = lewel.methods.encoders.build(lewel.recipe.schema.{settings}).eval()
+encoder = lewel.methods.encoders.build(lewel.recipe.schema.{settings}, {image_size}).eval()
 encoder.load_state_dict(safetensors.torch.load_file({path}))"""
 
 
 class Trained(NamedTuple):
-    """An encoder, its weights named as in torchvision, and where it comes from."""
+    """An encoder, its weights named as in its library, and where it comes from."""
 
     encoder: Encoder
     run: schema.Train
@@ -65,8 +67,9 @@ class Format:
 
 
 def _torch_file(trained: Trained) -> bytes:
+    module = trained.encoder.model if isinstance(trained.encoder, Wrapped) else trained.encoder
     file = io.BytesIO()
-    torch.save(dict(trained.encoder.state_dict()), file)
+    torch.save(dict(module.state_dict()), file)
     return file.getvalue()
 
 
@@ -86,6 +89,7 @@ def _safetensors_file(trained: Trained) -> bytes:
         "steps": str(trained.steps),
         "preset": run.preset,
         "encoder": json.dumps([run.encoder.name, run.encoder.stem, run.encoder.last_stride]),
+        "image_size": str(run.data.image_size),
         "mean": json.dumps(MEAN),
         "std": json.dumps(STD),
     }
@@ -109,7 +113,7 @@ def export(folder: Path, to: Library, out: Path | None = None, network: Which = 
     path, state, run = folders.newest(folder)
     _check_known(run.encoder, to)
     kind = FORMATS[to]
-    out = out or folder / f"{run.encoder.name}-{network}-{to}{kind.suffix}"
+    out = out or folder / f"{run.encoder.name.replace('/', '-')}-{network}-{to}{kind.suffix}"
     if out.suffix != kind.suffix:
         raise LewelError(f"a file for {to} must end in {kind.suffix}, got --out {out}")
     method = Method(run)
@@ -124,16 +128,33 @@ def export(folder: Path, to: Library, out: Path | None = None, network: Which = 
 
 def how_to_load(trained: Trained, to: Library, path: Path) -> str:
     """Python that loads the file; images are RGB, normalised by the mean and deviation of ImageNet."""
-    name = trained.run.encoder.name
+    encoder, size = trained.run.encoder, trained.run.data.image_size
+    options = feature_maps.timm_options(encoder.name, size) if encoder.from_timm else {"num_classes": 0}
+    width = _width(encoder.name)
     return FORMATS[to].use.format(
         path=json.dumps(str(path), ensure_ascii=False),
-        name=name,
-        depth=name.removeprefix("resnet"),
+        name=encoder.name.removeprefix("timm/"),
+        options=", ".join(f"{key}={value}" for key, value in options.items()),
+        depth="".join(re.findall(r"nex?t(\d+)", encoder.name)),
         res2=trained.encoder.channels // 8,
-        settings=trained.run.encoder,
+        detectron2_groups=f', "MODEL.RESNETS.NUM_GROUPS", {width[0]}, "MODEL.RESNETS.WIDTH_PER_GROUP", {width[1]}'
+        if width
+        else "",
+        mmseg_type="ResNeXt" if width else "ResNet",
+        mmseg_groups=f"groups={width[0]}, base_width={width[1]}, " if width else "",
+        settings=encoder,
+        image_size=size,
         mean=[round(255 * value, 3) for value in MEAN],
         std=[round(255 * value, 3) for value in STD],
     )
+
+
+def _width(name: str) -> tuple[int, int] | None:
+    """Groups of the 3x3 convolutions of a wide ResNet or a ResNeXt, and their width a group at stage one; else None."""
+    if name.startswith("wide"):
+        return 1, 128
+    found = re.search(r"_(\d+)x(\d+)d$", name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def detectron2_name(name: str) -> str:
@@ -146,11 +167,17 @@ def detectron2_name(name: str) -> str:
 
 
 def _check_known(encoder: schema.Encoder, to: Library) -> None:
-    if to == "safetensors":
+    if to == "safetensors" or (to == "timm" and encoder.from_timm):
         return
+    if encoder.from_timm:
+        raise LewelError(
+            f"{to} has no {encoder.name}; export it --to timm, or --to safetensors, which lewel.methods.encoders loads"
+        )
     instead = "export it --to safetensors, which lewel.methods.encoders loads"
     if encoder.name == "tiny":
         raise LewelError(f"{to} has no such encoder as tiny, only lewel has; {instead}")
+    if to == "mmseg" and encoder.name.startswith("wide"):
+        raise LewelError(f"mmseg has no {encoder.name}: its ResNets have one width; {instead}")
     if encoder.stem != "imagenet":
         raise LewelError(f"the {encoder.stem} stem is a 3x3 convolution, and {to}'s {encoder.name} has 7x7; {instead}")
     if encoder.last_stride != 2:

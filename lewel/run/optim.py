@@ -1,7 +1,8 @@
-"""SGD and LARS, with biases and BN parameters left out of decay where the recipe says so."""
+"""SGD, LARS and AdamW, with biases, norms and tokens left out of decay where the recipe says so."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,25 +10,40 @@ from torch import Tensor, nn
 
 from lewel.recipe import schema
 
+# Parts of names, between dots, that torchvision and timm give to learned positions and tokens: matrices that are added
+# or looked up, not multiplied by. timm's no_weight_decay() and a test agree.
+TOKENS = re.compile(
+    r"(^|\.)(pos_embed\w*|position_embedding\w*|\w+_pos|rel_pos\w*|relative_position_bias_table|cpb_mlp"
+    r"|attention_biases\w*|logit_scale|\w*(cls|class|reg|dist|mask|storage)_token\w*|register_tokens)(\.|$)"
+)
 
-def build(settings: schema.Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of settings, its learning rate still to be set by the schedule."""
-    trained = [p for p in parameters if p.requires_grad]
+
+def build(settings: schema.Optim, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """The optimizer of settings, its learning rate still to be set by the schedule.
+
+    named is what named_parameters() gives; those that are not trained are left out. Two groups: matrices, which decay
+    and which LARS scales, and the rest: tensors of one dimension, and tokens and positions, known by their names.
+    """
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    rest = settings.weight_decay if settings.decay_all else 0.0
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay, "adapt": True},
-        {
-            "params": [p for p in trained if p.ndim <= 1],
-            "weight_decay": settings.weight_decay if settings.decay_all else 0.0,
-            "adapt": False,
-        },
+        {"params": [p for n, p in trained if is_matrix(n, p)], "weight_decay": settings.weight_decay, "adapt": True},
+        {"params": [p for n, p in trained if not is_matrix(n, p)], "weight_decay": rest, "adapt": False},
     ]
     if settings.name == "lars":
         return LARS(groups, momentum=settings.momentum)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.momentum, 0.999), fused=True)
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=True)
-    for p in trained if settings.momentum else []:
+    for _, p in trained if settings.momentum else []:
         # Else the first step makes it, out of memory as it is if a gradient scaler skips that step.
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is what LARS scales and decay is for: no bias, norm, token or learned position."""
+    return parameter.ndim > 1 and not TOKENS.search(name)
 
 
 class LARS(torch.optim.Optimizer):

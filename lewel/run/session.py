@@ -82,7 +82,7 @@ def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimiz
     if run.compile:
         method.online.encoder.compile()
         method.target.encoder.compile()
-    return method, optim.build(run.optim, method.parameters())
+    return method, optim.build(run.optim, method.named_parameters())
 
 
 def in_parallel(method: Method) -> nn.Module:

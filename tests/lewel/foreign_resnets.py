@@ -16,8 +16,8 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 class NormedConv(nn.Conv2d):
     """detectron2's Conv2d."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int) -> None:
-        super().__init__(inputs, outputs, size, stride, size // 2, bias=False)
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,12 +25,13 @@ class NormedConv(nn.Conv2d):
 
 
 class Detectron2Block(nn.Module):
-    def __init__(self, widths: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...], groups: int) -> None:
         super().__init__()
         if widths[0] != widths[-1]:
             self.shortcut = NormedConv(widths[0], widths[-1], 1, max(strides))
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            setattr(self, f"conv{i + 1}", NormedConv(inputs, outputs, sizes[i], strides[i]))
+            grouped = groups if i == 1 else 1
+            setattr(self, f"conv{i + 1}", NormedConv(inputs, outputs, sizes[i], strides[i], grouped))
         self.depth = len(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,10 +42,12 @@ class Detectron2Block(nn.Module):
 
 
 class MmsegBlock(nn.Module):
-    def __init__(self, widths: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...], groups: int) -> None:
         super().__init__()
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            setattr(self, f"conv{i + 1}", nn.Conv2d(inputs, outputs, sizes[i], strides[i], sizes[i] // 2, bias=False))
+            grouped, padding = groups if i == 1 else 1, sizes[i] // 2
+            convolution = nn.Conv2d(inputs, outputs, sizes[i], strides[i], padding, groups=grouped, bias=False)
+            setattr(self, f"conv{i + 1}", convolution)
             setattr(self, f"bn{i + 1}", nn.BatchNorm2d(outputs))
         self.downsample = None
         if widths[0] != widths[-1]:
@@ -59,7 +62,7 @@ class MmsegBlock(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def stages(depth: int, block: type[nn.Module]) -> list[nn.Sequential]:
+def stages(depth: int, block: type[nn.Module], groups: int, width_per_group: int) -> list[nn.Sequential]:
     """The stride is in the 3x3 convolution: STRIDE_IN_1X1 False, style pytorch."""
     made, before = [], 64
     for stage, count in enumerate(BLOCKS[depth]):
@@ -67,10 +70,11 @@ def stages(depth: int, block: type[nn.Module]) -> list[nn.Sequential]:
         for i in range(count):
             stride = 2 if stage and i == 0 else 1
             if depth < 50:
-                blocks.append(block((before, width, width), (3, 3), (stride, 1)))
+                blocks.append(block((before, width, width), (3, 3), (stride, 1), 1))
                 before = width
             else:
-                blocks.append(block((before, width, width, 4 * width), (1, 3, 1), (1, stride, 1)))
+                inner = groups * width_per_group * 2**stage
+                blocks.append(block((before, inner, inner, 4 * width), (1, 3, 1), (1, stride, 1), groups))
                 before = 4 * width
         made.append(nn.Sequential(*blocks))
     return made
@@ -79,11 +83,11 @@ def stages(depth: int, block: type[nn.Module]) -> list[nn.Sequential]:
 class Detectron2ResNet(nn.Module):
     """(N, 3, H, W) -> res5."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, groups: int = 1, width_per_group: int = 64) -> None:
         super().__init__()
         self.stem = nn.Module()
         self.stem.conv1 = NormedConv(3, 64, 7, 2)
-        self.res2, self.res3, self.res4, self.res5 = stages(depth, Detectron2Block)
+        self.res2, self.res3, self.res4, self.res5 = stages(depth, Detectron2Block, groups, width_per_group)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.stem.conv1(x)), kernel_size=3, stride=2, padding=1)
@@ -91,13 +95,13 @@ class Detectron2ResNet(nn.Module):
 
 
 class MmsegResNet(nn.Module):
-    """(N, 3, H, W) -> the last of its outputs."""
+    """(N, 3, H, W) -> the last of its outputs; with groups it is its ResNeXt."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, groups: int = 1, base_width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages(depth, MmsegBlock)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages(depth, MmsegBlock, groups, base_width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), kernel_size=3, stride=2, padding=1)

@@ -26,9 +26,9 @@ import lewel.recipe.schema
 from lewel import cli
 from lewel.errors import LewelError
 from lewel.recipe.schema import Encoder
-from lewel.results.export import export
+from lewel.results.export import Trained, detectron2_name, export, how_to_load
 
-RESNETS = ("resnet18", "resnet34", "resnet50")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -83,13 +83,15 @@ def test_detectron2_loads_by_its_own_names(resnet):
     run_lines(export(resnet.folder, "detectron2"), cfg=SimpleNamespace(merge_from_list=merge))
     content = pickle.loads(Path(settings.pop("MODEL.WEIGHTS")).read_bytes())
     assert all(type(value) is np.ndarray for value in content["model"].values())
-    model = Detectron2ResNet(settings["MODEL.RESNETS.DEPTH"])
+    groups = {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 4} if "next" in resnet.name else {}
+    assert groups.items() <= settings.items()
+    model = Detectron2ResNet(settings["MODEL.RESNETS.DEPTH"], *groups.values())
     model.load_state_dict({name: torch.from_numpy(value) for name, value in content.pop("model").items()})
     assert torch.equal(features(model), resnet.features)
     assert content == {"__author__": "lewel", "matching_heuristics": True}
-    assert settings == {
-        "MODEL.RESNETS.DEPTH": int(resnet.name.removeprefix("resnet")),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 256 if resnet.name == "resnet50" else 64,
+    assert settings == groups | {
+        "MODEL.RESNETS.DEPTH": int(resnet.name.split("_")[0][-2:]),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 256 if "50" in resnet.name else 64,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
@@ -101,8 +103,10 @@ def test_mmseg_loads_a_backbone_without_prefix(resnet):
     config = run_lines(export(resnet.folder, "mmseg"))["model"]
     assert config["pretrained"] is None
     backbone = config["backbone"]
-    assert (backbone["type"], backbone["init_cfg"]["type"]) == ("ResNet", "Pretrained")
-    model = MmsegResNet(backbone["depth"])
+    grouped = {key: backbone[key] for key in ("groups", "base_width") if key in backbone}
+    assert grouped == ({"groups": 32, "base_width": 4} if "next" in resnet.name else {})
+    assert (backbone["type"], backbone["init_cfg"]["type"]) == ("ResNeXt" if grouped else "ResNet", "Pretrained")
+    model = MmsegResNet(backbone["depth"], **grouped)
     model.load_state_dict(torch.load(backbone["init_cfg"]["checkpoint"]))
     assert torch.equal(features(model), resnet.features)
 
@@ -117,6 +121,33 @@ def test_safetensors_keeps_every_encoder(encoder, tmp_path):
     loaded = run_lines(export(tmp_path, "safetensors"), lewel=lewel, safetensors=safetensors)["encoder"]
     assert not loaded.training
     assert torch.equal(features(loaded), features(method.online.encoder))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+@pytest.mark.parametrize("to", ["timm", "safetensors"])
+def test_a_timm_model_goes_back_to_timm_at_the_size_it_was_trained_at(name, to, tmp_path):
+    method = saved(tmp_path, Encoder(f"timm/{name}", "imagenet"))
+    lines = export(tmp_path, to)
+    assert (tmp_path / f"timm-{name}-online-{to}{'.pth' if to == 'timm' else '.safetensors'}").exists()
+    if to == "timm":
+        loaded = run_lines(lines, torch=torch, timm=timm)["model"].eval()
+        maps = loaded.forward_features(IMAGES)
+        maps = maps[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) if maps.ndim == 3 else maps
+    else:
+        maps = run_lines(lines, lewel=lewel, safetensors=safetensors)["encoder"](IMAGES)
+    assert torch.equal(maps, features(method.online.encoder))
+
+
+def test_wide_resnets_tell_detectron2_their_width(tiny, tmp_path):
+    run = replace(TINY, encoder=Encoder("wide_resnet50_2", "imagenet"))
+    encoder = lewel.methods.encoders.build(run.encoder)
+    told = how_to_load(Trained(encoder, run, "online", 1, 1), "detectron2", tmp_path / "a.pkl")
+    assert '"MODEL.RESNETS.DEPTH", 50' in told
+    assert '"MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 128]' in told
+    model = Detectron2ResNet(50, 1, 128)
+    assert {detectron2_name(k): v.shape for k, v in encoder.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
 
 
 def test_safetensors_says_where_the_weights_come_from(tiny, tmp_path):
@@ -158,6 +189,25 @@ def test_the_target_network_is_exported_only_on_request(tiny, tmp_path):
 )
 def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, sentence, to, tiny, monkeypatch):
     path, run = tiny.folder, replace(TINY, encoder=encoder)
+    monkeypatch.setattr("lewel.run.folders.newest", lambda folder: (path, {}, run))
+    with pytest.raises(LewelError, match=sentence):
+        export(tiny.folder, to)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "sentence"),
+    [
+        (
+            "timm/vit_tiny_patch16_224",
+            "torchvision",
+            "has no timm/vit_tiny_patch16_224; export it --to timm",
+        ),
+        ("timm/vit_tiny_patch16_224", "mmseg", "mmseg has no timm/vit_tiny_patch16_224"),
+        ("wide_resnet50_2", "mmseg", "its ResNets have one width; export it --to safetensors"),
+    ],
+)
+def test_an_encoder_that_only_some_libraries_have_is_a_sentence_for_the_others(name, to, sentence, tiny, monkeypatch):
+    path, run = tiny.folder, replace(TINY, encoder=Encoder(name, "imagenet"))
     monkeypatch.setattr("lewel.run.folders.newest", lambda folder: (path, {}, run))
     with pytest.raises(LewelError, match=sentence):
         export(tiny.folder, to)

@@ -60,7 +60,7 @@ def views() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_step(method: Model, momentum: float = 0.9) -> Step:
-    optimizer = optim.build(Optim(), method.parameters())
+    optimizer = optim.build(Optim(), method.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = 0.05
     step = method(*views(), momentum)
@@ -113,7 +113,7 @@ def test_gradients_reach_everything_online_and_nothing_in_the_target(name):
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_step_lowers_the_loss(name):
     method = model(name)
-    optimizer = optim.build(Optim(momentum=0.0, weight_decay=0.0), method.parameters())
+    optimizer = optim.build(Optim(momentum=0.0, weight_decay=0.0), method.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = 0.003
     before = method(*views(), 1.0)

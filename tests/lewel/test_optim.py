@@ -1,10 +1,12 @@
-"""LARS by hand, what is left out of decay and scaling, and both optimizers under a gradient scaler."""
+"""LARS by hand, what is left out of decay and scaling, AdamW, and all optimizers under a gradient scaler."""
 
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -16,6 +18,11 @@ def parameters() -> tuple[nn.Parameter, nn.Parameter]:
     matrix = nn.Parameter(torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64))
     vector = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     return matrix, vector
+
+
+def named(*tensors: nn.Parameter) -> list[tuple[str, nn.Parameter]]:
+    """As named_parameters() of a module gives them."""
+    return [(f"{number}.weight", p) for number, p in enumerate(tensors)]
 
 
 def two_steps(optimizer: torch.optim.Optimizer, matrix: nn.Parameter, vector: nn.Parameter, lrs: list[float]) -> None:
@@ -30,7 +37,7 @@ def two_steps(optimizer: torch.optim.Optimizer, matrix: nn.Parameter, vector: nn
 def test_lars_by_hand_with_the_learning_rate_inside_the_velocity():
     matrix, vector = parameters()
     settings = Optim(name="lars", weight_decay=0.1, decay_all=False)
-    two_steps(optim.build(settings, [matrix, vector]), matrix, vector, [0.2, 0.6])
+    two_steps(optim.build(settings, named(matrix, vector)), matrix, vector, [0.2, 0.6])
 
     w, v = parameters()
     w, v = w.detach().clone(), v.detach().clone()
@@ -51,7 +58,7 @@ def test_lars_by_hand_with_the_learning_rate_inside_the_velocity():
 def test_lars_takes_the_plain_rate_of_a_tensor_of_zeros_or_without_a_gradient(zero, decay):
     """A tensor of zeros has no decay either; without a gradient the decay is all there is, and it is not scaled."""
     weight = nn.Parameter(torch.zeros(2, 2) if zero == "weight" else torch.ones(2, 2))
-    optimizer = optim.build(Optim(name="lars", weight_decay=decay, decay_all=False), [weight])
+    optimizer = optim.build(Optim(name="lars", weight_decay=decay, decay_all=False), named(weight))
     weight.grad = torch.ones(2, 2) if zero == "weight" else torch.zeros(2, 2)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.5
     optimizer.step()
@@ -61,7 +68,7 @@ def test_lars_takes_the_plain_rate_of_a_tensor_of_zeros_or_without_a_gradient(ze
 @pytest.mark.parametrize("decay_all", [True, False], ids=["decay-all", "decay-matrices"])
 def test_sgd_decays_biases_only_where_the_recipe_says(decay_all):
     matrix, vector = parameters()
-    two_steps(optim.build(Optim(weight_decay=0.1, decay_all=decay_all), [matrix, vector]), matrix, vector, [0.5])
+    two_steps(optim.build(Optim(weight_decay=0.1, decay_all=decay_all), named(matrix, vector)), matrix, vector, [0.5])
     decay = 0.1 if decay_all else 0.0
     torch.testing.assert_close(vector.detach(), torch.tensor([1.0, -2.0]).double() * (1 - 0.5 * decay) - 1.0)
     torch.testing.assert_close(matrix.detach()[1, 1].item(), 4 - 0.5 * (0.5 + 0.1 * 4))
@@ -70,13 +77,14 @@ def test_sgd_decays_biases_only_where_the_recipe_says(decay_all):
 def test_frozen_parameters_are_not_optimized():
     frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
     matrix, vector = parameters()
-    groups = optim.build(Optim(), [frozen, matrix, vector]).param_groups
+    groups = optim.build(Optim(), named(frozen, matrix, vector)).param_groups
     assert [p is frozen for group in groups for p in group["params"]] == [False, False]
 
 
 OPTIMIZERS = {
     "sgd": Optim(weight_decay=0.1),
     "lars": Optim(name="lars", weight_decay=0.1, decay_all=False),
+    "adamw": Optim(name="adamw", weight_decay=0.1, decay_all=False),
     "lars-without-momentum": Optim(name="lars", momentum=0.0, weight_decay=0.1, decay_all=False),
 }
 
@@ -89,7 +97,7 @@ class Optimized:
         shapes = [(4, 3, 3, 3), (5, 4, 1, 1), (6, 5), (6,)]
         tensors = [torch.randn(shape, generator=draw, dtype=dtype) for shape in shapes]
         self.weights = [nn.Parameter(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x) for x in tensors]
-        self.optimizer = optim.build(settings, self.weights)
+        self.optimizer = optim.build(settings, named(*self.weights))
 
     def gradients(self, number: int) -> list[torch.Tensor]:
         """Of step number, in the layout of the weights, as autograd has them."""
@@ -121,6 +129,55 @@ class Optimized:
 def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
     assert len(first) == len(second)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_adamw_by_hand():
+    """Loshchilov and Hutter's: the decay is beside the moments, and a vector has none."""
+    matrix, vector = parameters()
+    settings = Optim(name="adamw", momentum=0.8, weight_decay=0.1, decay_all=False)
+    two_steps(optim.build(settings, named(matrix, vector)), matrix, vector, [0.2, 0.6])
+    for found, start, g, decay in zip((matrix, vector), parameters(), (0.5, 2.0), (0.1, 0.0), strict=True):
+        w, first, second = start.detach().clone(), 0.0, 0.0
+        for step, lr in enumerate((0.2, 0.6), 1):
+            first, second = 0.8 * first + 0.2 * g, 0.999 * second + 0.001 * g**2
+            step_size = (first / (1 - 0.8**step)) / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+            w = w * (1 - lr * decay) - lr * step_size
+        torch.testing.assert_close(found.detach(), w, rtol=1e-12, atol=0)
+
+
+TOKENS = [
+    "online.encoder.model.pos_embed", "online.encoder.model.cls_token", "model.reg_token", "encoder.pos_embedding",
+    "layers.0.blocks.1.attn.relative_position_bias_table", "blocks.1.attn.rel_pos_h", "model.patch_pos",
+    "stages.1.attn.attention_biases", "layers.3.blocks.0.attn.logit_scale", "class_token", "mask_token",
+    "stages.3.0.self_attn.pos_embed.height_rel", "layers.0.blocks.0.attn.cpb_mlp.2.weight",
+]  # fmt: skip
+MATRICES = [
+    "online.encoder.conv1.weight", "online.encoder.model.patch_embed.proj.weight", "blocks.0.attn.qkv.weight",
+    "online.head.mlp.out.weight", "predictor.out.weight", "aligned_predictor.hidden.0.weight", "tokenizer.weight",
+    "composition.weight",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw", "sgd"])
+def test_tokens_and_positions_are_known_by_name_and_left_out_as_biases_are(name):
+    tensors = {key: nn.Parameter(torch.ones(2, 2)) for key in TOKENS + MATRICES}
+    matrices, rest = optim.build(Optim(name=name, decay_all=False), tensors.items()).param_groups
+    assert [key for key, p in tensors.items() if any(p is q for q in rest["params"])] == TOKENS
+    assert [key for key, p in tensors.items() if any(p is q for q in matrices["params"])] == MATRICES
+    assert (matrices["weight_decay"], rest["weight_decay"], rest["adapt"]) == (5e-4, 0, False)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_reg4_dinov2", "swinv2_tiny_window8_256", "beit_base_patch16_224", "levit_128s",
+             "tnt_s_patch16_224", "xcit_nano_12_p16_224", "coatnet_nano_rw_224", "eva02_tiny_patch14_224"],
+)  # fmt: skip
+def test_what_timm_does_not_decay_is_left_out(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    left_out = {key for key, p in model.named_parameters() if not optim.is_matrix(key, p) and p.ndim > 1}
+    theirs = {key for key, p in model.named_parameters() if p.ndim > 1
+              and any(fnmatch(key, pattern) for pattern in model.no_weight_decay())}  # fmt: skip
+    assert left_out == theirs != set()
 
 
 @pytest.mark.parametrize("name", ["lars", "lars-without-momentum"])

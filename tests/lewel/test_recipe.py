@@ -127,6 +127,7 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(
             Train(optim=Optim(momentum=1)), "optim.momentum must be at least 0 and below 1, got 1", id="momentum"
         ),
+        pytest.param(Train(optim=Optim("adamw")), "adamw never decays biases .* --optim.no-decay-all", id="adamw"),
         pytest.param(
             Train(backend="gpu"), "backend must be one of cpu, triton, cuda, reference, got 'gpu'", id="backend"
         ),

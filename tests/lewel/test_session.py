@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from tiny_runs import METHODS, TINY, losses_of, run_in
 from torch import nn
 
@@ -75,6 +77,19 @@ def test_synchronised_bn_is_bn_over_the_images_of_all_processes(kind, training, 
     expected = torch.autograd.grad((of_all * torch.cat([weigh] * 3)).sum() / 3, [x, *plain.parameters()])
     found = torch.autograd.grad((synced(x) * weigh).sum(), [x, *synced.parameters()])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_synchronised_bn_keeps_the_activation_that_timm_has_in_its_bn(processes, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    monkeypatch.setattr(norm.differentiable, "all_reduce", lambda x: processes * x)
+    plain = nn.Sequential(BatchNormAct2d(4)).double()
+    synced = synchronise(copy.deepcopy(plain), torch.device("cpu")).double()
+    assert not isinstance(synced[0], BatchNormAct2d)
+    assert list(synced.state_dict()) == list(plain.state_dict())
+    x = torch.randn(5, 4, 3, 2, dtype=torch.float64)
+    torch.testing.assert_close(synced(x), plain(x))
+    assert synced(x).min() == 0
 
 
 @pytest.mark.parametrize(
