@@ -97,21 +97,22 @@ class _Loop:
         spreads = self._spreads_before(epoch)
         for batch in range(first, self.per_epoch):
             last = batch == self.per_epoch - 1
-            lr, momentum = rates(run, session.steps_done, self.per_epoch)
+            rate = rates(run, session.steps_done, self.per_epoch)
             passes = (
                 (session.to_device(views.first), session.to_device(views.second))
                 for views in itertools.islice(batches, run.accumulate)
             )
-            outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, lr=lr, momentum=momentum)
+            outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, **rate._asdict())
             if not session.scaler.is_enabled():  # which leaves out a step that overflowed
                 self.worst = torch.maximum(self.worst, outcome.loss)
             session.steps_done += 1
             with record_function(ranges.LOG):
                 self.log.advance()
                 if session.steps_done % run.log_every == 0 or session.steps_done == 1 or last:
-                    numbers = {"step": session.steps_done, "lr": lr, "momentum": momentum, **self._numbers(outcome)}
+                    numbers = self._numbers(outcome)
                     spreads.append(numbers["z_std"])
-                    self.log.step({**numbers, **clock.lap()})
+                    follows = {"momentum": rate.momentum} if session.method.target is not None else {}
+                    self.log.step({"step": session.steps_done, "lr": rate.lr, **follows, **numbers, **clock.lap()})
             self.stopping = self.stopped.ask(bool(self.preemption.by))
             if self.stopping and not last:
                 return

@@ -102,22 +102,15 @@ class Call(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        inputs: Inputs,
-        options: Options,
-        capability: tuple[int, int] = (0, 0),
-        tf32: bool = False,
+        cls, inputs: Inputs, options: Options, capability: tuple[int, int] = (0, 0), tf32: bool = False,
         *backward: Tensor | None,
-    ) -> Call:
+    ) -> Call:  # fmt: skip
         """The description of a call on these tensors.
 
         ``backward`` is grad_pooled, grad_maps, heat and norm, or nothing for a forward.
         """
-        given = map(Array.of, TENSORS, (*inputs, *backward))
-        features, pixels, weight, bias, scale, shift, *rest = given
-        return tuple.__new__(
-            cls, (features, pixels, weight, bias, scale, shift, options, capability, tf32, *(rest or _NO_BACKWARD))
-        )
+        arrays = [*map(Array.of, TENSORS, (*inputs, *backward))]
+        return tuple.__new__(cls, (*arrays[:6], options, capability, tf32, *(arrays[6:] or _NO_BACKWARD)))
 
     @classmethod
     def sized(
@@ -163,13 +156,13 @@ class Call(NamedTuple):
         (n, c, p), (k, d) = self.features.shape, self.weight.shape
         return Sizes(n, c, d, k, k // self.options.num_groups, p)
 
-    def outputs(self, *, rows: bool = True) -> tuple[Array, Array, Array, Array]:
-        """The pooled, maps, heat and norm of a forward; see `outputs`."""
-        made = outputs(self._on_meta(), self.options, rows)
+    def outputs(self) -> tuple[Array, Array, Array, Array]:
+        """pooled, maps, heat and norm of a forward, heat in rows of K maps as both GPU backends store it."""
+        made = outputs(self._on_meta(), self.options, True)
         return cast(Any, tuple(map(Array.of, ("pooled", "maps", "heat", "norm"), made)))
 
     def gradients(self) -> tuple[Array | None, ...]:
-        """What a backward returns; see `gradients`."""
+        """The gradients that a backward returns, None where none is needed or there is no input."""
         return tuple(map(Array.of, (f"d_{name}" for name in TENSORS), gradients(self._on_meta(), self.options.needs)))
 
     def backward(self, needs: Needs = EVERY) -> Call:

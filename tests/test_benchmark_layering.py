@@ -108,8 +108,8 @@ def test_the_op_is_measured_without_the_trainer(arguments: tuple[str, ...]) -> N
     ("command", "missing", "told"),
     [
         ("step", "torchvision", "python -m benchmarks step needs torchvision: pip install '.[train]'"),
+        ("build", "triton", "python -m benchmarks build needs triton: pip install triton"),
         ("plot", "matplotlib", "python -m benchmarks plot needs matplotlib: pip install '.[train]'"),
-        ("accuracy", "triton", "python -m benchmarks accuracy needs triton: pip install triton"),
     ],
 )
 def test_what_a_command_lacks_is_a_sentence(command: str, missing: str, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,13 +15,14 @@ import torch
 from benchmarks import __main__, heap, recording
 from benchmarks.documents import training
 from benchmarks.training import parts
-from lewel import data, ranges, train
+from lewel import data, ranges
 from lewel.evaluation import health
 from lewel.methods import losses
 from lewel.methods.method import Method
 from lewel.recipe import presets
 from lewel.recipe.schema import Heads, Train
 from lewel.run.session import prepare
+from lewel.train import train
 
 SMALL = replace(parts.RUNS["embedded/lewel_m"], heads=Heads(hidden=16, num_maps=8, num_groups=2), precision="fp32")
 SMALL = replace(
@@ -52,7 +54,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (torch.optim.SGD, "step", "optimizer"),
         (torch, "_foreach_lerp_", "momentum"),  # which InfoNCE calls in its forward
         (health, "spread_of", "log"),
-        (train, "rates", "rest"),
+        (sys.modules["lewel.train"], "rates", "rest"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -107,7 +109,7 @@ def test_a_profile_of_a_run_has_all_ranges(tmp_path: Path) -> None:
     names = [value for name, value in vars(ranges).items() if name.isupper() and isinstance(value, str)]
     session = prepare(replace(SMALL, epochs=1, data=replace(SMALL.data, embedded_train=32)), tmp_path)
     with torch.profiler.profile() as profiled:
-        train.train(session, None)
+        train(session, None)
     counts = Counter(e.name for e in profiled.events() if e.name in names)
     assert counts.pop(ranges.DATA) >= 2 * 3  # a wait and two views
     keys_in_two_groups, follows_and_enqueues, zeroed_and_stepped = 2 * (1 + 2), 2 * 2, 2 * 2

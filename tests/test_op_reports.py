@@ -86,3 +86,11 @@ def test_the_wheel_holds_every_source() -> None:
     assert sources | tables <= packed
     modules = {file.parent for name in ("lewel", "lewel_kernels") for file in (root / name).rglob("*.py")}
     assert {".".join(folder.relative_to(root).parts) for folder in modules} <= set(project["packages"])
+
+
+def test_what_is_shipped_knows_of_no_emulation() -> None:
+    """It belongs to the tests, which put it in the place of what the cuda backend asks of a GPU."""
+    root = Path(__file__).parents[1]
+    for file in (file for name in ("csrc", "lewel_kernels") for file in (root / name).rglob("*.*")):
+        if file.suffix in (".py", ".h", ".cpp", ".cu"):
+            assert "emulat" not in file.read_text().lower(), file.relative_to(root)

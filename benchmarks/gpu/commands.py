@@ -60,7 +60,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 
 def run_build(given: argparse.Namespace) -> int:
-    from benchmarks.gpu import build  # here and below: only these need triton
+    from benchmarks.gpu import build  # here and below: imported when called, for some need triton
 
     recorder = recording.begin("build", given)
     failed = False

@@ -17,10 +17,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import timing
-from lewel import ranges, train
+from lewel import ranges
 from lewel.recipe import presets, schema
 from lewel.run.preemption import Preemption
 from lewel.run.session import precision_on, prepare
+from lewel.train import _Loop
 from lewel.watching.log import RunLog
 
 REST = "benchmarks: rest"  # of a step, outside of all ranges
@@ -95,7 +96,7 @@ def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
         if session.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         with contextlib.closing(log):
-            loop = train._Loop(session, log, Preemption())
+            loop = _Loop(session, log, Preemption())
             loop._epoch(0)
             timing.synchronise(device)
             start = time.perf_counter()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from lewel.api import knn_of
 from lewel.errors import LewelError
-from lewel.evaluation.features import knn_accuracy
-from lewel.recipe.checks import check_knn
-from lewel.run import folders
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,6 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session = folders.load(command.run, command.data_root)
-    asked = {"knn_k": command.k, "knn_temperature": command.temperature, "knn_bank": command.bank}
-    session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
-    check_knn(session.run)
-    accuracies = (f"kNN-{k} {accuracy:.2f} %" for k, accuracy in knn_accuracy(session).items())
-    print(f"{command.run}: {', '.join(accuracies)} after epoch {session.epochs_done}")
+    session, accuracies = knn_of(command.run, command.data_root, command.k, command.temperature, command.bank)
+    told = ", ".join(f"kNN-{k} {accuracy:.2f} %" for k, accuracy in accuracies.items())
+    print(f"{command.run}: {told} after epoch {session.epochs_done}")

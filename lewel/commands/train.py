@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from lewel import distributed
+from lewel import api, distributed
 from lewel.cost import plan
 from lewel.errors import LewelError
-from lewel.recipe import checks, plain, presets, schema
-from lewel.results import report
-from lewel.run import checkpoint, folders
-from lewel.run.session import prepare
-from lewel.train import train
+from lewel.recipe import plain, presets, schema
+from lewel.run import folders
 from lewel.watching import boards
 
 
@@ -61,32 +57,8 @@ def _train(command: TrainCommand) -> None:
             f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
             f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
         )
-    checks.check(command.run, processes=distributed.announced())
-    world = distributed.join()
-    try:
-        folder, resume = distributed.from_leader(lambda: _places(command))
-        session = prepare(replace(command.run, out=str(folder)), folder)
-        if world.leads:
-            print(plan.recipe_of(session), flush=True)
-        if train(session, resume) and world.leads:
-            report.write(session)
-        distributed.leave()
-    except Exception as error:
-        if world.size > 1:
-            distributed.abandon(error)
-        raise
-
-
-def _places(command: TrainCommand) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to continue from."""
-    folder, resume = folders.choose(command.run, command.resume)
-    folders.check_writable(folder)
-    boards.check_installed(command.run)
-    if resume is not None:
-        checkpoint.read(resume)  # a broken one is told of before anything else is
-    elif command.resume == "auto":
-        print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
-    return folder, resume
+    api.start(command.run, command.resume)
+    distributed.leave()
 
 
 def parse(arguments: list[str]) -> TrainCommand:

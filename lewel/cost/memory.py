@@ -26,7 +26,7 @@ class Memory:
     """Bytes that one process needs at the peak of a training step, split by what they hold."""
 
     weights: int
-    """of the online network and the predictors, with their BN statistics"""
+    """of the online network and what the objective owns beside a queue, with their BN statistics"""
     momentum_network: int
     queue: int
     optimizer: int
@@ -58,7 +58,7 @@ def expect(run: Train, processes: int = 1) -> Memory:
         method, _ = build(run, torch.device("meta"))
     with _pretend(processes), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
         method.to_empty(device="cpu")
-        optimizer = optim.build(run.optim, method.named_parameters())
+        optimizer = optim.build(run.optim, method.named_parameters(), method.objective.undecayed())
         trained = [p for p in method.parameters() if p.requires_grad]
         for p in trained:
             p.grad = torch.empty_like(p)
@@ -70,9 +70,10 @@ def expect(run: Train, processes: int = 1) -> Memory:
         views = _views(run, run.data.batch_size // (processes * run.accumulate))
         stepper.take(views, run.accumulate, step=0, lr=run.optim.lr, momentum=run.method.momentum)
         state = [x for values in optimizer.state.values() for x in values.values() if isinstance(x, Tensor)]
-        parts = {name: _bytes([*part.parameters(), *part.buffers()]) for name, part in method.named_children()}
+        children = [*method.named_children(), *method.objective.named_children()]
+        parts = {name: _bytes([*part.parameters(), *part.buffers()]) for name, part in children if name != "objective"}
         held = {
-            "momentum_network": parts.pop("target"),
+            "momentum_network": parts.pop("target", 0),
             "queue": parts.pop("queue", 0),
             "weights": sum(parts.values()),
             "optimizer": _bytes(state),

@@ -10,6 +10,7 @@ import lewel_kernels
 from lewel import data
 from lewel.cost import memory
 from lewel.errors import LewelError
+from lewel.methods.objectives import OBJECTIVES
 from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Train
 from lewel.run.session import Session, check_size, precision_on
@@ -56,7 +57,8 @@ def _schedule(run: Train, steps: int) -> str:
     warmup, last = round(run.optim.warmup_epochs * steps), run.epochs * steps - 1
     start, end = (rates(run, step, steps)[1] for step in (0, last))
     rise = f"from {start:g} at the first step to {end:g} at the last" if end > start else f"{start:g} throughout"
-    return f"warm-up {warmup:,} steps; momentum {rise}"
+    has_target = OBJECTIVES[run.method.loss].has_target
+    return f"warm-up {warmup:,} steps; " + (f"momentum {rise}" if has_target else "no momentum network")
 
 
 def _table(run: Train, processes: int, needed: memory.Memory) -> str:

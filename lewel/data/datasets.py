@@ -11,6 +11,7 @@ from lewel.data import embedded, folder, named
 from lewel.data.files import FolderImages, FolderViews
 from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
 from lewel.data.loader import CPU, Images, TwoViews
+from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 
 
@@ -37,6 +38,11 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
     device is where training runs: storage_for says whether the images lie there. Raises LewelError for a set that is
     missing, empty, not laid out as it should be, or that cannot be downloaded.
     """
+    if config.name == "custom":
+        raise LewelError(
+            "the images of this run came from Python (data.name custom) and are named nowhere; "
+            "give them again: lewel.train(data=...)"
+        )
     storage = storage_for(config, device)
     place = device if storage == "device" else CPU
     if config.name == "embedded":

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
+from PIL import Image
 
 from lewel.data import per_sample
-from lewel.data.folder import Folder
 from lewel.data.loader import CPU, BatchKey, Views
 from lewel.recipe.schema import Augmentation
+
+
+class Split(Protocol):
+    """Images by number: Folder, or a data set of one's own."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[Image.Image, int]: ...
 
 
 class FolderViews:
@@ -16,7 +26,7 @@ class FolderViews:
 
     device = CPU
 
-    def __init__(self, split: Folder, augmentation: Augmentation, size: int, seed: int) -> None:
+    def __init__(self, split: Split, augmentation: Augmentation, size: int, seed: int) -> None:
         self.split, self.seed = split, seed
         self.views = tuple(per_sample.View(augmentation, size, view) for view in (0, 1))
 
@@ -34,7 +44,7 @@ class FolderViews:
 class FolderImages:
     """Images for evaluation, read from files: their centre, size x size pixels, normalised, and their labels."""
 
-    def __init__(self, split: Folder, size: int) -> None:
+    def __init__(self, split: Split, size: int) -> None:
         self.split, self.size = split, size
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lewel.recipe import feature_maps, schema
 
@@ -81,7 +81,12 @@ def build(settings: schema.Encoder, image_size: int = 224) -> Encoder:
     for module in layers["layer4"][0].modules():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (settings.last_stride,) * 2
-    return ResNet(layers, channels)
+    encoder = ResNet(layers, channels)
+    if settings.zero_init_residual:
+        for block in encoder.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
+    return encoder
 
 
 def _tiny(width: int = 32) -> tuple[OrderedDict[str, Any], int]:

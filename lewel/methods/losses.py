@@ -1,8 +1,13 @@
-"""InfoNCE against a queue, InfoNCE among aligned embeddings, and the BYOL distance. All in at least float32."""
+"""InfoNCE against a queue, InfoNCE among aligned embeddings, and cosines of predictions.
+
+All compute in at least float32, also where they are called under autocast.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +16,19 @@ from torch import Tensor
 from lewel import ranges
 from lewel.errors import LewelError
 
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 BLOCK_BYTES = 32 << 20  # of aligned logits; a GPU is busy for longer than it takes to launch the work on a block
+
+
+def without_autocast(loss: Loss) -> Loss:
+    """The same function of tensors, its first argument among them, with autocast off: products keep their dtype."""
+
+    @functools.wraps(loss)
+    def protected(x: Tensor, /, *args: Any, **options: Any) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return loss(x, *args, **options)
+
+    return protected  # type: ignore[return-value]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -20,6 +37,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 @ranges.ranged(ranges.LOSS)
+@without_autocast
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Global contrastive loss: query (N, K) finds its key (N, K) among queue (Q, K), whose rows have length one.
 
@@ -32,6 +50,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
 
 @ranges.ranged(ranges.LOSS)
+@without_autocast
 def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: int = 0) -> Tensor:
     """Aligned contrastive loss: query (N, L, K) finds key (M, L, K) of the same image and l.
 
@@ -96,7 +115,13 @@ class _SumOfAlignedInfoNCE(torch.autograd.Function):
         return *(None if gradient is None else grad * gradient for gradient in ctx.saved_tensors), None, None
 
 
-@ranges.ranged(ranges.LOSS)
 def byol_distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of 2 - 2 cos(prediction, target) over all rows (..., K): 2 for unrelated vectors, 0 for parallel ones."""
-    return 2 - 2 * (unit(prediction) * unit(target)).sum(-1).mean()
+    return 2 - 2 * cosine(prediction, target)
+
+
+@ranges.ranged(ranges.LOSS)
+@without_autocast
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean cosine of prediction and target over all rows (..., K)."""
+    return (unit(prediction) * unit(target)).sum(-1).mean()

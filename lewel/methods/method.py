@@ -1,29 +1,23 @@
-"""The four methods as one module: online and momentum network, predictors, queue, and the loss of a step."""
+"""A method as one module: the networks, and the objective that their recipe names; called with two views."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from lewel import distributed, ranges
+from lewel import ranges
 from lewel.errors import LewelError
-from lewel.methods import encoders, losses, split_linear
-from lewel.methods.heads import MLP, AlignedHead, MoCoHead, aligned_head, gap
-from lewel.methods.key_queue import KeyQueue
-from lewel.methods.momentum import follow, shuffle_bn, split_bn
-from lewel.recipe import schema
-
-
-class Embedding(NamedTuple):
-    """What a network says about N images."""
-
-    z: Tensor  # (N, K) global embedding
-    aligned: Tensor  # (N, L, width) aligned embeddings; L = 0 without the aligned branch
+from lewel.methods import encoders, split_linear
+from lewel.methods.heads import MLP, PROJECTORS, AlignedHead, aligned_head, gap
+from lewel.methods.objectives import OBJECTIVES
+from lewel.methods.objectives.base import Embedding
+from lewel.recipe import objectives, schema
+from lewel.recipe.feature_maps import CUSTOM
 
 
 class Step(NamedTuple):
@@ -38,10 +32,10 @@ class Step(NamedTuple):
 class Network(nn.Module):
     """Encoder, projector of the global embedding and, with the aligned branch, the semantic projector g_s."""
 
-    def __init__(self, run: schema.Train) -> None:
+    def __init__(self, run: schema.Train, encoder: nn.Module | None = None) -> None:
         super().__init__()
         heads = run.heads
-        self.encoder = encoders.build(run.encoder, run.data.image_size)
+        self.encoder = _encoder(run, encoder)
         width = self.encoder.channels
         self.head: nn.Module
         if run.method.aligned:
@@ -52,10 +46,10 @@ class Network(nn.Module):
             self.head = aligned_head(width, heads, run.backend)
             if heads.semantic_projector == "separate":
                 self.aligned_head = MLP(width, heads.hidden, heads.aligned_out)
-        elif heads.projector == "moco" or (heads.projector == "auto" and run.method.loss == "infonce"):
-            self.head = MoCoHead(width, heads.hidden, heads.num_maps)
+        elif heads.projector == "auto":
+            self.head = OBJECTIVES[run.method.loss].projector(width, heads)
         else:
-            self.head = MLP(width, heads.hidden, heads.num_maps)
+            self.head = PROJECTORS[heads.projector](width, heads.hidden, heads.num_maps)
 
     def forward(self, images: Tensor) -> Embedding:
         """images (N, 3, H, W)."""
@@ -70,27 +64,33 @@ class Network(nn.Module):
 
 
 class Method(nn.Module):
-    """moco_v2, lewel_m, byol or lewel_b, by the switches of run.method."""
+    """Online network, momentum network or None, and objective of a recipe.
 
-    def __init__(self, run: schema.Train) -> None:
+    encoder replaces the one that run.encoder names: any module that makes a feature map (N, C, h, w) of images
+    (N, 3, H, W), whose C a pass over two images finds. It is trained in place.
+
+    Raises:
+        LewelError: there is no such objective; the encoder makes no map, or its channels are not divided by
+            heads.num_groups; the recipe's encoder came from Python, and encoder is None.
+    """
+
+    target: Network | None
+
+    def __init__(self, run: schema.Train, encoder: nn.Module | None = None) -> None:
         super().__init__()
+        objectives.find(run.method.loss)
+        kind = OBJECTIVES[run.method.loss]
         self.settings = run.method
         self.precision = run.precision
         self.seed = run.seed
-        self.online = Network(run)
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
-        width, hidden, aligned = run.heads.num_maps, run.heads.hidden, run.heads.aligned_out
-        if run.method.loss == "infonce":
-            self.queue = KeyQueue(run.method.queue, width)
-        else:
-            self.predictor = MLP(width, hidden, width)
-            if run.method.aligned:
-                self.aligned_predictor = MLP(aligned, hidden, aligned)
+        self.online = Network(run, encoder)
+        self.target = copy.deepcopy(self.online).requires_grad_(False) if kind.has_target else None
+        self.objective = kind(run)
         self.train()
 
     def train(self, mode: bool = True) -> Method:
         super().train(mode)
-        if self.settings.target == "eman":
+        if self.settings.target == "eman" and self.target is not None:
             self.target.eval()
         return self
 
@@ -100,85 +100,45 @@ class Method(nn.Module):
         momentum: m of this step, None in all but the first pass of a step that accumulates gradients. draw: number of
         the pass, the same in all processes, which fixes how ShuffleBN shuffles.
         """
-        if self.settings.loss == "infonce":
-            return self._contrast(first, second, momentum, draw)
-        return self._predict(first, second)
+        with self.autocast():
+            terms = self.objective(self.online, self.target, first, second, momentum, (self.seed, draw))
+        return Step(self._weigh(terms.parts), *terms)
 
     def finish(self, keys: Tensor | None, momentum: float) -> None:
-        """What comes after the optimizer: the step's keys enter the queue (infonce), or the target follows (byol)."""
-        if keys is not None:
-            self.queue.enqueue(keys)
-        else:
-            self._follow(momentum)
+        """What comes after the optimizer: the step's keys enter the queue (infonce), or the target follows (byol).
 
-    def autocast(self) -> torch.autocast:
-        """The context that networks run in; losses stay outside."""
+        keys are Step.keys, those of all passes of the step one after the other, or None if they have none.
+        """
+        self.objective.finish(self.online, self.target, keys, momentum)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None] | torch.autocast:
+        """The context that networks run in, with precision "ambient" the caller's own."""
+        if self.precision == "ambient":
+            return contextlib.nullcontext()
         device = next(self.parameters()).device.type
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(device, dtype, enabled=self.precision != "fp32")
-
-    def _contrast(self, first: Tensor, second: Tensor, momentum: float | None, draw: int) -> Step:
-        views = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
-        with self.autocast():
-            queries = [self.online(query) for query, _ in views]
-            if momentum is not None:
-                self._follow(momentum)
-            with torch.no_grad():
-                pairs = [self._keys(key, (self.seed, draw, view)) for view, (_, key) in enumerate(views)]
-        tau, mine = self.settings.temperature, distributed.rank() * len(first)
-        parts = {
-            "global": _total(
-                losses.info_nce(query.z, keys.z[mine : mine + len(first)], self.queue.keys, tau)
-                for query, keys in zip(queries, pairs, strict=True)
-            )
-        }
-        if self.settings.aligned:
-            parts["aligned"] = _total(
-                losses.aligned_info_nce(query.aligned, keys.aligned, tau, first=mine * self.settings.gather_negatives)
-                for query, keys in zip(queries, pairs, strict=True)
-            )
-        return Step(self._weigh(parts), parts, queries[0].z.detach(), torch.cat([keys.z for keys in pairs]))
-
-    def _keys(self, images: Tensor, seed: tuple[int, ...]) -> Embedding:
-        """z of all processes' images, aligned embeddings of this one's, or of all where the loss contrasts with all."""
-        kind = self.key_bn
-        if kind == "shuffle":
-            z, aligned = shuffle_bn(self.target, images, seed)
-            mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
-            return Embedding(z, aligned if self.settings.gather_negatives else aligned[mine])
-        z, aligned = split_bn(self.target, images, self.settings.split_bn if kind == "split" else 1)
-        return Embedding(
-            distributed.gather(z), distributed.gather(aligned) if self.settings.gather_negatives else aligned
-        )
-
-    @property
-    def key_bn(self) -> str:
-        """What settings.key_bn "auto" stands for, or what it says."""
-        return self.settings.key_bn_among(distributed.size())
-
-    def _predict(self, first: Tensor, second: Tensor) -> Step:
-        with self.autocast():
-            online = [self.online(view) for view in (first, second)]
-            with torch.no_grad():
-                target = [self.target(view) for view in (second, first)]
-            predicted = [Embedding(self.predictor(o.z), self._predict_aligned(o.aligned)) for o in online]
-        pairs = list(zip(predicted, target, strict=True))
-        parts = {"global": _total(losses.byol_distance(p.z, t.z) for p, t in pairs)}
-        if self.settings.aligned:
-            parts["aligned"] = _total(losses.byol_distance(p.aligned, t.aligned) for p, t in pairs)
-        return Step(self._weigh(parts), parts, online[0].z.detach(), None)
-
-    def _predict_aligned(self, aligned: Tensor) -> Tensor:
-        return split_linear.chain(self.aligned_predictor, aligned) if self.settings.aligned else aligned
-
-    def _follow(self, momentum: float) -> None:
-        follow(self.target, self.online, momentum, statistics=self.settings.target == "eman")
 
     def _weigh(self, parts: dict[str, Tensor]) -> Tensor:
         weight = self.settings.w_aligned
         return (1 - weight) * parts["global"] + (weight * parts["aligned"] if weight else 0)
 
 
-def _total(directions: Iterable[Tensor]) -> Tensor:
-    """The sum, not the mean, of the directions between the views."""
-    return torch.stack(list(directions)).sum()
+def _encoder(run: schema.Train, given: nn.Module | None) -> encoders.Encoder:
+    """The encoder that the recipe names, or the module that was given in Python, which makes a map of any kind."""
+    if given is None:
+        if run.encoder.name == CUSTOM:
+            raise LewelError(
+                "the encoder of this run came from Python (encoder.name custom) and is in no file; "
+                "give one of the same kind again: lewel.train(encoder=...), or Method(run, encoder) for its weights"
+            )
+        return encoders.build(run.encoder, run.data.image_size)
+    if isinstance(given, encoders.Encoder):
+        return given
+    encoder = encoders.wrap(given, run.data.image_size)
+    if run.method.aligned and encoder.side < 2:
+        raise LewelError(
+            f"at data.image_size {run.data.image_size} the feature map of {type(given).__name__} is one position, over "
+            "which alignment maps mean nothing; choose larger images or an encoder of less stride, or w_aligned 0"
+        )
+    return encoder

@@ -24,9 +24,9 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            synced = _SyncBatchNorm(child.num_features, child.eps, child.momentum)
+            synced = _SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             synced.load_state_dict(child.state_dict())
-            synced.requires_grad_(child.weight.requires_grad)
+            synced.requires_grad_(all(p.requires_grad for p in child.parameters()))
             synced.act = getattr(child, "act", synced.act)
             setattr(module, name, synced)
         else:
@@ -58,5 +58,9 @@ class _SyncBatchNorm(nn.BatchNorm2d):
             self._buffers["running_mean"].lerp_(mean, self.momentum)  # type: ignore
             self._buffers["running_var"].lerp_(variance * rows / (rows - 1), self.momentum)  # type: ignore
             self._buffers["num_batches_tracked"].add_(1)  # type: ignore
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return self.act((centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scaled = centred * (self.weight * scale).view(shape) + self.bias.view(shape)
+        else:
+            scaled = centred * scale.view(shape)
+        return self.act(scaled.to(x.dtype))

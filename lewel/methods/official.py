@@ -17,8 +17,8 @@ NAMES = (  # ours -> official, applied in this order
     (r"_net\.encoder\.", "_net.backbone."),
     (r"_net\.head\.mlp\.", "_net.neck.proj.mlp."),
     (r"_net\.aligned_head\.", "_net.neck.proj_obj.mlp."),
-    (r"^predictor\.", "predictor.mlp."),
-    (r"^aligned_predictor\.", "predictor_obj.mlp."),
+    (r"^objective\.predictor\.", "predictor.mlp."),
+    (r"^objective\.aligned_predictor\.", "predictor_obj.mlp."),
     (r"\.mlp\.hidden\.", ".mlp."),
     (r"\.mlp\.out\.", ".mlp.3."),
 )
@@ -41,7 +41,7 @@ def load_official(model: Method, state_dict: Mapping[str, Any]) -> None:
     if model.settings.name != "lewel_b":
         raise LewelError(
             f"the official release holds LEWEL_B but the model is {model.settings.name}; "
-            'make one of config.Method(loss="byol", w_aligned=0.5)'
+            'make one of lewel.config.Method(loss="byol", w_aligned=0.5)'
         )
     if not isinstance(model.online.head, CoupledHead):
         raise LewelError(

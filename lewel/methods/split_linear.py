@@ -21,7 +21,7 @@ def chain(module: nn.Module, x: Tensor) -> Tensor:
     the dtype of autocast, and the others run in float32.
     """
     device, rows = x.device.type, x.flatten(0, 1)
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return module(rows).unflatten(0, x.shape[:2])
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):

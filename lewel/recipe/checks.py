@@ -6,7 +6,8 @@ import difflib
 import math
 
 from lewel.errors import LewelError
-from lewel.recipe.feature_maps import RESNETS
+from lewel.recipe import objectives
+from lewel.recipe.feature_maps import CUSTOM, RESNETS
 from lewel.recipe.schema import Data, Encoder, Optim, Train
 from lewel_kernels import BACKENDS
 
@@ -15,6 +16,7 @@ SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest valu
 
 def check(run: Train, processes: int = 1) -> None:
     """All that the recipe and the number of processes tell; whether it fits encoder and data is found with those."""
+    objective = objectives.find(run.method.loss)
     _check_numbers(run)
     check_knn(run)
     _check_augmentation(run.data)
@@ -23,9 +25,13 @@ def check(run: Train, processes: int = 1) -> None:
     _check_heads(run)
     _check_ablations(run)
     _check_passes(run, processes)
-    if run.method.loss == "infonce":
-        _check_contrast(run, processes)
+    objective.check(run, processes)
     _check_optim(run.optim)
+    if run.precision == "ambient":
+        raise LewelError(
+            "precision ambient is that of the autocast around a Method in a loop of your own, and lewel train has "
+            "none; choose fp32, fp16, bf16 or auto"
+        )
     if run.backend is not None and run.backend not in BACKENDS:
         raise LewelError(f"backend must be one of {', '.join(BACKENDS)}, got {run.backend!r}")
 
@@ -143,7 +149,7 @@ def _check_encoder(encoder: Encoder) -> None:
                     f"encoder.{setting} {value} changes ResNets, and says nothing about {encoder.name}, which comes as "
                     f"it is in timm; add {flag} {only}"
                 )
-    elif encoder.name not in RESNETS:
+    elif encoder.name not in (*RESNETS, CUSTOM):
         near = difflib.get_close_matches(encoder.name, RESNETS, n=1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(RESNETS)} and timm/NAME"
         raise LewelError(f"there is no encoder.name {encoder.name}; {meant}")
@@ -162,8 +168,10 @@ def _check_heads(run: Train) -> None:
                 f"{name} must be at least {SHARPEST}, got {temperature}: "
                 "a sharper softmax only picks the largest value, which has no gradient"
             )
+    if not method.aligned or run.encoder.name == CUSTOM:  # of an encoder from Python the map is not known here
+        return
     side = run.map_side  # of a timm model: after a look at it, which refuses what makes no map
-    if method.aligned and side < 2:
+    if side < 2:
         least = "a larger one" if run.encoder.from_timm else f"at least {run.encoder.stride + 1}"
         raise LewelError(
             f"at data.image_size {run.data.image_size} the feature map is one position, over which alignment maps "
@@ -181,8 +189,10 @@ def _check_ablations(run: Train) -> None:
                     f"heads.{name} {getattr(heads, name)} says nothing without the aligned branch; "
                     "give it a weight (--method.w-aligned 0.5) or leave the setting out"
                 )
-    elif heads.projector == "moco":
-        raise LewelError("heads.projector moco has no alignment maps; choose mlp or auto, or --method.w-aligned 0")
+    elif heads.projector not in ("auto", "mlp"):
+        raise LewelError(
+            f"heads.projector {heads.projector} has no alignment maps; choose mlp or auto, or --method.w-aligned 0"
+        )
     if heads.maps != "learned" and heads.coupling == "separate":
         raise LewelError(f"heads.coupling separate says how maps are learned, but heads.maps is {heads.maps}")
     if heads.semantic_projector == "shared" and heads.aligned_out != heads.num_maps:
@@ -190,13 +200,6 @@ def _check_ablations(run: Train) -> None:
             f"heads.semantic_projector shared makes aligned embeddings of width {heads.num_maps} (heads.num_maps), "
             f"but heads.aligned_width is {heads.aligned_width}; leave it out"
         )
-    if run.method.loss == "byol" and (run.method.symmetric or run.method.key_bn != "auto"):
-        raise LewelError(
-            "method.symmetric and method.key_bn are about infonce, but method.loss is byol, which is symmetric and has "
-            "no keys; leave them out"
-        )
-    if run.method.gather_negatives and not (run.method.loss == "infonce" and run.method.aligned):
-        raise LewelError(f"method.gather_negatives is about the aligned loss of lewel_m, but this is {run.method.name}")
 
 
 def _check_passes(run: Train, processes: int) -> None:
@@ -209,27 +212,6 @@ def _check_passes(run: Train, processes: int) -> None:
         raise LewelError(
             f"{processes} processes and {run.accumulate} passes leave one of {run.data.batch_size} images to a pass, "
             "which has no batch statistics; choose a larger data.batch_size"
-        )
-
-
-def _check_contrast(run: Train, processes: int) -> None:
-    method, images = run.method, run.data.batch_size // (processes * run.accumulate)
-    keys = run.keys_per_step
-    if method.queue < keys:
-        raise LewelError(f"method.queue must hold at least the {keys} keys that a step adds, got {method.queue}")
-    if method.key_bn == "shuffle" and processes == 1:
-        raise LewelError("method.key_bn shuffle needs several processes (torchrun); on one, split stands in for it")
-    splits = method.key_bn_among(processes) == "split"
-    if splits and images % method.split_bn:
-        raise LewelError(
-            f"the images of a pass must be divisible by method.split_bn, got {images} in {method.split_bn} groups"
-        )
-    # The narrowest batch norm of the keys: over the aligned vectors or, without them, over the positions of the map.
-    per_image = run.heads.num_maps // run.heads.num_groups if method.aligned else run.map_side**2
-    if splits and method.target == "parameters" and images // method.split_bn * per_image < 2:
-        raise LewelError(
-            "method.split_bn must leave two rows a group for BN statistics, "
-            f"got {images} images in {method.split_bn} groups; choose at most {images // 2}"
         )
 
 

@@ -16,7 +16,9 @@ RESNETS = (
     "tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
 )  # fmt: skip
-"""The encoder's names, beside timm/NAME."""
+"""The encoder's names, beside timm/NAME and CUSTOM."""
+CUSTOM = "custom"
+"""The name of an encoder that came from Python."""
 
 
 class Look(NamedTuple):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,11 +39,33 @@ def from_plain(values: Any, *, source: str) -> Train:
     return _build(Train, values, "", source)
 
 
+def changed(run: Train, settings: Mapping[str, Any], *, source: str) -> Train:
+    """run with settings by name, each a value or a table: {"epochs": 2, "optim.lr": 0.1, "heads": {"tau": 0.1}}."""
+    values = to_plain(run)
+    for name, value in settings.items():
+        _put(values, name.split("."), value)
+    return from_plain(values, source=source)
+
+
 def differences(old: Train, new: Train, *, ignore: tuple[str, ...] = ()) -> list[str]:
     """One "key: old -> new" for every value that differs."""
     before, after = _flat(to_plain(old)), _flat(to_plain(new))
     changed = [key for key in before if before[key] != after[key] and key not in ignore]
     return [f"{key}: {before[key]} -> {after[key]}" for key in changed]
+
+
+def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets the value at path; what is no setting is put there too, for from_plain to tell of."""
+    (name, *rest), known = path, table.get(path[0])
+    if rest:
+        value = {".".join(rest): value}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping) and isinstance(known, dict):
+        for key, item in value.items():
+            _put(known, str(key).split("."), item)
+    else:
+        table[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _build(schema: type, values: Any, prefix: str, source: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lewel.recipe import feature_maps
+from lewel.recipe import feature_maps, objectives
 
 __all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train"]
 
@@ -34,8 +34,9 @@ class Augmentation:
 class Data:
     """Which images, at which size."""
 
-    name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette"] = "embedded"
-    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder a class (ImageNet)"""
+    name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette", "custom"] = "embedded"
+    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder a class (ImageNet);
+    custom: data sets that were given in Python"""
     root: str = ""
     """the folder that holds the images, or, for a set by name, its unpacked archive"""
     download: bool = False
@@ -68,11 +69,13 @@ class Encoder:
     name: str = "tiny"
     """tiny: one BasicBlock of width 32, 64, 128 and 256 each; torchvision's resnet18, 34, 50, 101 or 152,
     wide_resnet50_2 or 101_2, resnext50_32x4d, resnext101_32x8d or 64x4d; timm/NAME: any model of timm that makes a
-    feature map, vision transformers among them (pip install "lewel[timm]")"""
+    feature map, vision transformers among them (pip install "lewel[timm]"); custom: a module given in Python"""
     stem: Literal["imagenet", "small", "small2"] = "small"
     """imagenet: 7x7 stride 2 and max pooling, or what a timm model has; small: 3x3 stride 1; small2: 3x3 stride 2"""
     last_stride: Literal[1, 2] = 2
     """stride of the last stage; 1 doubles the side of the map"""
+    zero_init_residual: bool = False
+    """whether the last BN of each residual block starts with weight 0, so that the block is an identity"""
 
     @property
     def from_timm(self) -> bool:
@@ -97,8 +100,9 @@ class Heads:
     """G, channel groups; an image has K / G aligned vectors"""
     tau: float = 1.0
     """temperature of the softmax over positions (E3)"""
-    projector: Literal["auto", "mlp", "moco"] = "auto"
-    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; auto: moco for moco_v2 only"""
+    projector: Literal["auto", "mlp", "moco", "simsiam", "simsiam2"] = "auto"
+    """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; simsiam: three layers, BN on
+    each; simsiam2: two of them; auto: the method's own, mlp with the aligned branch and for byol"""
     coupling: Literal["coupled", "separate"] = "coupled"
     """coupled: the projector of the global embedding is read per position; separate: maps have an MLP of their own"""
     maps: Literal["learned", "random", "uniform"] = "learned"
@@ -116,10 +120,11 @@ class Heads:
 
 @dataclass(frozen=True)
 class Method:
-    """The three switches (loss, target, w_aligned) and their settings: moco_v2, lewel_m, byol or lewel_b."""
+    """The three switches (loss, target, w_aligned) and their settings: moco_v2, lewel_m, byol, lewel_b and so on."""
 
-    loss: Literal["infonce", "byol"] = "infonce"
-    """infonce: contrast with a queue of keys; byol: predict the target, no negatives"""
+    loss: str = "infonce"
+    """infonce: contrast with a queue of keys; byol: predict the target, no negatives; simsiam: predict the other view's
+    embedding, no momentum network; or the name of an objective of your own"""
     target: Literal["parameters", "eman"] = "parameters"
     """what the momentum network averages: parameters (and it runs in train mode), or BN statistics too (eval mode)"""
     w_aligned: float = 0.5
@@ -159,8 +164,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The method that the switches make."""
-        return {"infonce": ("moco_v2", "lewel_m"), "byol": ("byol", "lewel_b")}[self.loss][self.aligned]
+        """The method that the switches make. Raises LewelError for a loss that there is none of."""
+        return objectives.find(self.loss).names[self.aligned]
 
 
 @dataclass(frozen=True)
@@ -197,9 +202,9 @@ class Train:
     """fixes initial weights, order and augmentation; the embedded images are the same for every seed"""
     accumulate: int = 1
     """forward and backward passes of one optimizer step, each over data.batch_size / accumulate images"""
-    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "auto", "ambient"] = "fp32"
     """bf16, fp16: autocast, with norms, alignment maps and losses in fp32, and for fp16 a gradient scaler; auto: bf16
-    where the device has it"""
+    where the device has it; ambient: for a Method in a loop of your own, whose autocast it leaves alone"""
     channels_last: bool = True
     """memory format of images and convolutions"""
     compile: bool = False

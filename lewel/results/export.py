@@ -118,6 +118,8 @@ def export(folder: Path, to: Library, out: Path | None = None, network: Which = 
         raise LewelError(f"a file for {to} must end in {kind.suffix}, got --out {out}")
     method = Method(run)
     checkpoint.load_weights(method, state, path)
+    if network == "target" and method.target is None:
+        raise LewelError(f"{run.method.name} has no momentum network; export its encoder with --network online")
     trained = Trained(getattr(method, network).encoder, run, network, state["epoch"], state["step"])
     _write(out, kind.pack(trained))
     return (

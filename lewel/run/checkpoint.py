@@ -20,7 +20,7 @@ from lewel.recipe.schema import Train
 from lewel.run.session import Session
 from lewel.run.step import rates
 
-FORMAT = "lewel checkpoint 3"
+FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
 KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
 # What the next step does not depend on, or, from accumulate on, only where it is computed. epochs: see _check_epochs.
 FREE_TO_CHANGE = (
@@ -102,14 +102,21 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is truncated or no checkpoint at all ({_reason(error)}); {_offer(path)}"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, BEFORE):
         raise CheckpointError(
             f"{path} was not written by this version of lewel train (no '{FORMAT}' in it); {_offer(path)}"
         )
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise CheckpointError(f"{path} is incomplete (it lacks {', '.join(missing)}); {_offer(path)}")
-    return state
+    return state if state["format"] == FORMAT else _of_this_version(state)
+
+
+def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint 3 as a checkpoint 4: queue and predictors were the method's own, and are now its objective's."""
+    owned = ("queue.", "predictor.", "aligned_predictor.")
+    names = {name: f"objective.{name}" if name.startswith(owned) else name for name in state["method"]}
+    return {**state, "format": FORMAT, "method": {names[name]: value for name, value in state["method"].items()}}
 
 
 def config_of(state: dict[str, Any], path: Path) -> Train:

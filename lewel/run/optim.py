@@ -18,18 +18,19 @@ TOKENS = re.compile(
 )
 
 
-def build(settings: schema.Optim, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+def build(
+    settings: schema.Optim, named: Iterable[tuple[str, nn.Parameter]], undecayed: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of settings, its learning rate still to be set by the schedule.
 
     named is what named_parameters() gives; those that are not trained are left out. Two groups: matrices, which decay
-    and which LARS scales, and the rest: tensors of one dimension, and tokens and positions, known by their names.
+    and which LARS scales, and the rest: tensors of one dimension, and tokens and positions, known by their names. What
+    is in undecayed too has two such groups of its own, for its rate does not fall.
     """
-    trained = [(name, p) for name, p in named if p.requires_grad]
-    rest = settings.weight_decay if settings.decay_all else 0.0
-    groups = [
-        {"params": [p for n, p in trained if is_matrix(n, p)], "weight_decay": settings.weight_decay, "adapt": True},
-        {"params": [p for n, p in trained if not is_matrix(n, p)], "weight_decay": rest, "adapt": False},
-    ]
+    trained, held = [(name, p) for name, p in named if p.requires_grad], set(undecayed)
+    groups = _groups(settings, [(name, p) for name, p in trained if p not in held])
+    if held:
+        groups += [{**group, "decays": False} for group in _groups(settings, [(n, p) for n, p in trained if p in held])]
     if settings.name == "lars":
         return LARS(groups, momentum=settings.momentum)
     if settings.name == "adamw":
@@ -44,6 +45,15 @@ def build(settings: schema.Optim, named: Iterable[tuple[str, nn.Parameter]]) -> 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is what LARS scales and decay is for: no bias, norm, token or learned position."""
     return parameter.ndim > 1 and not TOKENS.search(name)
+
+
+def _groups(settings: schema.Optim, trained: list[tuple[str, nn.Parameter]]) -> list[dict]:
+    """Matrices, and the rest, which may not decay and which LARS does not scale."""
+    rest = settings.weight_decay if settings.decay_all else 0.0
+    return [
+        {"params": [p for n, p in trained if is_matrix(n, p)], "weight_decay": settings.weight_decay, "adapt": True},
+        {"params": [p for n, p in trained if not is_matrix(n, p)], "weight_decay": rest, "adapt": False},
+    ]
 
 
 class LARS(torch.optim.Optimizer):

@@ -14,7 +14,10 @@ from torch.profiler import record_function
 from lewel import data, distributed, ranges
 from lewel.errors import LewelError
 from lewel.methods import norm
+from lewel.methods.key_queue import KeyQueue
 from lewel.methods.method import Method
+from lewel.recipe import objectives
+from lewel.recipe.feature_maps import CUSTOM
 from lewel.recipe.schema import Train
 from lewel.run import optim
 
@@ -53,11 +56,18 @@ class Session:
             return images.to(device=self.device, memory_format=layout, non_blocking=True)
 
 
-def prepare(run: Train, folder: Path) -> Session:
-    """Data and a freshly initialised method, in each of the processes that torchrun started; the seed alone decides."""
+def prepare(
+    run: Train, folder: Path, *, encoder: nn.Module | None = None, sets: data.Datasets | None = None
+) -> Session:
+    """Data and a freshly initialised method, in each of the processes that torchrun started; the seed alone decides.
+
+    encoder and sets come from Python, in place of those that the recipe names, which then says "custom" for each.
+    """
     world = distributed.join()
     run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
-    sets = data.build(run.data, run.seed, world.device)
+    run = from_python(run, encoder, sets)
+    if sets is None:
+        sets = data.build(run.data, run.seed, world.device)
     check_size(run, len(sets.train))
     _check_shares(run, sets, world.size)
     torch.backends.cudnn.benchmark = True  # images have one size
@@ -65,15 +75,22 @@ def prepare(run: Train, folder: Path) -> Session:
         sets.train, run.data.batch_size, run.data.workers,
         rank=world.rank, world=world.size, accumulate=run.accumulate, device=world.device,
     )  # fmt: skip
-    method, optimizer = build(run, world.device)
+    method, optimizer = build(run, world.device, encoder)
     scaler = torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16")
     return Session(run, folder, world, sets, loader, method, optimizer, scaler)
 
 
-def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimizer]:
-    """The method with fresh weights, and its optimizer; precision is no longer "auto"."""
+def from_python(run: Train, encoder: nn.Module | None, sets: data.Datasets | None) -> Train:
+    """run with the name "custom" for what was given in Python, in place of what it names itself."""
+    if encoder is not None:
+        run = replace(run, encoder=replace(run.encoder, name=CUSTOM))
+    return run if sets is None else replace(run, data=replace(run.data, name="custom", root=""))
+
+
+def build(run: Train, device: torch.device, encoder: nn.Module | None = None) -> tuple[Method, torch.optim.Optimizer]:
+    """The method with fresh weights but for those of a given encoder, and its optimizer; precision is not "auto"."""
     torch.manual_seed(run.seed)
-    method = Method(run)
+    method = Method(run, encoder)
     if run.method.batch_norm == "sync":
         norm.synchronise(method, device)
     method = method.to(device)
@@ -81,19 +98,21 @@ def build(run: Train, device: torch.device) -> tuple[Method, torch.optim.Optimiz
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.compile:
         method.online.encoder.compile()
-        method.target.encoder.compile()
-    return method, optim.build(run.optim, method.named_parameters())
+        if method.target is not None:
+            method.target.encoder.compile()
+    return method, optim.build(run.optim, method.named_parameters(), method.objective.undecayed())
 
 
 def in_parallel(method: Method) -> nn.Module:
     """What to call for a pass: method itself, or in DDP, which averages the gradients over the processes.
 
-    Before each step all take the BN buffers of the first process; so its checkpoint is that of all. The queue is the
-    same everywhere by construction.
+    Before each step all take the BN buffers of the first process; so its checkpoint is that of all. A queue is the same
+    everywhere by construction.
     """
     if distributed.size() == 1:
         return method
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, ["queue.keys"])
+    queues = [f"{name}.keys" for name, module in method.named_modules() if isinstance(module, KeyQueue)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, queues)
     return DistributedDataParallel(method, gradient_as_bucket_view=True)
 
 
@@ -110,12 +129,7 @@ def check_size(run: Train, images: int) -> None:
     """What can only be refused once the number of training images is known."""
     if images < run.data.batch_size:
         raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
-    keys = images // run.data.batch_size * run.keys_per_step
-    if run.method.loss == "infonce" and run.method.queue > keys:
-        raise LewelError(
-            f"method.queue holds {run.method.queue} keys but an epoch of {images} images makes only {keys}, so most "
-            f"images would meet an old key of their own among the negatives; choose at most {keys}"
-        )
+    objectives.find(run.method.loss).check_images(run, images)
 
 
 def _check_shares(run: Train, sets: data.Datasets, processes: int) -> None:

@@ -35,10 +35,18 @@ class Stepper:
         self.method, self.call, self.optimizer, self.scaler = method, call, optimizer, scaler
 
     def take(
-        self, passes: Iterable[tuple[Tensor, Tensor]], count: int, *, step: int, lr: float, momentum: float
+        self,
+        passes: Iterable[tuple[Tensor, Tensor]],
+        count: int,
+        *,
+        step: int,
+        lr: float,
+        momentum: float,
+        undecayed_lr: float | None = None,
     ) -> Outcome:
         """One step over count passes, each two views (N, 3, H, W) of the same images; step is counted from 0.
 
+        undecayed_lr is the rate of the parameters whose rate does not fall (Objective.undecayed), lr where left out.
         Gradients are averaged over the passes. Every random number of a pass is a function of the seed, the number of
         the pass and the process, so that a run that is continued draws what it would have drawn.
         """
@@ -56,7 +64,7 @@ class Stepper:
                     self.scaler.scale(outcome.loss / count).backward()
             done.append(outcome)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if group.get("decays", True) or undecayed_lr is None else undecayed_lr
         with record_function(ranges.OPTIMIZER):
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -71,20 +79,31 @@ class Stepper:
         return self.call.no_sync() if distributed.size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
 
 
-def rates(run: Train, step: int, steps_per_epoch: int) -> tuple[float, float]:
-    """Learning rate and momentum of the target network at an optimizer step."""
+class Rates(NamedTuple):
+    """What the schedules say of an optimizer step."""
+
+    lr: float
+    momentum: float  # of the target network
+    undecayed_lr: float  # of the parameters whose rate does not fall
+
+
+def rates(run: Train, step: int, steps_per_epoch: int) -> Rates:
+    """Learning rates and momentum of the target network at an optimizer step, counted from 0."""
     total_steps = run.epochs * steps_per_epoch
-    lr = schedules.learning_rate(
-        step,
-        peak=run.optim.lr * run.data.batch_size / 256,
-        warmup_steps=round(run.optim.warmup_epochs * steps_per_epoch),
-        total_steps=total_steps,
-        schedule=run.optim.schedule,
+    lr, undecayed_lr = (
+        schedules.learning_rate(
+            step,
+            peak=run.optim.lr * run.data.batch_size / 256,
+            warmup_steps=round(run.optim.warmup_epochs * steps_per_epoch),
+            total_steps=total_steps,
+            schedule=schedule,
+        )
+        for schedule in (run.optim.schedule, "constant")
     )
     momentum = schedules.target_momentum(
         step, start=run.method.momentum, schedule=run.method.momentum_schedule, total_steps=total_steps
     )
-    return lr, momentum
+    return Rates(lr, momentum, undecayed_lr)
 
 
 def _seed(*parts: int) -> int:

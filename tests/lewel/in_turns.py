@@ -37,8 +37,11 @@ class InTurns:
             follow(self.method.target, self.method.online, momentum, statistics=False)
         shares = [slice(0, len(first) // 2), slice(len(first) // 2, None)]
         if self.method.settings.loss == "byol":
+            method = self.method
             seen = self._alternately(
-                lambda process: self.method._predict(first[shares[process]], second[shares[process]])
+                lambda process: method.objective(
+                    method.online, method.target, first[shares[process]], second[shares[process]], None, (0, 0)
+                )
             )
             return {name: [step.parts[name] for step in seen] for name in seen[0].parts}, None
         return self._contrast(first, second, draw, shares)
@@ -73,7 +76,8 @@ class InTurns:
         for queries, share in zip((mine, theirs), shares, strict=True):
             terms: dict[str, list[Tensor]] = {"global": [], "aligned": []}
             for query, (z, aligned) in zip(queries, keys, strict=True):
-                terms["global"].append(losses.info_nce(query.z, z[share], method.queue.keys, settings.temperature))
+                queue = method.objective.queue.keys
+                terms["global"].append(losses.info_nce(query.z, z[share], queue, settings.temperature))
                 negatives, place = (aligned, share.start) if settings.gather_negatives else (aligned[share], 0)
                 terms["aligned"].append(
                     losses.aligned_info_nce(query.aligned, negatives, settings.temperature, first=place)

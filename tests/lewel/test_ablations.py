@@ -120,7 +120,7 @@ def test_negatives_of_the_second_of_two_processes_are_its_own_or_those_of_both(g
         monkeypatch.setattr(distributed, name, value)
     step = method(first, second, 1.0)
     torch.testing.assert_close(step.keys, both(key.z))
-    expected = losses.info_nce(query.z, key.z, method.queue.keys, 0.2)
+    expected = losses.info_nce(query.z, key.z, method.objective.queue.keys, 0.2)
     torch.testing.assert_close(step.parts["global"], expected)
     negatives, place = (both(key.aligned), 8) if gathered else (key.aligned, 0)
     expected = losses.aligned_info_nce(query.aligned, negatives, 0.2, first=place)
@@ -141,9 +141,9 @@ def test_keys_leak_nothing_by_the_batch_norm_that_auto_stands_for(changes, proce
     """With EMAN a key does not depend on the images beside its own."""
     method = model(HEADS, replace(TINY.method, **changes))
     monkeypatch.setattr(distributed, "size", lambda: processes)
-    assert method.key_bn == key_bn
-    method.settings = replace(method.settings, key_bn="plain")  # what is said is kept
-    assert method.key_bn == "plain"
+    assert method.objective.key_bn == key_bn
+    method.objective.settings = replace(method.objective.settings, key_bn="plain")  # what is said is kept
+    assert method.objective.key_bn == "plain"
 
 
 @pytest.mark.parametrize("split_bn", [1, 2, 4])
@@ -183,7 +183,7 @@ def test_keys_without_groups_are_plain():
             replace(HEADS, semantic_projector="shared", aligned_width=4), Method(), "of width 8", id="shared-width"
         ),
         pytest.param(
-            HEADS, Method(loss="byol", gather_negatives=True), "gather_negatives is about the aligned loss", id="gather"
+            HEADS, Method(loss="byol", gather_negatives=True), "gather_negatives True says nothing", id="gather"
         ),
         pytest.param(HEADS, Method(key_bn="shuffle", queue=32), "shuffle needs several processes", id="shuffle"),
     ],

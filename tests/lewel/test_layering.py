@@ -22,6 +22,7 @@ FLOORS = (
     {"run", "watching"},
     {"cost", "evaluation"},
     {"train", "results"},
+    {"api"},
     {"commands"},
     {"__init__", "cli"},
     {"__main__"},

@@ -75,9 +75,9 @@ def test_switches_make_the_method(name):
     run = recipe(name)
     assert run.method.name == name.partition("-")[0]
     method = Model(run)
-    assert hasattr(method, "queue") == (run.method.loss == "infonce")
-    assert hasattr(method, "predictor") == (run.method.loss == "byol")
-    assert hasattr(method, "aligned_predictor") == (run.method.name == "lewel_b")
+    assert hasattr(method.objective, "queue") == (run.method.loss == "infonce")
+    assert hasattr(method.objective, "predictor") == (run.method.loss == "byol")
+    assert hasattr(method.objective, "aligned_predictor") == (run.method.name == "lewel_b")
     assert hasattr(method.online, "aligned_head") == run.method.aligned
     head = CoupledHead if run.method.aligned else MoCoHead if name == "moco_v2" else MLP
     for network in (method.online, method.target):
@@ -130,9 +130,9 @@ def test_byol_losses_are_sums_over_both_directions_and_start_near_four(name):
     expected, aligned = 0.0, 0.0
     for query, key in ((first, second), (second, first)):
         online, target = method.online(query), method.target(key)
-        expected += losses.byol_distance(method.predictor(online.z), target.z).item()
+        expected += losses.byol_distance(method.objective.predictor(online.z), target.z).item()
         if name == "lewel_b":
-            predicted = method.aligned_predictor(online.aligned.flatten(0, 1)).unflatten(0, (8, 4))
+            predicted = method.objective.aligned_predictor(online.aligned.flatten(0, 1)).unflatten(0, (8, 4))
             aligned += losses.byol_distance(predicted, target.aligned).item()
     assert step.parts["global"].item() == pytest.approx(expected, rel=1e-4)
     if name == "lewel_b":
@@ -177,7 +177,7 @@ def test_keys_are_the_second_view_through_the_followed_target_in_groups():
     torch.testing.assert_close(step.z, query.z)
     expected = losses.aligned_info_nce(query.aligned, aligned, 0.13)
     torch.testing.assert_close(step.parts["aligned"], expected)
-    expected = losses.info_nce(query.z, z, reference.queue.keys, 0.13)
+    expected = losses.info_nce(query.z, z, reference.objective.queue.keys, 0.13)
     torch.testing.assert_close(step.parts["global"], expected)
 
 
@@ -220,7 +220,7 @@ def test_a_symmetric_step_is_the_sum_of_both_directions_with_one_target():
     keys, parts = [], {"global": 0.0, "aligned": 0.0}
     for query, key in ((first, second), (second, first)):
         online, (z, aligned) = reference.online(query), split_bn(reference.target, key, 2)
-        parts["global"] += losses.info_nce(online.z, z, reference.queue.keys, 0.2)
+        parts["global"] += losses.info_nce(online.z, z, reference.objective.queue.keys, 0.2)
         parts["aligned"] += losses.aligned_info_nce(online.aligned, aligned, 0.2)
         keys.append(z)
     torch.testing.assert_close(step.keys, torch.cat(keys))
@@ -230,12 +230,12 @@ def test_a_symmetric_step_is_the_sum_of_both_directions_with_one_target():
 @pytest.mark.parametrize(("name", "added"), [("lewel_m", 8), ("lewel_m-symmetric", 16)])
 def test_keys_enter_the_queue_after_the_loss(name, added):
     method = model(name)
-    before = method.queue.keys.clone()
+    before = method.objective.queue.keys.clone()
     step = method(*views(), 0.9)
-    torch.testing.assert_close(method.queue.keys, before, rtol=0, atol=0)
+    torch.testing.assert_close(method.objective.queue.keys, before, rtol=0, atol=0)
     method.finish(step.keys, 0.9)
-    torch.testing.assert_close(method.queue.keys[:added], losses.unit(step.keys))
-    torch.testing.assert_close(method.queue.keys[added:], before[added:], rtol=0, atol=0)
+    torch.testing.assert_close(method.objective.queue.keys[:added], losses.unit(step.keys))
+    torch.testing.assert_close(method.objective.queue.keys[added:], before[added:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("target", ["parameters", "eman"])

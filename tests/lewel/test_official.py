@@ -23,8 +23,8 @@ MLPS = {
     "online.aligned_head": "online_net.neck.proj_obj.mlp",
     "target.head.mlp": "target_net.neck.proj.mlp",
     "target.aligned_head": "target_net.neck.proj_obj.mlp",
-    "predictor": "predictor.mlp",
-    "aligned_predictor": "predictor_obj.mlp",
+    "objective.predictor": "predictor.mlp",
+    "objective.aligned_predictor": "predictor_obj.mlp",
 }
 
 
@@ -47,7 +47,8 @@ def outputs(method: Method) -> list[Tensor]:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     method.eval()
     online, target = method.online(images), method.target(images)
-    return [*online, *target, method.predictor(online.z), method.aligned_predictor(online.aligned.flatten(0, 1))]
+    predict, predict_aligned = method.objective.predictor, method.objective.aligned_predictor
+    return [*online, *target, predict(online.z), predict_aligned(online.aligned.flatten(0, 1))]
 
 
 def linear(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +89,7 @@ def test_the_heads_are_those_that_the_names_say():
     gap = model.eval().online.encoder(images).mean((2, 3))[:, :, None]
     z = mlp(gap, "online_net.neck.proj.mlp")
     torch.testing.assert_close(model.online(images).z, z[:, :, 0])
-    torch.testing.assert_close(model.predictor(z[:, :, 0]), mlp(z, "predictor.mlp")[:, :, 0])
+    torch.testing.assert_close(model.objective.predictor(z[:, :, 0]), mlp(z, "predictor.mlp")[:, :, 0])
 
 
 def test_counts_of_batches_may_be_absent_and_stay_the_models():

@@ -17,7 +17,7 @@ B_HEADS, M_HEADS = (4096, 256, 4), (2048, 128, 4)  # hidden, maps, groups
 STEPS = 1251  # an epoch of ImageNet at batch 1024
 
 # Families are regular expressions of whole names.
-MOCO, BYOL = "(moco_v2|lewel_m)", "(byol|lewel_b)"
+MOCO, BYOL, SIMSIAM = "(moco_v2|lewel_m)", "(byol|lewel_b)", "(simsiam|lewel_s)"
 SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, momentum_schedule, optimizer
     f"(embedded|cifar10)/{MOCO}": ("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
     f"embedded/{BYOL}": ("parameters", "local", False, False, "auto", "auto", "cosine", "lars"),
@@ -31,17 +31,23 @@ SWITCHES = {  # target, batch_norm, symmetric, decay_all, precision, key_bn, mom
     f"imagenet/{BYOL}_sync_400": ("parameters", "sync", False, False, "fp16", "auto", "cosine", "lars"),
     "imagenet/lewel_b_paper_[12]00": ("eman", "local", False, False, "fp16", "auto", "cosine", "sgd"),
     "imagenet/lewel_b_paper_400": ("parameters", "sync", False, False, "fp16", "auto", "cosine", "sgd"),
+    f"imagenet/{SIMSIAM}_100": ("parameters", "sync", False, True, "fp16", "auto", "constant", "sgd"),
+    f"embedded/{SIMSIAM}|cifar10/simsiam_800": (
+        *("parameters", "local", False, True, "auto", "auto", "constant", "sgd"),
+    ),
 }
 FROM_20_PERCENT, FROM_8_PERCENT, NEVER = (0.2, 1.0), (0.08, 1.0), (0.0, 0.0)
 MOCO_JITTER, BYOL_JITTER = (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1)
 VIEWS = {  # crop_scale, flip, jitter, jitter_p, gray, blur, solarize
     f"embedded/{MOCO}": Augmentation((0.6, 1.0), 0.0, (0.4, 0.4, 0.4, 0.5), 0.8, 0.5, NEVER, NEVER),
-    f"embedded/{BYOL}": Augmentation((0.6, 1.0), 0.0, (0.2, 0.2, 0.4, 0.5), 0.8, 0.9, NEVER, NEVER),
-    f"cifar10/{MOCO}": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
+    f"embedded/({BYOL}|{SIMSIAM})": Augmentation((0.6, 1.0), 0.0, (0.2, 0.2, 0.4, 0.5), 0.8, 0.9, NEVER, NEVER),
+    f"cifar10/({MOCO}|simsiam_800)": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
     f"cifar10/{BYOL}": Augmentation(FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, NEVER, (0.0, 0.2)),
     f"cifar10/({MOCO}|{BYOL})_200": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, NEVER, NEVER),
     f"(stl10|imagenette)/({MOCO}|{BYOL})": Augmentation(FROM_8_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
-    f"imagenet(100)?/{MOCO}(_.*)?": Augmentation(FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER),
+    f"imagenet(100)?/({MOCO}|{SIMSIAM})(_.*)?": Augmentation(
+        FROM_20_PERCENT, 0.5, MOCO_JITTER, 0.8, 0.2, (0.5, 0.5), NEVER
+    ),
     f"imagenet(100)?/{BYOL}(_.*)?|custom": Augmentation(
         FROM_20_PERCENT, 0.5, BYOL_JITTER, 0.8, 0.2, (1.0, 0.1), (0.0, 0.2)
     ),
@@ -69,7 +75,11 @@ NETWORKS = {  # encoder, stem, last_stride, image_size, (hidden, maps, groups), 
     f"imagenette/{MOCO}": ("resnet18", "imagenet", 2, 128, M_HEADS, 1.0, "auto"),
     f"imagenette/{BYOL}": ("resnet18", "imagenet", 2, 128, B_HEADS, 1.0, "auto"),
     f"imagenet(100)?/{MOCO}(_.*)?": ("resnet50", "imagenet", 2, 224, M_HEADS, 1.0, "auto"),
-    f"imagenet(100)?/{BYOL}(_.*)?": ("resnet50", "imagenet", 2, 224, B_HEADS, 1.0, "auto"),
+    f"imagenet(100)?/{BYOL}(_.*)?|imagenet/lewel_s_100": ("resnet50", "imagenet", 2, 224, B_HEADS, 1.0, "auto"),
+    "imagenet/simsiam_100": ("resnet50", "imagenet", 2, 224, (2048, 2048, 8), 1.0, "auto"),  # groups: nobody reads them
+    "cifar10/simsiam_800": ("resnet18", "small", 2, 32, (2048, 2048, 8), 1.0, "simsiam2"),
+    "embedded/simsiam": ("tiny", "small2", 1, 64, (512, 64, 64), 0.05, "auto"),
+    "embedded/lewel_s": ("tiny", "small2", 1, 64, (512, 64, 64), 0.05, "auto"),
 }
 CONTRASTS = {  # temperature, queue, split_bn
     f"embedded/{MOCO}": (0.1, 1024, 2),
@@ -82,6 +92,7 @@ MOMENTA = {  # of the momentum network at the start
     f"imagenet(100)?/{MOCO}(_.*)?": 0.999,
     f"(embedded|imagenet100)/{BYOL}|imagenet/{BYOL}_(eman|paper)_.*": 0.98,
     f"imagenet/{BYOL}_sync_400": 0.996,
+    f".*/{SIMSIAM}(_.*)?": 0.99,  # the default, which nothing reads
 }
 RATES = {  # learning rate, at batch, weight decay, epochs of warm-up
     "embedded/moco_v2": (0.125, 64, 5e-4, 0.5),
@@ -100,6 +111,9 @@ RATES = {  # learning rate, at batch, weight decay, epochs of warm-up
     f"imagenet/{BYOL}_eman_[12]00": (3.6, 1024, 1.5e-6, 10),
     f"imagenet/{BYOL}_sync_400": (7.2, 4096, 1e-6, 10),
     "imagenet/lewel_b_paper_[124]00": (1.8, 512, 1e-6, 0),
+    f"imagenet/{SIMSIAM}_100": (0.1, 512, 1e-4, 0),
+    "cifar10/simsiam_800": (0.06, 512, 5e-4, 0),
+    f"embedded/{SIMSIAM}": (0.0625, 64, 5e-4, 0),
     "imagenet100/moco_v2": (0.06, 256, 1e-4, 0),
     "imagenet100/lewel_m": (0.12, 256, 1e-4, 0),
     f"imagenet100/{BYOL}": (3.6, 512, 1e-6, 10),
@@ -108,6 +122,7 @@ EPOCHS = {  # and training images of the set
     "embedded/.*": (12, 4096),
     f"cifar10/({MOCO}|{BYOL})": (4, 50_000),
     "cifar10/.*_200": (200, 50_000),
+    "cifar10/.*_800": (800, 50_000),
     "stl10/.*": (200, 105_000),
     "imagenette/.*": (200, 9_469),
     "imagenet100/.*": (240, 126_689),
@@ -116,14 +131,15 @@ EPOCHS = {  # and training images of the set
 PACE = {  # workers, knn_every, knn_bank, log_every
     "embedded/.*": (0, 2, 0, 10),
     f"cifar10/({MOCO}|{BYOL})": (0, 1, 0, 10),
-    "(cifar10/.*_200|stl10/.*)": (0, 10, 0, 10),
+    "(cifar10/.*_[28]00|stl10/.*)": (0, 10, 0, 10),
     "imagenette/.*": (8, 10, 0, 10),
     "imagenet/.*": (8, 10, 100_000, 100),
     "imagenet100/.*": (8, 10, 0, 100),
 }
 COVERED = (
     "preset", "epochs", "precision", "knn_every", "knn_bank", "log_every", "encoder.name", "encoder.stem",
-    "encoder.last_stride", "heads.hidden", "heads.num_maps", "heads.num_groups", "heads.tau", "heads.projector",
+    "encoder.last_stride", "encoder.zero_init_residual", "heads.hidden", "heads.num_maps", "heads.num_groups",
+    "heads.tau", "heads.projector",
     *(f"data.augmentation.{field}" for field in Augmentation.__annotations__),
     *(f"data.{field}" for field in ("name", "image_size", "workers", "batch_size", "embedded_train")),
     *(f"method.{field}" for field in ("loss", "w_aligned", "target", "batch_norm", "symmetric")),
@@ -141,6 +157,7 @@ KNOWN = {  # accuracy, and what an epoch costs
     "cifar10/lewel_b": ("kNN-200 40.5", "112 s, 4 cores"),
     "cifar10/moco_v2_200": ("kNN-200 82.6", ""),
     "cifar10/byol_200": ("kNN-200 86.9", ""),
+    "cifar10/simsiam_800": ("kNN-200 90.0", ""),
     "imagenette/moco_v2": ("kNN-200 78.6", ""),
     "imagenette/byol": ("kNN-200 70.5", ""),
     "imagenet100/moco_v2": ("linear 79.5", ""),
@@ -160,9 +177,11 @@ KNOWN = {  # accuracy, and what an epoch costs
     "imagenet/lewel_b_paper_100": ("linear 71.9", "1191 s, 8 V100"),
     "imagenet/lewel_b_paper_200": ("linear 72.8", "1191 s, 8 V100"),
     "imagenet/lewel_b_paper_400": ("linear 73.8", ""),
+    "imagenet/simsiam_100": ("linear 68.1", ""),
 }
 SOURCES = {
-    "embedded/.*": "measured: untrained 12",
+    f"embedded/({MOCO}|{BYOL})": "measured: untrained 12",
+    f"embedded/{SIMSIAM}": "untuned",
     f"cifar10/({MOCO}|{BYOL})": "prototype, one seed",
     "cifar10/moco_v2_200": "MoCo's CIFAR-10 demo",
     "cifar10/byol_200|imagenette/(byol|moco_v2)": "lightly, SimCLR views",
@@ -174,6 +193,9 @@ SOURCES = {
     f"imagenet/{BYOL}_eman_.*|imagenet/lewel_b_sync_400": "official script; Table 1",
     "imagenet/byol_sync_400": "SimSiam's reproduction",
     "imagenet/lewel_b_paper_.*": "paper, 3.3 and Table 1",
+    "imagenet/simsiam_100": "SimSiam, Table 1",
+    "cifar10/simsiam_800": "SimSiam, appendix D",
+    "imagenet/lewel_s_100": "untuned",
 }
 ALL = pytest.mark.parametrize("name", presets.PRESETS)
 
@@ -203,6 +225,7 @@ def test_the_network_of_a_preset_is_that_of_its_source(name):
         encoder.name, encoder.stem, encoder.last_stride, run.data.image_size,
         (heads.hidden, heads.num_maps, heads.num_groups), heads.tau, heads.projector,
     ) == of_its_family(NETWORKS, name)  # fmt: skip
+    assert encoder.zero_init_residual == (name in ("imagenet/simsiam_100", "imagenet/lewel_s_100"))
 
 
 @pytest.mark.parametrize("name", [name for name in presets.PRESETS if re.search(MOCO, name)])
@@ -259,7 +282,7 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
             **{"storage": "auto", "embedded_train": 6000, "embedded_test": 1000, "batch_size": 256, "workers": 0},
             "augmentation": plain.to_plain(schema.Train())["data"]["augmentation"],  # see VIEWS
         },
-        "encoder": {"name": "tiny", "stem": "small", "last_stride": 2},
+        "encoder": {"name": "tiny", "stem": "small", "last_stride": 2, "zero_init_residual": False},
         "heads": {
             **{"hidden": 512, "num_maps": 64, "num_groups": 8, "tau": 1.0, "projector": "auto", "coupling": "coupled"},
             **{"maps": "learned", "semantic_projector": "separate", "aligned_width": 0},

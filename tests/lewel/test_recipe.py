@@ -28,7 +28,7 @@ def augmented(**changes: Any) -> Train:
         ),
         pytest.param("epochs: many", "epochs must be a whole number, got 'many'", id="type"),
         pytest.param("epochs: 2.5", "epochs must be a whole number, got 2.5", id="fraction"),
-        pytest.param("method: {loss: triplet}", "method.loss must be one of infonce, byol, got 'triplet'", id="choice"),
+        pytest.param("method: {target: ema}", "method.target must be one of parameters, eman, got 'ema'", id="choice"),
         pytest.param("data: {augmentation: {blur: [1]}}", "data.augmentation.blur must be 2 numbers", id="length"),
         pytest.param("data: {augmentation: {blur: [1, 0, 0]}}", "blur must be 2 numbers, got [1, 0, 0]", id="too-many"),
         pytest.param("data: {augmentation: {blur: 1}}", "blur must be 2 numbers, got 1", id="number-for-a-pair"),
@@ -58,6 +58,12 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("run", "sentence"),
     [
+        pytest.param(
+            Train(method=Method(loss="triplet")),
+            "loss must be one of infonce, byol, simsiam.*, got 'triplet'",
+            id="loss",
+        ),
+        pytest.param(Train(precision="ambient"), "precision ambient is that of the autocast around", id="ambient"),
         pytest.param(Train(heads=Heads(num_maps=64, num_groups=5)), "64 maps and 5 groups", id="groups"),
         pytest.param(Train(method=Method(queue=255)), "at least the 256 keys .* got 255", id="queue"),
         pytest.param(Train(method=Method(queue=511, symmetric=True)), "at least the 512 keys", id="symmetric"),
@@ -253,7 +259,8 @@ def test_settings_of_the_aligned_branch_are_refused_without_it(key, value):
 @pytest.mark.parametrize("method", [{"symmetric": True}, {"key_bn": "plain"}, {"key_bn": "split"}], ids=str)
 def test_settings_of_infonce_are_refused_with_byol(method):
     checks.check(Train(method=Method(**method)))
-    with pytest.raises(LewelError, match=r"^method.symmetric and method.key_bn are about infonce"):
+    ((name, value),) = method.items()
+    with pytest.raises(LewelError, match=f"^method.{name} {value} says nothing where method.loss is byol"):
         checks.check(Train(method=Method(loss="byol", **method)))
 
 

@@ -53,7 +53,7 @@ def test_a_run_scales_lr_with_the_batch_and_counts_steps_over_all_epochs():
         optim=Optim(lr=0.9, warmup_epochs=10),
         epochs=100,
     )
-    lr, momentum = rates(run, 9 * STEPS + 800, STEPS)
+    lr, momentum, _ = rates(run, 9 * STEPS + 800, STEPS)
     assert lr == pytest.approx(3.6 * (9 * STEPS + 801) / (10 * STEPS))
     assert momentum == pytest.approx(0.98045505, abs=5e-9)
 

@@ -33,7 +33,8 @@ def apart(x: Tensor) -> Tensor:
 
 
 def error(found: Tensor, truth: Tensor) -> float:
-    return float((found.detach().double() - truth.detach()).norm() / truth.norm())
+    found, truth = found.detach().double(), truth.detach()
+    return float((found - truth).norm() / truth.norm())
 
 
 def gradients(x: Tensor, w: Tensor, dtype: torch.dtype | None, dy: Tensor) -> tuple[Tensor, ...]:

@@ -54,7 +54,7 @@ def test_gradients_of_the_passes_are_averaged_and_the_target_follows_once(name):
 
 def test_the_keys_of_all_passes_enter_the_queue():
     ours = stepper(TINY)
-    before = ours.method.queue.keys.clone()
+    before = ours.method.objective.queue.keys.clone()
     keys = []
     method_forward = Method.forward
 
@@ -65,9 +65,9 @@ def test_the_keys_of_all_passes_enter_the_queue():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Method, "forward", keep)
         ours.take(PASSES, 2, step=0, lr=0.1, momentum=0.6)
-    torch.testing.assert_close(ours.method.queue.keys[:16], losses.unit(torch.cat(keys)))
-    assert torch.equal(ours.method.queue.keys[16:], before[16:])
-    assert ours.method.queue.pointer == 16
+    torch.testing.assert_close(ours.method.objective.queue.keys[:16], losses.unit(torch.cat(keys)))
+    assert torch.equal(ours.method.objective.queue.keys[16:], before[16:])
+    assert ours.method.objective.queue.pointer == 16
 
 
 def test_schedules_of_an_accumulating_run_count_optimizer_steps(tmp_path, finished):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -284,7 +285,7 @@ def test_replaced_images_are_those_of_all_processes(tmp_path, monkeypatch):
 
 def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):
     """By a clock that ticks whenever somebody looks; every epoch looks as often."""
-    monkeypatch.setattr("lewel.train.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr(sys.modules["lewel.train"], "time", SimpleNamespace(monotonic=itertools.count().__next__))
     session = run_in(tmp_path, replace(TINY, log_every=100))
     seconds = [record["seconds"] for record in log.read(tmp_path / "log.jsonl") if record["kind"] == "epoch"]
     assert seconds[2] - seconds[1] == seconds[1] - seconds[0] > 0
@@ -294,7 +295,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch)
 def test_seconds_before_a_checkpoint_within_an_epoch_count_once(tmp_path, monkeypatch):
     """By a clock that ticks whenever somebody looks: there are no more of them than ticks."""
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
-    monkeypatch.setattr("lewel.train.time", clock)
+    monkeypatch.setattr(sys.modules["lewel.train"], "time", clock)
     session = run_in(tmp_path, replace(TINY, save_every=1))
     assert 0 < session.seconds < clock.monotonic()
 

@@ -30,6 +30,7 @@ SYNCED = {
     "lewel_b": replace(ODD, method=Method(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
     "lewel_m": replace(ODD, method=replace(TINY.method, batch_norm="sync", gather_negatives=True)),
     "moco_v2-symmetric": replace(ODD, method=replace(TINY.method, batch_norm="sync", w_aligned=0.0, symmetric=True)),
+    "simsiam": replace(ODD, method=Method(loss="simsiam", batch_norm="sync", w_aligned=0.0)),
     "accumulate": replace(ODD, method=Method(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
 }
 LOCAL = {  # each process has BN statistics of its own

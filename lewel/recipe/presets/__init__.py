@@ -9,12 +9,12 @@ from lewel.errors import LewelError
 from lewel.recipe import plain
 from lewel.recipe.presets import cifar10, embedded, imagenet, imagenet100, imagenette, stl10
 from lewel.recipe.presets.cifar10 import CIFAR10_MOCO
-from lewel.recipe.presets.preset import BYOL, LEWEL_B, LEWEL_M, MOCO_V2, Preset
+from lewel.recipe.presets.preset import BYOL, LEWEL_B, LEWEL_M, MOCO_V2, SIMSIAM, Preset
 from lewel.recipe.schema import Train
 
 __all__ = [
     "BYOL", "CIFAR10_MOCO", "LEWEL_B", "LEWEL_M", "MOCO_V2", "PRESETS",
-    "Preset", "describe", "get", "published_images", "table",
+    "SIMSIAM", "Preset", "describe", "get", "published_images", "table",
 ]  # fmt: skip
 
 SETS = (embedded, cifar10, stl10, imagenette, imagenet100, imagenet)  # from the smallest to the largest

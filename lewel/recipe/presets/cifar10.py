@@ -12,6 +12,7 @@ from lewel.recipe.presets.preset import (
     MOCO_V2,
     MOCO_VIEWS,
     SIMCLR_VIEWS,
+    SIMSIAM,
     Preset,
     aligned,
 )
@@ -54,6 +55,14 @@ BYOL_200 = replace(
     method=replace(BYOL, momentum_schedule="constant"),
     optim=Optim(lr=0.12 / 4, weight_decay=4 * 5e-4, warmup_epochs=0),
 )
+# Chen & He 2021, appendix D: a projector of two layers, views as on ImageNet but for the blur.
+SIMSIAM_800 = replace(
+    MOCO_200,
+    data=replace(MOCO_200.data, augmentation=CIFAR10_MOCO.data.augmentation),
+    heads=Heads(hidden=2048, num_maps=2048, projector="simsiam2"),
+    method=SIMSIAM,
+    epochs=800,
+)
 
 
 def _preset(run: Train, expected: str = "", source: str = "untuned", cost: str = "") -> Preset:
@@ -73,4 +82,5 @@ PRESETS = {
     "cifar10/lewel_m_200": _preset(aligned(MOCO_200)),
     "cifar10/byol_200": _preset(BYOL_200, "kNN-200 86.9", "lightly, SimCLR views"),
     "cifar10/lewel_b_200": _preset(aligned(BYOL_200)),
+    "cifar10/simsiam_800": _preset(SIMSIAM_800, "kNN-200 90.0", "SimSiam, appendix D"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lewel.recipe.presets.preset import BYOL, BYOL_VIEWS, MOCO_V2, MOCO_VIEWS, Preset, aligned
+from lewel.recipe.presets.preset import BYOL, BYOL_VIEWS, MOCO_V2, MOCO_VIEWS, SIMSIAM, Preset, aligned
 from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
 
 MOCO = Train(
@@ -46,12 +46,25 @@ BYOL_PAPER = replace(
     data=replace(BYOL_EMAN.data, batch_size=512),
     optim=Optim("sgd", lr=0.9, weight_decay=1e-6, decay_all=False, warmup_epochs=0),
 )
+# Chen & He 2021: MoCo v2's views, everything decays, no warm-up, and the predictor keeps its rate.
+SIMSIAM_PAPER = replace(
+    MOCO,
+    data=replace(MOCO.data, batch_size=512),
+    encoder=replace(MOCO.encoder, zero_init_residual=True),
+    heads=Heads(hidden=2048, num_maps=2048),
+    method=replace(SIMSIAM, batch_norm="sync"),
+    optim=Optim(lr=0.05, weight_decay=1e-4, warmup_epochs=0),
+)
+# With the heads of LEWEL_B, which are its projector too.
+LEWEL_SIMSIAM = replace(aligned(SIMSIAM_PAPER), heads=BYOL_EMAN.heads)
 BYOL_PAPER_SYNC = replace(BYOL_PAPER, method=replace(BYOL, batch_norm="sync", momentum=0.98))
 
 
-def _preset(run: Train, epochs: int, linear: float, source: str, seconds: int | None = None) -> Preset:
+def _preset(
+    run: Train, epochs: int, linear: float | None = None, source: str = "untuned", seconds: int | None = None
+) -> Preset:
     cost = f"{seconds} s, 8 V100" if seconds else ""
-    return Preset(replace(run, epochs=epochs), 1_281_167, f"linear {linear}", source, cost)
+    return Preset(replace(run, epochs=epochs), 1_281_167, f"linear {linear}" if linear else "", source, cost)
 
 
 PRESETS = {
@@ -68,4 +81,6 @@ PRESETS = {
     "imagenet/lewel_b_paper_100": _preset(aligned(BYOL_PAPER), 100, 71.9, "paper, 3.3 and Table 1", 1191),
     "imagenet/lewel_b_paper_200": _preset(aligned(BYOL_PAPER), 200, 72.8, "paper, 3.3 and Table 1", 1191),
     "imagenet/lewel_b_paper_400": _preset(aligned(BYOL_PAPER_SYNC), 400, 73.8, "paper, 3.3 and Table 1"),
+    "imagenet/simsiam_100": _preset(SIMSIAM_PAPER, 100, 68.1, "SimSiam, Table 1"),
+    "imagenet/lewel_s_100": _preset(LEWEL_SIMSIAM, 100),
 }

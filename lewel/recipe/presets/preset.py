@@ -1,4 +1,4 @@
-"""What a preset is, and what presets of several data sets share: the four methods and the views of two papers."""
+"""What a preset is, and what presets of several data sets share: methods and the views of two papers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MOCO_V2 = Method(loss="infonce", w_aligned=0.0)
 LEWEL_M = replace(MOCO_V2, w_aligned=0.5)
 BYOL = Method(loss="byol", w_aligned=0.0, momentum_schedule="cosine")
 LEWEL_B = replace(BYOL, w_aligned=0.5)
+SIMSIAM = Method(loss="simsiam", w_aligned=0.0)
 # As in MoCo v2, and as in LEWEL's official release for its BYOL type.
 MOCO_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.5, 0.5), solarize=(0.0, 0.0))
 # The views that lightly's tables were measured with, BYOL's row too: SimCLRTransform at cj_strength 0.5. In its
@@ -37,5 +38,5 @@ BYOL_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarize
 
 
 def aligned(run: Train) -> Train:
-    """The same recipe with LEWEL's branch: lewel_m of moco_v2, lewel_b of byol."""
+    """The same recipe with LEWEL's branch: lewel_m of moco_v2, lewel_b of byol, lewel_s of simsiam."""
     return replace(run, method=replace(run.method, w_aligned=LEWEL_M.w_aligned))

@@ -1,0 +1,217 @@
+"""The verbs of the command line as functions, for whoever uses lewel from Python; docs/extending.md shows each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed
+from torch import nn
+
+from lewel import data, distributed
+from lewel.cost import plan
+from lewel.data import own
+from lewel.errors import LewelError
+from lewel.evaluation.features import knn_accuracy
+from lewel.methods.encoders import Wrapped
+from lewel.recipe import checks, plain, presets, schema
+from lewel.recipe.feature_maps import CUSTOM
+from lewel.results import export as files
+from lewel.results import maps as pictures
+from lewel.results import report
+from lewel.run import checkpoint, folders
+from lewel.run.session import Session, from_python, prepare
+from lewel.train import train as train_session
+from lewel.watching import boards, log
+
+__all__ = ["Run", "eval", "export", "maps", "start", "train"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that lewel.train has trained."""
+
+    session: Session
+    finished: bool
+    """False where SIGTERM ended it early; train(..., resume="auto") goes on"""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The trained encoder: images (N, 3, H, W), normalised as in training, to a feature map (N, C, h, w).
+
+        Of a run whose encoder came from Python it is that very module.
+        """
+        encoder = self.session.method.online.encoder
+        return encoder.model if self.config.encoder.name == CUSTOM and isinstance(encoder, Wrapped) else encoder
+
+    @property
+    def folder(self) -> Path:
+        """Where config.yaml, log.jsonl, checkpoints, pictures and report.txt lie."""
+        return self.session.folder
+
+    @property
+    def config(self) -> schema.Train:
+        """The whole recipe."""
+        return self.session.run
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of log.jsonl: each has its kind ("baselines", "step", "epoch" ...), its step and its numbers."""
+        return log.read(self.folder / "log.jsonl")
+
+
+def train(
+    *,
+    out: str | os.PathLike[str] = "",
+    data: Any = None,
+    preset: str = "",
+    config: str | os.PathLike[str] | schema.Train = "",
+    encoder: Any = None,
+    resume: str | os.PathLike[str] = "",
+    **settings: Any,
+) -> Run:
+    """Trains as `lewel train` does, prints what it prints, and returns the run.
+
+    Args:
+        out: the run folder; empty means runs/<preset>, with a number if that is taken.
+        data: the folder with the images; or two data sets of one's own, (train, test), see lewel.data.own.DataSet; or a
+            lewel.data.Datasets, which makes its views itself. None leaves the recipe's.
+        preset: a recipe by name; without one, and without config, the default one, lewel_m on the embedded set.
+        config: a YAML recipe, or a config.Train, to start from instead of a preset.
+        encoder: a module that makes a feature map (N, C, h, w) of images (N, 3, H, W), trained in place.
+        resume: a checkpoint to continue from, or "auto". A run with data or an encoder from Python needs them again.
+        settings: those of `lewel train --help` by the same names: epochs=2, **{"optim.lr": 0.1} or optim={"lr": 0.1}.
+            data and encoder may be such tables too.
+
+    Raises:
+        LewelError: a setting that there is none of, with the nearest name, or of the wrong type; a recipe that cannot
+            run; data that are not there; anything that lewel train refuses.
+    """
+    if preset and config:
+        raise LewelError("preset and config both name a recipe to start from; give one of them")
+    for name, value in (("data", data), ("encoder", encoder)):
+        if isinstance(value, Mapping):
+            settings[name] = value
+    if isinstance(config, schema.Train):
+        run = config
+    else:
+        run = presets.get(preset) if preset else plain.load(config) if config else schema.Train()
+    if isinstance(data, (str, os.PathLike)):
+        name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
+        settings = {"data.name": name, "data.root": data, **settings}
+    run = plain.changed(run, {"out": out, **settings} if out else settings, source="lewel.train")
+    sets, module = _sets(data, run), _module(encoder)
+    before = torch.distributed.is_initialized()
+    made = start(run, os.fspath(resume), encoder=module, sets=sets)
+    if not before:
+        distributed.leave()
+    return made
+
+
+def start(
+    run: schema.Train, resume: str = "", *, encoder: nn.Module | None = None, sets: data.Datasets | None = None
+) -> Run:
+    """Checks a recipe, trains it from the start or from a checkpoint, and writes the run's report.
+
+    Of several processes, one that fails ends all of them, for the others would wait for it.
+    """
+    checks.check(from_python(run, encoder, sets), processes=distributed.announced())
+    world = distributed.join()
+    try:
+        folder, path = distributed.from_leader(lambda: _places(run, resume))
+        session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
+        if world.leads:
+            print(plan.recipe_of(session), flush=True)
+        finished = train_session(session, path)
+        if finished and world.leads:
+            report.write(session)
+    except Exception as error:
+        if world.size > 1:
+            distributed.abandon(error)
+        raise
+    return Run(session, finished)
+
+
+def eval(
+    kind: Literal["knn"],
+    run: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] = "",
+    *,
+    k: tuple[int, ...] | None = None,
+    temperature: float | None = None,
+    bank: int | None = None,
+) -> dict[int, float]:
+    """What the features of a run's newest checkpoint are worth: kNN accuracy in percent for each k, as in {200: 41.4}.
+
+    data_root says where the images are now; empty means where they were in training. The others replace knn_k,
+    knn_temperature and knn_bank of the run's recipe.
+    """
+    if kind != "knn":
+        raise LewelError(f"lewel.eval knows knn, got {kind!r}")
+    return knn_of(Path(run), os.fspath(data_root), k, temperature, bank)[1]
+
+
+def knn_of(
+    folder: Path, data_root: str, k: tuple[int, ...] | None, temperature: float | None, bank: int | None
+) -> tuple[Session, dict[int, float]]:
+    """The session that eval opened, and the accuracies."""
+    session = folders.load(folder, data_root)
+    asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
+    session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+    checks.check_knn(session.run)
+    return session, knn_accuracy(session)
+
+
+def maps(
+    run: str | os.PathLike[str], images: list[str | os.PathLike[str]], out: str | os.PathLike[str] = "maps.png"
+) -> None:
+    """Draws the alignment maps of a run's newest checkpoint over image files, into the picture out."""
+    pictures.over_files(Path(run), [Path(image) for image in images], Path(out))
+
+
+def export(
+    run: str | os.PathLike[str], to: files.Library, out: str | os.PathLike[str] = "", network: files.Which = "online"
+) -> str:
+    """Writes the encoder of a run's newest checkpoint as a file for another library, and tells how it loads there.
+
+    Without out the file lies in the run folder.
+    """
+    return files.export(Path(run), to, Path(out) if out else None, network)
+
+
+def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to continue from."""
+    folder, path = folders.choose(run, resume)
+    folders.check_writable(folder)
+    boards.check_installed(run)
+    if path is not None:
+        checkpoint.read(path)  # a broken one is told of before anything else is
+    elif resume == "auto":
+        print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
+    return folder, path
+
+
+def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
+    if given is None or isinstance(given, (str, os.PathLike, Mapping)):
+        return None
+    if isinstance(given, data.Datasets):
+        return given
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return own.build(given[0], given[1], run.data, run.seed)
+    raise LewelError(
+        f"data is a folder, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
+        f"got a {type(given).__name__}"
+    )
+
+
+def _module(given: Any) -> nn.Module | None:
+    if given is None or isinstance(given, Mapping):
+        return None
+    if not isinstance(given, nn.Module):
+        raise LewelError(
+            f"encoder is a torch.nn.Module or a table of settings, such as {{'name': 'resnet18'}}, got {given!r}"
+        )
+    return given

@@ -1,0 +1,77 @@
+"""Data sets of one's own: what such a class must offer, and how its images become two views."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+
+from lewel.data.datasets import Datasets
+from lewel.data.files import FolderImages, FolderViews
+from lewel.errors import LewelError
+from lewel.recipe.schema import Data
+
+
+class DataSet(Protocol):
+    """Labelled images by number, as torchvision's data sets without a transform are. Pictures, not tensors ready made.
+
+    classes names the classes. d[i], for i from 0 to len(d) - 1, is an image and the number of its class; the image is a
+    PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W), of any size. It is read in worker processes where
+    the recipe has data.workers, in any order, and must be the same every time.
+    """
+
+    classes: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+class Pairs:
+    """A DataSet as data.files reads one: load(i) gives an RGB image and its label."""
+
+    def __init__(self, dataset: DataSet) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        item = self.dataset[index]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise LewelError(
+                f"a data set gives an image and its label, but item {index} of {type(self.dataset).__name__} is "
+                f"a {type(item).__name__}; give (image, label)"
+            )
+        image, label = item
+        if not isinstance(image, Image.Image):
+            if not isinstance(image, (np.ndarray, torch.Tensor)) or image.dtype not in (np.uint8, torch.uint8):
+                kind = f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip()
+                raise LewelError(
+                    "an image is a PIL image or uint8, (H, W, 3) as an array and (3, H, W) as a tensor, but that of "
+                    f"item {index} of {type(self.dataset).__name__} is a {kind}; leave out its transform"
+                )
+            image = to_pil_image(image)
+        return image.convert("RGB"), int(label)
+
+
+def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
+    """The sets of a run from two of one's own, decoded and augmented a sample at a time by config."""
+    for name, dataset in (("training", train), ("test", test)):
+        if not all(hasattr(dataset, part) for part in ("__len__", "__getitem__", "classes")):
+            raise LewelError(
+                f"the {name} set must have a length, items (image, label) by number and classes, the names of the "
+                f"classes; {type(dataset).__name__} lacks one of these"
+            )
+        if not len(dataset):
+            raise LewelError(f"the {name} set, a {type(dataset).__name__}, is empty")
+    bank = Pairs(train)
+    return Datasets(
+        FolderViews(bank, config.augmentation, config.image_size, seed),
+        FolderImages(bank, config.image_size),
+        FolderImages(Pairs(test), config.image_size),
+        len(train.classes),
+    )

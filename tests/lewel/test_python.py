@@ -1,0 +1,318 @@
+"""lewel from Python: the names of the command line, encoders and data sets from outside, a Method in one's loop."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
+from torch import nn
+
+import lewel
+from lewel import cli, data
+from lewel.errors import LewelError
+from lewel.methods import losses
+from lewel.methods.method import Method as Model
+from lewel.recipe import plain, presets
+from lewel.recipe.schema import Encoder, Heads, Optim, Train
+from lewel.run.session import prepare
+
+
+class TestPackage:
+    def test_train_is_the_function_whatever_was_imported(self):
+        import lewel.train
+        from lewel import train
+
+        assert train is lewel.train is lewel.api.train
+        assert list(inspect.signature(lewel.train).parameters)[:3] == ["out", "data", "preset"]
+
+    @pytest.mark.parametrize("missing", ["tyro", "matplotlib", "torchvision"])
+    def test_importing_it_needs_little(self, missing):
+        """What the command line alone needs, and what the op's benchmarks do without where they import lewel.errors."""
+        code = (
+            f"import sys; sys.modules[{missing!r}] = None; import lewel, lewel.errors; print(sorted(lewel.OBJECTIVES))"
+        )
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == "['byol', 'infonce', 'simsiam']\n"
+
+    def test_training_needs_no_tyro(self):
+        code = (
+            "import sys; sys.modules['tyro'] = None; import lewel; print(lewel.train.__name__, lewel.Method.__name__)"
+        )
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == "train Method\n"
+
+    def test_every_name_is_there_and_no_other(self):
+        assert all(hasattr(lewel, name) for name in lewel.__all__)
+        assert lewel.build_encoder(Encoder("tiny")).channels == 256
+        assert lewel.config.Train is Train
+        with pytest.raises(AttributeError, match="no attribute 'trian'"):
+            lewel.trian  # noqa: B018
+
+
+class TestSettings:
+    def test_top_level_dotted_nested_and_whole(self):
+        changes = {
+            "epochs": 2,
+            "optim.lr": 0.25,
+            "heads": {"tau": 0.5},
+            "data.augmentation.flip": 0,
+            "encoder": Encoder(),
+        }
+        run = plain.changed(presets.get("embedded/moco_v2"), changes | {"encoder": Encoder()}, source="x")
+        before = presets.get("embedded/moco_v2")
+        flat = replace(before.data.augmentation, flip=0.0)
+        assert run == replace(
+            before,
+            epochs=2,
+            optim=replace(before.optim, lr=0.25),
+            heads=replace(before.heads, tau=0.5),
+            data=replace(before.data, augmentation=flat),
+            encoder=Encoder(),
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "sentence"),
+        [
+            ({"epoch": 3}, "lewel.train: there is no epoch; did you mean epochs?"),
+            ({"optim.learning_rte": 1}, "lewel.train: there is no optim.learning_rte; there are name, lr"),
+            ({"optm.lr": 1}, "lewel.train: there is no optm; did you mean optim?"),
+            ({"optim": {"momentun": 1}}, "there is no optim.momentun; did you mean optim.momentum?"),
+            ({"epochs.x": 1}, "epochs must be a whole number, got {'x': 1}"),
+            ({"epochs": "two"}, "epochs must be a whole number, got 'two'"),
+            ({"optim": 3}, "optim must be a table of keys, got 3"),
+            ({"optim.lr": None}, "optim.lr must be a number, got None"),
+            ({"preset": "embedded/lewel"}, "did you mean embedded/lewel_"),
+            ({"preset": "embedded/lewel_m", "config": "a.yaml"}, "preset and config both name a recipe"),
+            ({"encoder": "resnet18"}, "encoder is a torch.nn.Module or a table of settings"),
+            ({"data": 3}, "data is a folder, two data sets"),
+            ({"method": {"loss": "triplet"}}, "method.loss must be one of infonce, byol, simsiam"),
+        ],
+        ids=str,
+    )
+    def test_a_wrong_one_is_a_sentence_and_nothing_is_written(self, settings, sentence, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(LewelError) as error:
+            lewel.train(**settings)
+        assert sentence in str(error.value)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch, capsys):
+    """The same weights, and what is returned is what lies in the folder."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(plain.to_yaml(TINY))
+    run = lewel.train(out=tmp_path / "python", config=TINY, epochs=1, optim={"lr": 0.3})
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "lewel",
+            "train",
+            "--config",
+            str(file),
+            "--epochs",
+            "1",
+            "--optim.lr",
+            "0.3",
+            "--out",
+            str(tmp_path / "line"),
+        ],
+    )
+    cli.main()
+    names = sorted(path.name for path in (tmp_path / "line").iterdir() if not path.name.startswith("events"))
+    assert names == sorted(path.name for path in run.folder.iterdir() if not path.name.startswith("events"))
+    states = [
+        torch.load(folder / "checkpoints" / "step-00000003.pt", weights_only=True)["method"]
+        for folder in (run.folder, tmp_path / "line")
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if "extra" not in key)
+    assert torch.equal(run.encoder.conv1.weight, states[0]["online.encoder.conv1.weight"])
+    assert run.finished
+    assert [record["kind"] for record in run.log] == ["baselines", "step", "step", "step", "epoch"]
+    assert run.config == plain.load(run.folder / "config.yaml")
+    capsys.readouterr()
+    accuracy = lewel.eval("knn", run.folder)
+    assert accuracy == pytest.approx({200: run.log[-1]["knn"], 20: run.log[-1]["knn_20"]})
+    with pytest.raises(LewelError, match=r"lewel\.eval knows knn, got 'linear'"):
+        lewel.eval("linear", run.folder)
+
+
+def small_encoder() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+
+
+class TestEncoder:
+    def test_is_trained_in_place_and_named_custom(self, tmp_path, monkeypatch, capsys):
+        encoder = small_encoder()
+        before = copy.deepcopy(encoder.state_dict())
+        run = lewel.train(out=tmp_path / "run", config=TINY, encoder=encoder)
+        assert run.encoder is encoder
+        assert not torch.equal(before["0.weight"], encoder[0].weight)
+        assert run.session.method.target.encoder is not encoder
+        assert plain.load(run.folder / "config.yaml").encoder.name == "custom"
+        self.refused_without(run.folder, monkeypatch, capsys)
+        run = lewel.train(out=tmp_path / "run", config=TINY, encoder=small_encoder(), resume="auto")
+        assert torch.equal(run.encoder[0].weight, encoder[0].weight)  # the checkpoint's, at the end already
+
+    def refused_without(self, folder, monkeypatch, capsys):
+        for arguments in (
+            ["eval", "knn", str(folder)],
+            ["train", "--config", str(folder / "config.yaml"), "--resume", "auto"],
+            ["export", str(folder), "--to", "safetensors"],
+        ):
+            monkeypatch.setattr("sys.argv", ["lewel", *arguments])
+            with pytest.raises(SystemExit):
+                cli.main()
+            assert "lewel: the encoder of this run came from Python (encoder.name custom)" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("module", "sentence"),
+        [
+            (
+                nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten()),
+                r"Sequential makes \(1, 512\) of \(1, 3, 32, 32\)",
+            ),
+            (nn.Conv2d(3, 8, 32), "the feature map of Conv2d is one position"),
+            (nn.Conv2d(3, 7, 4), "heads.num_groups must divide the 7 channels of custom, got 2"),
+        ],
+        ids=["flat", "one-position", "channels"],
+    )
+    def test_that_makes_no_map_is_refused(self, module, sentence):
+        run = replace(TINY, encoder=Encoder("custom"))
+        with pytest.raises(LewelError, match=sentence):
+            Model(run, module)
+
+    def test_is_looked_at_without_a_trace(self):
+        encoder = small_encoder()
+        encoder[1].eval()
+        before = copy.deepcopy(encoder.state_dict())
+        Model(replace(TINY, heads=Heads(hidden=16, num_maps=8, num_groups=2)), encoder)
+        assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+        assert [module.training for module in encoder] == [True, True, True]  # as Method leaves all of it
+
+
+class Pictures:
+    """Dark and light images of several widths, as PIL images, arrays or tensors."""
+
+    classes = ("dark", "light")
+
+    def __init__(self, count: int, kind: str = "pil") -> None:
+        self.count, self.kind = count, kind
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        pixels = np.random.default_rng(index).integers(
+            100 * (index % 2), 150 + 100 * (index % 2), (40, 36 + index % 9, 3)
+        )
+        array = pixels.astype(np.uint8)
+        kinds = {
+            "pil": lambda: Image.fromarray(array),
+            "array": lambda: array,
+            "tensor": lambda: torch.from_numpy(array).permute(2, 0, 1),
+            "float": lambda: torch.rand(3, 32, 32),
+            "alone": lambda: None,
+        }
+        image = kinds[self.kind]()
+        return image if self.kind == "alone" else (image, index % 2)
+
+
+class TestData:
+    def test_of_ones_own_trains_alike_from_each_kind_of_image_and_any_workers(self, tmp_path):
+        one = replace(TINY, epochs=1, data=replace(TINY.data, batch_size=16))
+        runs = [
+            lewel.train(out=tmp_path / f"{kind}{workers}", config=one, data=(Pictures(32, kind), Pictures(8, kind)),
+                        **{"data.workers": workers})
+            for kind, workers in (("pil", 0), ("array", 0), ("tensor", 2))
+        ]  # fmt: skip
+        for run in runs[1:]:
+            assert_same(runs[0].session, run.session)
+        assert plain.load(runs[0].folder / "config.yaml").data.name == "custom"
+        with pytest.raises(LewelError, match=r"the images of this run came from Python \(data.name custom\)"):
+            lewel.eval("knn", runs[0].folder)
+
+    def test_made_by_lewel_is_that_of_the_recipe(self, tmp_path):
+        sets = data.build(TINY.data, TINY.seed)
+        assert_same(prepare(TINY, tmp_path), prepare(TINY, tmp_path, sets=sets))
+        given = lewel.train(out=tmp_path / "given", config=TINY, data=sets, epochs=1)
+        assert losses_of(given.session) == losses_of(run_in(tmp_path / "own", replace(TINY, epochs=1)))
+
+    def test_is_a_folder(self, tmp_path):
+        for split in ("train", "test"):
+            for label in ("a", "b"):
+                (tmp_path / split / label).mkdir(parents=True)
+                for i in range(16):
+                    Pictures(1)[i][0].save(tmp_path / split / label / f"{i}.png")
+        run = lewel.train(out=tmp_path / "run", config=TINY, data=tmp_path, epochs=1)
+        assert (run.config.data.name, run.config.data.root) == ("folder", str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("train", "sentence"),
+        [
+            (Pictures(32, "float"), "leave out its transform"),
+            (Pictures(32, "alone"), r"give \(image, label\)"),
+            (Pictures(0), "the training set, a Pictures, is empty"),
+            ([1, 2], r"the training set must have a length, items .* list lacks one"),
+        ],
+        ids=["float", "no-label", "empty", "list"],
+    )
+    def test_of_another_form_is_refused(self, train, sentence, tmp_path):
+        with pytest.raises(LewelError, match=sentence):
+            lewel.train(out=tmp_path / "run", config=TINY, data=(train, Pictures(8)))
+
+
+class TestOwnLoop:
+    VIEWS = torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def step(self, precision: str, name: str = "lewel_m", around: torch.dtype | None = None):
+        torch.manual_seed(0)
+        method = Model(replace(TINY, precision=precision, method=METHODS[name]))
+        seen = []
+        method.online.register_forward_hook(lambda module, inputs, out: seen.append(out.z.dtype))
+        with torch.autocast("cpu", around or torch.bfloat16, enabled=around is not None):
+            return method(*self.VIEWS, momentum=0.9), seen[0]
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_an_autocast_around_it_is_kept_by_ambient_alone(self, name):
+        inner, _ = self.step("bf16", name)
+        ambient, dtype = self.step("ambient", name, torch.bfloat16)
+        assert dtype == torch.bfloat16
+        assert ambient.loss.dtype == torch.float32
+        assert torch.equal(ambient.loss, inner.loss)
+        plain_, dtype = self.step("fp32", name)
+        assert dtype == torch.float32
+        for precision, around in (("fp32", torch.bfloat16), ("ambient", None)):
+            step, dtype = self.step(precision, name, around)
+            assert dtype == torch.float32
+            assert torch.equal(step.loss, plain_.loss)
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            pytest.param(lambda x: losses.info_nce(x, x.flip(1), losses.unit(x.flip(0)), 0.1), id="info_nce"),
+            pytest.param(lambda x: losses.aligned_info_nce(x[:, None], x.flip(1)[:, None], 0.1), id="aligned_info_nce"),
+            pytest.param(lambda x: losses.byol_distance(x, x.flip(1)), id="byol_distance"),
+            pytest.param(lambda x: losses.cosine(x, x.flip(1)), id="cosine"),
+        ],
+    )
+    def test_losses_are_in_float32_under_autocast(self, loss):
+        x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(x)
+        assert torch.equal(found, loss(x))
+
+
+def test_an_optim_of_python_is_an_optim_of_the_command_line(tmp_path):
+    run = plain.changed(TINY, {"optim": Optim("lars", decay_all=False), "out": Path(tmp_path)}, source="x")
+    assert run.optim == Optim("lars", decay_all=False)
+    assert run.out == str(tmp_path)
