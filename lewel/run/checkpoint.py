@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lewel.errors import LewelError
 from lewel.methods.method import Method
-from lewel.methods.official import load_official as load_official  # the public name is lewel.checkpoint.load_official
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
 from lewel.run.session import Session

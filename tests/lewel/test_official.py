@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from lewel.errors import LewelError
 from lewel.methods.method import Method
+from lewel.methods.official import load_official
 from lewel.recipe.schema import Encoder
-from lewel.run import checkpoint
 
 RUN = replace(TINY, method=METHODS["lewel_b-eman"])
 MLPS = {
@@ -66,7 +66,7 @@ def whole_checkpoint(weights: dict[str, Tensor]) -> dict[str, Any]:
 @pytest.mark.parametrize("form", [dict, linear, bare, whole_checkpoint], ids=lambda form: form.__name__)
 def test_an_official_state_dict_makes_the_same_model(form):
     source, model = filled(RUN, seed=1), filled(RUN, seed=2)
-    checkpoint.load_official(model, form(official(source)))
+    load_official(model, form(official(source)))
     assert_equal(model.state_dict(), source.state_dict())
     for mine, theirs in zip(outputs(model), outputs(source), strict=True):
         assert torch.equal(mine, theirs)
@@ -76,7 +76,7 @@ def test_the_heads_are_those_that_the_names_say():
     """proj reads z off the GAP token, predictor predicts from it; computed with the convolutions of the state dict."""
     model = filled(RUN, seed=2)
     weights = bare(official(filled(RUN, seed=1)))
-    checkpoint.load_official(model, weights)
+    load_official(model, weights)
 
     def mlp(x: Tensor, name: str) -> Tensor:
         mean, var, scale, shift = (
@@ -96,7 +96,7 @@ def test_counts_of_batches_may_be_absent_and_stay_the_models():
     source, model = filled(RUN, seed=1), filled(RUN, seed=2)
     counts = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
     weights = official(source)
-    checkpoint.load_official(model, {name: weights[name] for name in weights if "num_batches" not in name})
+    load_official(model, {name: weights[name] for name in weights if "num_batches" not in name})
     assert_equal(model.state_dict(), source.state_dict() | counts)
 
 
@@ -106,7 +106,7 @@ def test_counts_of_batches_may_be_absent_and_stay_the_models():
 def test_a_model_of_another_method_is_refused(loss, w_aligned, name):
     other = replace(RUN, method=replace(RUN.method, loss=loss, w_aligned=w_aligned))
     with pytest.raises(LewelError, match=f"holds LEWEL_B but the model is {name}; make one of"):
-        checkpoint.load_official(Method(other), {})
+        load_official(Method(other), {})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_model_with_another_head_is_refused(setting, head):
     """Random maps have the weights of learned ones, so names and shapes would not tell."""
     other = replace(RUN, heads=replace(RUN.heads, **setting))
     with pytest.raises(LewelError, match=f"has a CoupledHead but the model a {head}; make it with heads.coupling"):
-        checkpoint.load_official(Method(other), official(filled(RUN, seed=1)))
+        load_official(Method(other), official(filled(RUN, seed=1)))
 
 
 def without(weights: dict[str, Any], part: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_a_sentence_and_nothing_is_loaded(change, sentence)
     model = filled(RUN, seed=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(LewelError) as error:
-        checkpoint.load_official(model, change(official(filled(RUN, seed=1))))
+        load_official(model, change(official(filled(RUN, seed=1))))
     assert sentence in str(error.value)
     assert_equal(model.state_dict(), before)
 
@@ -173,4 +173,4 @@ def test_what_does_not_fit_is_a_sentence_and_nothing_is_loaded(change, sentence)
 def test_all_that_differs_is_told_at_once():
     other = replace(RUN, encoder=Encoder("resnet18", stem="imagenet"))
     with pytest.raises(LewelError, match=r"it lacks .* and \d+ more; shapes differ: .*; the released .* nothing was"):
-        checkpoint.load_official(Method(other), official(filled(RUN, seed=1)))
+        load_official(Method(other), official(filled(RUN, seed=1)))
