@@ -157,7 +157,7 @@ def eval(
 def knn_of(
     folder: Path, data_root: str, k: tuple[int, ...] | None, temperature: float | None, bank: int | None
 ) -> tuple[Session, dict[int, float]]:
-    """The session that eval opened, and the accuracies."""
+    """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
     session = folders.load(folder, data_root)
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def export(
 
 
 def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to continue from."""
+    """The run folder and the checkpoint to continue from or None, checked to be writable and readable."""
     folder, path = folders.choose(run, resume)
     folders.check_writable(folder)
     boards.check_installed(run)

@@ -27,10 +27,10 @@ CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 
 
 def train(session: Session, resume: Path | None) -> bool:
-    """Trains from the start, or from the checkpoint resume, to the last step.
+    """Trains from the start, or from the checkpoint resume, to the last step, and then returns True.
 
-    False where a signal came before (SIGTERM, SIGUSR1 or SIGHUP): the run is saved and can be continued. Ctrl-C saves
-    too, and ends in a KeyboardInterrupt.
+    Returns False if a signal came before (SIGTERM, SIGUSR1 or SIGHUP): the run is saved and can be continued. Ctrl-C
+    saves too, and ends in a KeyboardInterrupt.
     """
     run, folder, leads = session.run, session.folder, session.world.leads
     if resume is not None:
@@ -69,7 +69,7 @@ class _Loop:
         self.worst = torch.zeros((), device=session.device)
 
     def run(self) -> bool:
-        """Whether it came to the end."""
+        """Trains until the last step or a signal; returns whether it came to the end."""
         session, run = self.session, self.session.run
         while True:
             done = session.epochs_done
@@ -89,7 +89,7 @@ class _Loop:
             self._save()  # before the evaluation, for which a scheduler may not wait
 
     def _epoch(self, epoch: int) -> None:
-        """What is left of an epoch, or of it the part before a signal."""
+        """Takes the steps that are left of an epoch, or those up to a signal."""
         session, run = self.session, self.session.run
         first = session.steps_done - epoch * self.per_epoch
         clock = Clock(run.data.batch_size // run.accumulate)
@@ -132,7 +132,7 @@ class _Loop:
         return [r["z_std"] for r in records if r["kind"] == "step" and r["step"] > epoch * self.per_epoch]
 
     def _numbers(self, outcome: Outcome) -> dict[str, float]:
-        """The step's numbers, means over the processes, if the worst loss so far is a number."""
+        """A step's numbers for the log, means over processes. Raises LewelError where training has diverged."""
         values = {"loss": outcome.loss, **{f"loss_{name}": part for name, part in outcome.parts.items()}}
         replaced = torch.tensor(float(self.session.sets.replaced)).to(self.session.device, non_blocking=True)
         further = {"z_std": health.spread_of(outcome.z), "worst": self.worst, "replaced": replaced}
@@ -162,7 +162,7 @@ class _Loop:
 
 
 def _is_evaluated(session: Session) -> bool:
-    """Whether the log says what the epoch was worth that a continued run begins after."""
+    """Whether the log already has the evaluation after the last whole epoch, as of a run that is continued."""
     file = session.folder / "log.jsonl"
 
     def told() -> bool:
@@ -173,7 +173,7 @@ def _is_evaluated(session: Session) -> bool:
 
 
 def _check_weights(session: Session) -> None:
-    """A last step may break weights whose loss was finite: they are never saved or evaluated."""
+    """Raises LewelError for weights that are not finite: a last step may break them though its loss was finite."""
     values = {k: v for k, v in session.method.state_dict().items() if isinstance(v, Tensor)}
     finite = torch.stack([value.isfinite().all() for value in values.values()])
     if not finite.all():

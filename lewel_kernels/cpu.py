@@ -26,7 +26,7 @@ _STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def refuse(request: Request) -> str | None:
-    """Why it cannot run, or None. Compiles the extension if this process is the first on this machine to need it."""
+    """Why the backend cannot run a request, or None. The first process on a machine to ask compiles the kernels."""
     if request.dtype not in _STORAGE:
         return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
     return native.unavailable()

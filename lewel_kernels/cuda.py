@@ -33,7 +33,7 @@ automatic = True
 
 
 class Gpus:
-    """All that the backend asks of the machine's GPUs, and the name of the library (see targets.py) they run."""
+    """What the backend asks of the machine's GPUs, and the name of the library (see targets.py) that they run."""
 
     library = "cuda"
 
@@ -46,7 +46,7 @@ gpus = Gpus()  # read in every call
 
 
 def refuse(request: Request) -> str | None:
-    """Why it cannot run, or None. Compiles the kernels if this process is the first on this machine to need them."""
+    """Why the backend cannot run a request, or None. The first process on a machine to ask compiles the kernels."""
     if request.dtype not in NUMBERS:
         return f"it stores float32, bfloat16, float16 or float64; the features are {request.dtype}: convert them"
     if torch.version.hip is not None:
@@ -77,7 +77,7 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 @functools.cache
 def _not_compiled_for(library: str, capability: tuple[int, int]) -> str | None:
-    """Why the library, which is there, has no code for such a GPU, or None."""
+    """Why the library, which is loaded, has no code for GPUs of this capability, as a sentence, or None."""
     info = native.build_info(library)
     archs = str(info["archs"]).split()
     if nvcc.runs(archs, capability):
@@ -96,7 +96,7 @@ def _sm(capability: tuple[int, int]) -> str:
 
 @functools.cache
 def _ops(library: str) -> tuple[Any, Any]:
-    """The ops forward and backward of a library, which is loaded; without an overload to choose in every call."""
+    """Loads a library; returns its ops forward and backward, as overloads, so that no call has to choose one."""
     native.require(library)
     ops = getattr(torch.ops, f"lewel_{library}")
     return ops.forward.default, ops.backward.default

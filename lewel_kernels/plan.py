@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
 
 class Array(NamedTuple):
-    """A tensor without its numbers. Two of one name in a plan are the same tensor."""
+    """Shape, strides and dtype of a tensor, without its values. Arrays of one name in a plan are the same tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,17 +62,17 @@ class Array(NamedTuple):
         return cls(name, shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))), dtype)
 
     def like(self, name: str, dtype: torch.dtype) -> Array:
-        """An array of the same shape and strides."""
+        """An array with another name and dtype, and the same shape and strides."""
         return self._replace(name=name, dtype=dtype, offset=0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, each counted where strides of 0 repeat it."""
+        """Bytes of its elements; one that a stride of 0 repeats is counted each time."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def layout(self) -> str:
-        """Of an array (N, C, P): "rows" if the channels of a position lie together (channels_last), else "planes"."""
+        """Only for (N, C, P): "rows" if the channels of a position lie together (channels_last), else "planes"."""
         return "rows" if self.stride[1] <= self.stride[2] or self.shape[2] == 1 else "planes"
 
     def empty(self, device: torch.device | str) -> Tensor:
@@ -80,9 +80,9 @@ class Array(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A forward, or a backward, which also has the arrays that follow ``tf32``.
+    """The description of a forward, or of a backward, which also has the arrays after ``tf32``.
 
-    The triton backend makes one in each call, to find its plan. That is why it is no frozen dataclass, which takes
+    The triton backend makes one in each call, to look up its plan. That is why it is no frozen dataclass, which takes
     several times as long to make.
     """
 
@@ -166,7 +166,7 @@ class Call(NamedTuple):
         return tuple(map(Array.of, (f"d_{name}" for name in TENSORS), gradients(self._on_meta(), self.options.needs)))
 
     def backward(self, needs: Needs = EVERY) -> Call:
-        """The backward of this forward, for gradients that lie in memory as its outputs do."""
+        """The description of this forward's backward; incoming gradients have the strides of its outputs."""
         pooled, maps, heat, norm = self.outputs()
         return self._replace(
             options=self.options._replace(needs=needs), grad_pooled=pooled._replace(name="grad_pooled"),
@@ -208,11 +208,11 @@ def cdiv(a: int, b: int) -> int:
 
 
 def parts(tiles: int, columns: int, *, programs: int, least: int) -> tuple[int, int]:
-    """(tiles of a part, parts): how the sum over rows of dW is split where ``columns`` programs hold all of dW.
+    """How the sum over rows of dW is split where ``columns`` programs hold all of dW: (tiles of a part, parts).
 
-    It is spread over about ``programs``, as many as a GPU holds at once, each with ``least`` tiles of rows at least:
-    every further part writes, and the second stage reads, another (K, D) in the accumulator type. csrc/cuda/tiling.h
-    has the same rule as Parts::of.
+    ``tiles`` of rows are spread over about ``programs``, as many as a GPU holds at once, each with ``least`` tiles at
+    least: every further part writes, and the second stage reads, another (K, D) in the accumulator type.
+    csrc/cuda/tiling.h has the same rule as Parts::of.
     """
     each = max(least, cdiv(tiles, max(1, programs // columns)))
     return each, cdiv(tiles, each)

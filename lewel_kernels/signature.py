@@ -31,9 +31,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a backend is told beside tensors. A backward does not look at out_dtype and return_maps, a forward not at
-    needs.
-    """
+    """What a backend is told beside tensors. Forwards do not read needs, backwards not out_dtype and return_maps."""
 
     num_groups: int
     temperature: float
@@ -49,9 +47,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def outputs(inputs: Inputs, options: Options, rows: bool) -> Results:
-    """What a forward returns, not yet computed: (pooled, maps, heat, norm) of `lewel_kernels.reference.forward`.
+    """Tensors for a forward to fill: (pooled, maps, heat, norm) of `lewel_kernels.reference.forward`.
 
-    ``rows``: heat as `rows_like` stores it instead of contiguous.
+    ``rows``: heat is stored as `rows_like` does it; otherwise contiguous.
     """
     features, _, weight, *_ = inputs
     num_groups, _, _, out_dtype, return_maps, _ = options
@@ -67,28 +65,26 @@ def outputs(inputs: Inputs, options: Options, rows: bool) -> Results:
 
 
 def gradients(inputs: Inputs, needs: Needs) -> Gradients:
-    """What a backward returns, not yet computed, in the layouts of the inputs; zeros where there are no images to sum
-    over. None where not needed.
-    """
+    """Tensors for a backward to fill, in the layouts of the inputs; None where not needed, zeros without images."""
     new = torch.empty_like if inputs.features.shape[0] else torch.zeros_like
     made = (new(x) if need and x is not None else None for x, need in zip(inputs, needs, strict=True))
     return cast(Gradients, tuple(made))
 
 
 def rows_like(x: Tensor, k: int) -> Tensor:
-    """Heat maps (N, K, P) for x (N, ., P), stored as rows of K maps."""
+    """A tensor for heat maps (N, K, P) of x (N, ., P), not yet filled, stored as rows of K maps."""
     n, _, p = x.shape
     return x.new_empty_strided((n, k, p), (p * k, 1, k))
 
 
 def as_rows(heat: Tensor) -> Tensor:
-    """The heat maps (N, K, P) in the strides of `rows_like`, which they have unless vmap took them apart."""
+    """heat (N, K, P) in the strides of `rows_like`; copied where it has others, as after vmap."""
     _, k, p = heat.shape
     return heat if heat.stride() == (p * k, 1, k) else rows_like(heat, k).copy_(heat)
 
 
 def contiguous(inputs: Inputs) -> Inputs:
-    """The same with scale and shift contiguous, as kernels read them."""
+    """inputs, with scale and shift made contiguous, as kernels read them."""
     *_, scale, shift = inputs
     if scale is None or shift is None:
         return inputs

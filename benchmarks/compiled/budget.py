@@ -1,4 +1,4 @@
-"""What kernels may take, as it is committed: written from reports, compared with them."""
+"""Budgets, that is, what kernels may take: read, written from reports, compared with them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def update(kind: str) -> str:
 
 
 def read(kind: str) -> dict[str, Any]:
-    """The committed budget: by architecture and entry, bounds of numbers; and the compilers."""
+    """The committed budget: architecture -> entry -> bounds of numbers, and each architecture's compiler; or {}."""
     path = FOLDER / f"{kind}.json"
     budget: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return budget
@@ -32,10 +32,10 @@ def write(kind: str, budget: dict[str, Any]) -> None:
 
 
 def budget_of(reports: Iterable[Report]) -> dict[str, Any]:
-    """The least budget that the reports keep.
+    """The tightest budget that the reports keep.
 
-    Registers are counted in steps of 8, in which the hardware hands them to threads. Where instructions of the tensor
-    cores are in it, there may not be fewer: a product that has lost them in part is hard to see in another way.
+    Registers are counted in steps of 8, in which the hardware hands them to threads. Instructions of the tensor cores
+    are bounded from below: a product that has lost some of them is hard to notice in another way.
     """
     archs: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     compilers = {}
@@ -54,7 +54,7 @@ def budget_of(reports: Iterable[Report]) -> dict[str, Any]:
 
 
 def merged(budget: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A budget, with the architectures of a new one instead of its own."""
+    """A budget in which a new one's architectures replace its own."""
     compilers = dict(sorted({**budget.get(COMPILERS, {}), **new[COMPILERS]}.items()))
     entries = {arch: entry for arch, entry in sorted({**budget, **new}.items()) if arch != COMPILERS}
     return {COMPILERS: compilers, **entries}
@@ -72,7 +72,7 @@ def to_text(budget: dict[str, Any]) -> str:
 
 
 def excesses(reports: Sequence[Report], budget: dict[str, Any]) -> list[str]:
-    """Where kernels and budget disagree, as sentences. The numbers are those of the budget's compilers."""
+    """Sentences: which kernels exceed their budget or have none, and which budgets belong to no kernel."""
     sentences = []
     for report in reports:
         if report.error:
@@ -96,7 +96,7 @@ def excesses(reports: Sequence[Report], budget: dict[str, Any]) -> list[str]:
 
 
 def other_compilers(reports: Iterable[Report], budget: dict[str, Any]) -> list[str]:
-    """Where the numbers cannot be compared, for the budget's are of another compiler, as sentences."""
+    """Sentences: for which architectures the budget is of another compiler, so that numbers cannot be compared."""
     pairs = {report.arch: report for report in reports}
     return [
         f"the budget of {arch} is of {of}, and this is {report.compiler}; {update(report.kind)} makes a new one"

@@ -34,7 +34,7 @@ WITHOUT_PRODUCTS = {"softmax_kernel", "maps_kernel", "maps_bwd_kernel", "sum_ker
 
 
 class CudaReport(Report):
-    """Of a kernel with its template's arguments, without namespaces; or of a file, if that does not compile."""
+    """The report of a kernel, named with its template's arguments; or of a file, if that does not compile."""
 
     kind = "cuda"
     tensor_instructions = "HMMA"
@@ -80,7 +80,7 @@ def unavailable(capability: int) -> str | None:
 
 
 def _without(find: Callable[[], object]) -> str | None:
-    """Why a tool is not found, or None."""
+    """Why ``find`` does not find its tool, or None."""
     try:
         find()
     except BuildError as error:
@@ -92,7 +92,7 @@ def _without(find: Callable[[], object]) -> str | None:
 
 
 def _reports(log: str, cubin: bytes, capability: int, compiler: str) -> list[CudaReport]:
-    """What a compiler made of the kernels in a binary, and said of them."""
+    """The reports of the kernels in a cubin; log is what the compiler printed about them."""
     disassembler = find_disassembler()
     assert disassembler is not None
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -116,7 +116,7 @@ def _refused(kernel: str, capability: int, compiler: str, error: CompileError) -
 
 
 def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str, str]:
-    """What a program says, on stdout and on stderr; `folder` is for its temporary files."""
+    """Runs a program; returns its stdout and stderr. `folder` is for its temporary files. Raises CompileError."""
     environment = os.environ | ({"TMPDIR": folder} if folder else {})
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -128,7 +128,7 @@ def _run(command: Sequence[str | Path], folder: str | None = None) -> tuple[str,
 
 
 def compile_all(capabilities: Sequence[int], processes: int = 2) -> list[CudaReport]:
-    """Reports of all kernels of the library, for architectures that `unavailable` has nothing against."""
+    """Reports of all kernels of the library, for architectures for which `unavailable` returns None."""
     shared = {capability: cuda_launches.shared_bytes(capability) for capability in capabilities}
     known = {kernel for kernels in shared.values() for kernel in kernels}
     reports = compile_kernels(target.sources(), capabilities, processes, known)
@@ -175,7 +175,7 @@ def compile_kernels(
 
 
 def _nvcc(arguments: Sequence[str | Path], csrc: Path, folder: str) -> str:
-    """Runs nvcc as a build does; what it says."""
+    """Runs nvcc as a build does; returns what it prints."""
     compiler = find_compiler().command
     host = ["-ccbin", *compiler] if len(compiler) == 1 else []  # it takes one word, and here it only preprocesses
     return _run([nvcc.find().path, *host, *CUDA.flags(), "-I", csrc, *arguments], folder)[1]

@@ -21,9 +21,10 @@ TESTS = str(Path(__file__).resolve().parents[2] / "tests")
 
 
 def shared_bytes(capability: int) -> dict[str, int]:
-    """The most bytes of shared memory that launches of each kernel ask for, as csrc/cuda/forward.h and backward.h say.
+    """By kernel, the most bytes of shared memory that a launch asks for in csrc/cuda/forward.h and backward.h.
 
-    The emulation of the tests is asked, which needs no GPU: its host code is that of the library.
+    capability is 80 for sm_80. The emulation of the tests is asked, which needs no GPU: its host code is that of the
+    library.
     """
     if TESTS not in sys.path:
         sys.path.append(TESTS)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def resources(log: str) -> dict[str, dict[str, int]]:
-    """What `ptxas -v` says of each kernel, by its mangled name. Functions that it calls count as its own."""
+    """What `ptxas -v` says of each kernel, by mangled name. What functions that it calls take is counted as its own."""
     _, *parts = re.split(r"Compiling entry function '([^']+)' for 'sm_\w+'", log)
     found = {}
     for name, text in zip(parts[::2], parts[1::2], strict=True):
@@ -34,7 +34,7 @@ _HMMA = re.compile(r"\b[HDIQ]G?MMA(?=\.)")
 
 
 def tensor_cores(sass: str) -> dict[str, dict[str, int]]:
-    """Instructions of the tensor cores that nvdisasm finds in each kernel, by its mangled name."""
+    """How often nvdisasm shows each tensor-core instruction in each kernel, by the kernel's mangled name."""
     _, *parts = re.split(r"\.section\s+\.text\.([\w$.]+)", sass)
     return {
         name: dict(sorted(Counter(_HMMA.findall(text)).items()))
@@ -43,7 +43,7 @@ def tensor_cores(sass: str) -> dict[str, dict[str, int]]:
 
 
 def demangled(name: str) -> str:
-    """What a compiler calls a kernel, or a type, as C++ has it."""
+    """The C++ name of a kernel or type from a compiler's mangled one. Raises ValueError for any other name."""
     demangle, free = ctypes.CDLL("libstdc++.so.6").__cxa_demangle, ctypes.CDLL(None).free
     demangle.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
     pointer = demangle(name.encode(), None, None, ctypes.byref(ctypes.c_int()))
@@ -73,7 +73,7 @@ _BULK = re.compile(r"\bcp\.async\.bulk\.(?:tensor\.\w+\.)?shared::cluster\.globa
 
 
 def instructions(ptx: str) -> dict[str, dict[Any, int]]:
-    """Instructions of the tensor cores, and those that access global memory by the bytes of one thread."""
+    """Counts of tensor-core instructions, and of global loads and stores by the bytes that one thread moves."""
     sizes: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
     for what, length, bits in _ACCESS.findall(ptx):
         sizes[what][int(length or 1) * int(bits) // 8] += 1
@@ -97,12 +97,12 @@ _PENDING = re.compile(r"\bttng\.warp_group_dot_wait\b.*\bpendings = (\d+)")
 
 
 def buffers(ttgir: str) -> list[list[int]]:
-    """Of each operand that products still read while their loop goes on: its buffers, and the least that it needs.
+    """[buffers, least needed] of each operand that products still read while their loop goes on.
 
-    On sm_90 a loop may leave its last products pending and go on to write what a later step multiplies. With c copies
-    to shared memory under way before the loop, step i copies for step i + c: the steps i to i + c need a buffer each,
-    and so does every step before i whose products are pending beside those of step i. What a step computes, in
-    registers or not, is written at its start, and has one buffer. Triton has given fewer than it takes
+    ttgir is Triton's listing of one kernel. On sm_90 a loop may leave its last products pending and go on to write what
+    a later step multiplies. With c copies to shared memory under way before the loop, step i copies for step i + c. So
+    the steps i to i + c need a buffer each, and so does every step before i whose products are still pending in step i.
+    What a step computes itself is written at its start, and has one buffer. Triton has given fewer than it takes
     (docs/backends.md), and no result shows it unless the timing is bad.
     """
     lines = ttgir.splitlines()

@@ -16,7 +16,7 @@ class CompileError(RuntimeError):
 
 
 def find() -> Path | None:
-    """The library of the PyPI package, or None."""
+    """The path of the library in the PyPI package, or None."""
     try:
         spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
     except ImportError:
@@ -26,7 +26,7 @@ def find() -> Path | None:
 
 
 class Compiler:
-    """The compiler that is a library. Several threads may use it at a time."""
+    """The loaded library. Several threads may use it at a time."""
 
     def __init__(self, path: Path | None) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -35,7 +35,7 @@ class Compiler:
         self.name = f"NVRTC {major.value}.{minor.value}"
 
     def compile(self, source: str, names: Sequence[str], options: Sequence[str]) -> tuple[str, bytes]:
-        """The log and the cubin of the kernels of these names."""
+        """Compiles source; returns the log and the cubin of the kernels with these names. Raises CompileError."""
         program = ctypes.c_void_p()
         text, no_headers = source.encode(), (0, None, None)
         self._call("nvrtcCreateProgram", ctypes.byref(program), text, b"kernels.cu", *no_headers)

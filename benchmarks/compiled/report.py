@@ -35,7 +35,7 @@ class Report:
 
     @classmethod
     def from_json(cls: type[R], values: dict[str, Any]) -> R:
-        """What `dataclasses.asdict` and JSON made of a report: numbers that are keys of dictionaries are text there."""
+        """The inverse of `dataclasses.asdict` and JSON, which makes text of dictionary keys that are numbers."""
 
         def restored(x: Any) -> Any:
             return {int(key) if key.isdigit() else key: value for key, value in x.items()} if isinstance(x, dict) else x
@@ -48,12 +48,12 @@ class Report:
 
     @property
     def entry(self) -> str:
-        """Whose budget it keeps; reports may share one."""
+        """The name of the budget's entry that it has to keep; reports may share one."""
         return self.kernel
 
     @property
     def shared_limit(self) -> int:
-        """Bytes of shared memory that a block has on every GPU that runs the code."""
+        """Bytes of shared memory that a block may have on every GPU that runs the code."""
         return SHARED_LIMITS[self.capability]
 
     @property
@@ -68,7 +68,7 @@ class Report:
         return f"{self.kernel} on {self.arch}"
 
     def faults(self) -> list[str]:
-        """What no kernel may do, whatever its budget, as sentences."""
+        """Sentences about what no kernel may do, whatever its budget: spill, for one."""
         if self.error:
             return [f"{self} {self.error}"]
         sentences = []
@@ -98,7 +98,7 @@ class Report:
 
 
 def table(reports: Iterable[Report]) -> str:
-    """A line for each report."""
+    """The reports as a table in text, a line each."""
     found = [report.row() for report in reports]
     rows = [list(found[0]), *(list(row.values()) for row in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 @dataclass(frozen=True)
 class Request:
-    """A call of the op, forward and backward, without its tensors: what another process can be told as JSON."""
+    """A call of the op, forward and backward, without its tensors; another process can get it as JSON."""
 
     name: str
     N: int
@@ -42,7 +42,7 @@ class Request:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Request:
-        """What `dataclasses.asdict` and JSON made of a request: its tuples are lists there."""
+        """The inverse of `dataclasses.asdict` and JSON, which makes lists of tuples."""
         fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         return cls(**fields)
 
@@ -74,7 +74,7 @@ def _shipped() -> Iterator[Request]:
 
 
 def _with_more(request: Request) -> Iterator[Request]:
-    """What sees a bias, or a gradient of the maps, is another kernel; none sees both. M alone for 32 bits and 64."""
+    """The request, and again with bias and returned maps: other kernels. In 32 and 64 bits the second is M's alone."""
     yield request
     if request.name == "M" or request.dtype in ("bf16", "fp16"):
         yield replace(request, bias=True, maps=True)
@@ -94,7 +94,7 @@ def call_of(request: Request, capability: int) -> Call:
 
 
 def launches_of(request: Request, capability: int) -> list[Launch]:
-    """What a request launches, forward and backward."""
+    """The launches of the triton backend for a request, forward and backward."""
     from lewel_kernels.triton import backward_launches, forward_launches
 
     call = call_of(request, capability)

@@ -34,7 +34,7 @@ CAPABILITIES = (80, 89, 90)
 
 @dataclass(frozen=True, kw_only=True)
 class TritonReport(Report):
-    """Of a kernel as one configuration has it."""
+    """The report of a kernel compiled in one configuration."""
 
     kind = "triton"
     tensor_instructions = "mma.sync or wgmma"
@@ -66,7 +66,7 @@ class TritonReport(Report):
 
     @property
     def wide_share(self) -> float:
-        """The part of what is loaded that comes 16 bytes at a time."""
+        """The share of loaded bytes, 0 to 1, that comes 16 bytes or more at a time."""
         total = sum(size * count for size, count in self.loads.items())
         return sum(size * count for size, count in self.loads.items() if size >= 16) / max(total, 1)
 
@@ -88,7 +88,7 @@ class TritonReport(Report):
         return sentences
 
     def row(self) -> dict[str, str]:
-        """Loads and stores of global memory are instructions x bytes."""
+        """The line of the table; loads and stores of global memory are written as instructions x bytes."""
         row = super().row()
         row["tensor cores"] += ", serialized" if self.serialized else ""
         loads, stores = (", ".join(f"{n}x{size}" for size, n in sizes.items()) for sizes in (self.loads, self.stores))
@@ -96,12 +96,12 @@ class TritonReport(Report):
 
 
 def unavailable(capability: int) -> str | None:
-    """None: Triton brings all that it takes."""
+    """Always None: Triton brings all that compiling takes."""
     return None
 
 
 class _Driver:
-    """Stands in for Triton's driver where that is asked which GPU to compile for."""
+    """Stands in for Triton's driver when Triton asks which GPU to compile for."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -118,7 +118,7 @@ class _Driver:
 
 
 class _Tensor:
-    """Stands in for a tensor where Triton asks for dtype and alignment."""
+    """Stands in for a tensor when Triton asks for dtype and alignment."""
 
     def __init__(self, x: Array) -> None:
         self.dtype, self.offset = x.dtype, x.offset
@@ -139,7 +139,7 @@ def _compiling_for(capability: int) -> Iterator[None]:
 
 
 def compile_launch(launch: Launch, capability: int, request: str = "") -> TritonReport:
-    """Compiles a launch as Triton would on the GPU."""
+    """Compiles a launch as Triton would on the GPU. Raises RuntimeError where kernels are interpreted."""
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("kernels are interpreted in this process; unset TRITON_INTERPRET before it imports them")
     arguments = {name: _Tensor(x) if isinstance(x, Array) else x for name, x in launch.arguments.items()}
@@ -167,7 +167,7 @@ def _facts(compiled: Any) -> dict[str, Any]:
 
 
 def ptxas(ptx: str, capability: int) -> dict[str, int]:
-    """What `ptxas -v` says of a kernel; the ptxas and the flags are Triton's own."""
+    """The numbers of `ptxas -v` for a kernel's PTX; the ptxas and the flags are those that Triton uses."""
     compiler = triton.backends.nvidia.compiler
     arch, tool = compiler.sm_arch_from_capability(capability), compiler.get_ptxas(capability)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -205,7 +205,7 @@ def compile_all(
 
 
 def _work(work: dict[str, Any]) -> list[TritonReport]:
-    """The share of one process. Launches that differ in types and sizes alone stay together: Triton sees duplicates."""
+    """Reports of a process's share. Launches that differ in types and sizes alone share it: Triton sees duplicates."""
     requests = [Request.from_json(request) for request in work["requests"]]
     groups: dict[str, list[tuple[Launch, int, str]]] = defaultdict(list)
     for capability, request in itertools.product(work["capabilities"], requests):

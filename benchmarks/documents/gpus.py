@@ -31,7 +31,7 @@ PARTS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
 
 
 def gpus() -> str:
-    """Every table that the results of each GPU allow, of a GPU without a data sheet here too."""
+    """Every table that the results of each GPU allow; also of GPUs that roofline.py has no data sheet of."""
     sections = []
     for device in recording.devices():
         latest = {suite: records for suite, _, _ in PARTS if (records := recording.latest(device, suite))}

@@ -31,12 +31,12 @@ def _case(shape: Shape, layout: str = "channels_last") -> Case:
 
 
 def _both(forward: float, whole: float) -> str:
-    """Microseconds forward / backward."""
+    """Text "forward / backward" in microseconds, from the seconds of a forward and of forward + backward."""
     return f"{1e6 * forward:.0f} / {1e6 * (whole - forward):.0f}"
 
 
 def _measured(case: Case, gpu: roofline.GPU) -> str:
-    """What each provider took in microseconds forward / backward."""
+    """The cell of a case on a GPU: microseconds forward / backward of each provider, or that nothing was run."""
     case = replace(case, dtype=gpu.dtype)  # a GPU without bfloat16 only emulates it
 
     def tell(records: list[Record]) -> str:
@@ -56,7 +56,7 @@ def _measured(case: Case, gpu: roofline.GPU) -> str:
 
 
 def predictions() -> str:
-    """Floor, passes of the kernels and eager at the shapes of the paper on each GPU, and the measurement.
+    """Table of the paper's shapes on each GPU: floor, passes of the kernels, eager, and what was measured.
 
     Eager in NCHW is left out: cuDNN transposes inside its convolutions, in passes that are not counted here.
     """
@@ -75,7 +75,7 @@ def predictions() -> str:
 
 
 def passes() -> str:
-    """Bytes and flops of each pass of the triton backend at shape B, and of all operators of eager."""
+    """Table of bytes and flops of each pass of the triton backend at shape B, and of all operators of eager."""
     case = _case(B_256)
     lines = [
         [f"triton, {way}", name, f"{cost.bytes / MB:.0f}", f"{cost.flops / GB:.1f}"]
@@ -93,7 +93,7 @@ def passes() -> str:
 
 
 def saved() -> str:
-    """What is kept between forward and backward beyond the inputs."""
+    """Table of the MB kept between forward and backward beyond the inputs, at the paper's shapes."""
     lines = []
     for shape in PAPER:
         fused = roofline.saved_bytes(_case(shape))
@@ -105,7 +105,7 @@ def saved() -> str:
 
 
 def growth() -> str:
-    """How the least cost of forward + backward grows when one size doubles."""
+    """Table of how the least cost of forward + backward grows when one size doubles."""
     lines = []
     for shape in (M_64, D56):
         base = least(_case(shape), MODES[1])
@@ -125,7 +125,7 @@ def growth() -> str:
 
 
 def dense() -> str:
-    """Maps from the last stage of a ResNet-50 up to 56x56: what the op costs at least on each, and what it keeps."""
+    """Tables of feature maps from 7x7 to 56x56: what the op costs at least on each, and what it keeps."""
     sizes, times = [], []
     for s in DENSE:
         cost, kept = least(case := _case(s), MODES[1]), roofline.saved_bytes(case)
@@ -143,7 +143,7 @@ def dense() -> str:
 
 
 def prologue() -> str:
-    """Batch normalisation, ReLU and the op in each of four ways: on the GPUs, and where a processor ran it there."""
+    """Tables of batch normalisation, ReLU and the op in each of four ways: on GPUs, and on processors that ran it."""
     lines = []
     for shape in (B_256, _BY_NAME["M256"]):
         for gpu in GPUS:

@@ -46,7 +46,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
 
 
 def regenerate(text: str) -> str:
-    """The same document with every block made anew."""
+    """The text of a document with every block made anew. Raises ValueError for an unknown block."""
 
     def block(found: re.Match[str]) -> str:
         opening, name, options, _, closing = found.groups()
@@ -71,9 +71,9 @@ def made(name: str, root: Path) -> tuple[str, str]:
 
 
 def stale(root: Path = ROOT) -> list[Path]:
-    """The documents that disagree with the data, lack a block or show a picture that is not there; pictures of no data.
+    """The documents that disagree with the data, lack a block or show a missing picture; and pictures without data.
 
-    Why is told on stderr.
+    Prints the reasons to stderr.
     """
     found = []
     for name in DOCUMENTS:
@@ -98,14 +98,14 @@ def stale(root: Path = ROOT) -> list[Path]:
 
 
 def _difference(text: str, wanted: str) -> str:
-    """Where a document first disagrees with its data, as a sentence."""
+    """A sentence: the first line in which a document disagrees with its data, and what the data say."""
     pairs = zip_longest(text.split("\n"), wanted.split("\n"), fillvalue="(the end)")
     number, (is_, should) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
     return f"line {number} is\n  {is_}\nand the data say\n  {should}"
 
 
 def write(root: Path = ROOT) -> None:
-    """Makes every block anew.
+    """Writes every document with its blocks made anew.
 
     Raises:
         ValueError: a document lacks a block, or there are no results for one; nothing is written.

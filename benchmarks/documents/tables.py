@@ -1,4 +1,4 @@
-"""Tables of measurements of the op, in Markdown, from the run of a suite that counts."""
+"""Tables of measurements of the op, in Markdown, from the run of a suite that `recording.latest` gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUTSIDE = f"{STAR} outside the error budget of `docs/backends.md`: no speed-up o
 
 
 def latest(device: str, suite: str) -> list[Record]:
-    """The records of the run of a suite that counts.
+    """The records of a suite on a device, from the run that counts (`recording.latest`).
 
     Raises:
         ValueError: nothing was recorded.
@@ -32,7 +32,7 @@ def latest(device: str, suite: str) -> list[Record]:
 
 
 def found_on(gpu: GPU, suites: tuple[str, ...], tell: Callable[[list[Record]], str]) -> str:
-    """What ``tell`` says of the records of the first suite on such a GPU of which it says anything, else NOT_RUN."""
+    """``tell`` of the records of the first suite on such a GPU for which it is not empty, else NOT_RUN."""
     devices = filter(gpu.owns, recording.devices())
     runs = (recording.latest(device, suite) for device in devices for suite in suites)
     return next(filter(None, map(tell, runs)), NOT_RUN)
@@ -45,7 +45,7 @@ def of_suite(device: str, suite: str) -> tuple[list[Record], list[Row]]:
 
 
 def speed(device: str, suite: str, mode: str) -> str:
-    """Milliseconds of every provider, and what our kernels gain; means, and the rows that lose."""
+    """Table of milliseconds of every provider and what our kernels gain, their means, and the rows that lose."""
     records, all_rows = of_suite(device, suite)
     rows = [row for row in all_rows if row.mode == mode]
     present = list(dict.fromkeys(row.provider for row in rows))

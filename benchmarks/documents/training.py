@@ -61,7 +61,7 @@ def parts(device: str) -> str:
 
 @cache
 def _step_flops(loss: str, aligned: bool, hidden: int, maps: int) -> float:
-    """Flops of a training step for each image: ResNet-50 at 224, counted on tensors without contents."""
+    """Flops of a training step for each image: ResNet-50 at 224, counted on fake tensors."""
     n = 8
     run = schema.Train(
         data=schema.Data(image_size=224, batch_size=n),
@@ -89,7 +89,7 @@ def _op_flops(loss: str, hidden: int, maps: int) -> float:
 
 
 def _branch_measured(method: str) -> str:
-    """Percent that the branch added to a step of a ResNet-50 at 224, on each GPU where it was measured."""
+    """Text: by how many percent the branch lengthened a step of a ResNet-50 at 224, on each GPU that ran it."""
 
     def tell(records: list[Record]) -> str:
         return ", ".join(
@@ -104,7 +104,7 @@ def _branch_measured(method: str) -> str:
 
 
 def branch() -> str:
-    """What the aligned branch adds to a whole step, by flops, beside what it cost in the paper and here."""
+    """Table of what the aligned branch adds to a whole step: by flops, in the paper, and as measured."""
     lines = []
     for loss, names, hidden, maps, paper in (
         ("infonce", ("moco_v2", "lewel_m"), 2048, 128, "0.7 % (1213 to 1222 s)"),
@@ -121,17 +121,17 @@ def branch() -> str:
 
 
 def _largest_batch(memory: float, matrices: float) -> int:
-    """Images whose ``matrices`` of (N L)^2 float32 fit into ``memory``."""
+    """How many images fit into ``memory`` bytes if ``matrices`` of (N L)^2 float32 have to."""
     return int((memory / matrices / 4) ** 0.5 / aligned_loss.L)
 
 
 def _formula(record: Record) -> str:
-    """Of a record of the loss; the first ones are of the plain formula and do not say so."""
+    """The formula of a record of the loss; the oldest records name none, and are of the plain one."""
     return record.get("variant", "plain")
 
 
 def loss(device: str) -> str:
-    """Memory and time of the aligned InfoNCE as the batch grows."""
+    """Table of memory and time of the aligned InfoNCE as the batch grows."""
     records = latest(device, "loss")
     lines = [
         [str(n := r["case"]["N"]), f"{r['logits_bytes'] / MB:.1f}", _formula(r), f"{r['saved_bytes'] / MB:.1f}",
@@ -144,7 +144,7 @@ def loss(device: str) -> str:
 
 
 def _largest_loss(records: list[Record]) -> str:
-    """The largest batch that was measured, in each formula."""
+    """Text: time and memory of each formula at the largest batch that was measured."""
     largest = max((r["case"]["N"] for r in records), default=0)
     told = [
         f"{_formula(r)} {r['p50']:.1f} ms"

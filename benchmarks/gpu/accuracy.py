@@ -36,10 +36,10 @@ HEADER = ("N, C, D, K, G, P", "tau", "pooled", "of the furthest", "rms", "eager'
 
 
 def row(request: Request, backend: str, draws: int) -> tuple[str, ...]:
-    """One row of the table under HEADER: errors of a backend over seeded draws of a request.
+    """The row of the table, in the order of HEADER, for a backend's errors in ``draws`` seeded draws of a request.
 
-    The typical ratio of our rms error to eager's, for pooled and for the result where it is largest; for that result
-    both median rms. A draw is outside where its own rms is more than 1.25 times eager's.
+    Ratios are typical ones of our rms error to eager's: for pooled, and for the result where the ratio is largest. Of
+    that result both median rms follow, and the share of draws in which our rms is more than 1.25 times eager's.
     """
     errors: dict[str, list[parity.Errors]] = {}
     for seed in range(draws):

@@ -1,4 +1,4 @@
-"""The kernels compiled before anything is measured: how many, how long, what is wrong with them.
+"""Compiles the kernels before anything is measured: how many there are, how long it takes, what is wrong with them.
 
 Triton keeps what it compiles on disk, under all that goes into it: the first launch finds it there.
 """
@@ -32,7 +32,7 @@ FILES = len(right.DTYPES)  # that nvcc compiles at once: csrc/cuda has one for e
 
 @dataclass
 class Row:
-    """What was compiled together; a problem is a sentence."""
+    """Kernels that were compiled together; a problem is a sentence."""
 
     case: dict[str, str]  # kernels: the backend's name; architecture; of which calls
     count: int | None  # of kernels for a GPU; None where they are for the processor
@@ -41,7 +41,7 @@ class Row:
 
 
 def measure(device: str) -> Iterator[Row]:
-    """A row as each is there. The two compilers work at the same time, Triton's for the most valuable calls first."""
+    """Yields a Row as each is done. The two compilers work at once, Triton's on the most valuable calls first."""
     backends = ("cuda",) if torch.device(device).type == "cuda" else ("cpu", "cuda")
     works = batches(device)
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
@@ -51,7 +51,7 @@ def measure(device: str) -> Iterator[Row]:
 
 
 def library(backend: str) -> Row:
-    """The library of a backend; that of cuda for the GPU that TORCH_CUDA_ARCH_LIST names, or for tests' emulation."""
+    """Builds a backend's library and returns its Row; cuda's for TORCH_CUDA_ARCH_LIST, or for the tests' emulation."""
     start = time.monotonic()
     case = {"kernels": backend, "architecture": "", "calls": "all"}
     name = cuda.gpus.library if backend == "cuda" else backend
@@ -67,7 +67,7 @@ def library(backend: str) -> Row:
 
 
 def batches(device: str) -> list[Callable[[], Row]]:
-    """What Triton is to compile: all that `right` launches; a little of it on the CPU."""
+    """Functions that have Triton compile kernels and return a Row: all that `right` launches, a few on the CPU."""
     every = right.requests(device, "triton")
     if torch.device(device).type != "cuda":
         return [partial(kernels, "rehearsed", every[:REHEARSED], REHEARSED_CAPABILITY)]
@@ -80,7 +80,10 @@ def batches(device: str) -> list[Callable[[], Row]]:
 
 
 def kernels(calls: str, requests: Sequence[Request], capability: int) -> Row:
-    """The distinct kernels of some calls, by as many processes as nvcc leaves cores."""
+    """Compiles the distinct Triton kernels of the requests and returns a Row with their number, seconds and faults.
+
+    ``calls`` is the row's label. As many processes compile as nvcc leaves cores.
+    """
     start = time.monotonic()
     every = [replace(request, capabilities=(capability,)) for request in requests]
     case = {"kernels": "triton", "architecture": f"sm_{capability}", "calls": calls}

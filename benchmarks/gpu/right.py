@@ -43,7 +43,7 @@ Op = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
 @dataclass
 class Row:
-    """One call on one backend. ``errors`` are those of `parity.compare` by tensor; a problem is a sentence."""
+    """The result of one call on one backend. ``errors``: of `parity.compare` by tensor; a problem is a sentence."""
 
     case: Request
     call: str  # the case in words
@@ -60,10 +60,10 @@ class Row:
 
 
 def requests(device: str, backend: str) -> list[Request]:
-    """The calls in order of value, for a run on lent time may end before the list does; tiny ones on the CPU.
+    """The calls to check, the most valuable first, as a run of limited time may end early; tiny ones on the CPU.
 
-    Dtype by dtype, the heads of the paper at their largest batch before the wider maps: together they launch every
-    entry of the tables.
+    First the paper's heads at their largest batch, dtype by dtype, then the wider maps. Together they launch every
+    entry of the triton backend's tables of configurations.
     """
     gpu = torch.device(device).type == "cuda"
     shapes, dtypes = (SHAPES if gpu else TINY), ["bf16", "fp16", "fp32"]
@@ -73,7 +73,7 @@ def requests(device: str, backend: str) -> list[Request]:
 
 
 def _rare(shapes: Mapping[str, Shape]) -> Iterator[Request]:
-    """Calls that launch the entries of the tables which no other call does."""
+    """Calls for the entries of those tables that no call of `_requests` launches."""
 
     def plain(name: str) -> Request:
         s = shapes[name]
@@ -94,13 +94,13 @@ def _requests(shapes: Mapping[str, Shape], dtypes: Sequence[str]) -> Iterator[Re
 
 
 def entries(requests: Iterable[Request], capability: int) -> set[str]:
-    """The entries of the table of an architecture that the triton backend launches for the requests."""
+    """Keys in the architecture's table of configurations that the triton backend launches for the requests."""
     table = configs.table(configs.architecture(divmod(capability, 10)))
     return {launch.config.key for request in requests for launch in launches_of(request, capability)} & table.keys()
 
 
 def proven(rows: Iterable[Row], device: str) -> str:
-    """Which entries of the GPU's table calls without a problem have launched, as a sentence; "" without a table."""
+    """A sentence: which entries of the GPU's table calls without a problem have launched; "" without a table."""
     major, minor = torch.cuda.get_device_capability(device)
     arch = configs.architecture((major, minor))
     if not (table := configs.table(arch)):
@@ -113,7 +113,10 @@ def proven(rows: Iterable[Row], device: str) -> str:
 
 @dataclass
 class Inputs:
-    """Leaves by the names of `fused_align_aggregate`, scale and shift those of ``pixels_affine``; what comes back."""
+    """The tensors of one checked call: leaves by argument name (scale and shift for ``pixels_affine``), and grads.
+
+    grads are the gradients given to its backward.
+    """
 
     leaves: dict[str, Tensor]
     grads: list[Tensor]  # of pooled (N, L, C), and of maps (N, K, P) where they are returned
@@ -124,7 +127,7 @@ class Inputs:
 
 
 def make_inputs(request: Request, device: str, seed: int = 0) -> Inputs:
-    """Random tensors; features and pixels behind a ReLU, but for pixels that the op activates itself."""
+    """Random tensors for a request. Features and pixels are as behind a ReLU, but for pixels that the op activates."""
     r, dtype = request, DTYPES[request.dtype]
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -159,7 +162,7 @@ def make_inputs(request: Request, device: str, seed: int = 0) -> Inputs:
 
 
 def arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Leaves as arguments of the op."""
+    """Keyword arguments of `fused_align_aggregate` from leaves by name."""
     others = {name: x for name, x in tensors.items() if name not in ("scale", "shift")}
     return others | {"pixels_affine": (tensors["scale"], tensors["shift"]) if "scale" in tensors else None}
 
@@ -176,7 +179,7 @@ def fused(request: Request, backend: str) -> Op:
 
 
 def eager(request: Request) -> Op:
-    """The plain lines, whose error is the yardstick."""
+    """The plain lines of PyTorch for a request, leaves by name -> outputs; their error is the yardstick."""
 
     def op(tensors: Mapping[str, Tensor]) -> list[Tensor]:
         features = tensors["features"]
@@ -191,7 +194,7 @@ def eager(request: Request) -> Op:
 
 
 def run(op: Op, inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs and gradients by name."""
+    """Runs op and its backward: detached outputs (pooled, maps) and gradients (d_features ...) by name."""
     outputs = op(inputs.leaves)
     grads = [grad.to(x.dtype) for grad, x in zip(inputs.grads, outputs, strict=True)]
     found = torch.autograd.grad(outputs, list(inputs.leaves.values()), grads)
@@ -202,7 +205,7 @@ def run(op: Op, inputs: Inputs) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that PyTorch hands out holds NaN, so that what nobody wrote cannot pass for a result."""
+    """A context in which new memory of PyTorch holds NaN, so that what nobody wrote cannot pass for a result."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -217,7 +220,7 @@ def refusal(request: Request, device: str, backend: str) -> str | None:
 
 
 def check(request: Request, device: str, backend: str) -> Row:
-    """The call against float64, then its repeats. Whatever it raises is the problem of its row."""
+    """Runs a call against float64, then its repeats, and returns the Row. What it raises becomes the row's problem."""
     row, began = Row(request, str(request), backend), time.perf_counter()
     try:
         _fill(row, make_inputs(request, device), REPEATS[torch.device(device).type])

@@ -51,7 +51,10 @@ GPUS = (
 
 
 def passes(case: Case) -> dict[str, list[tuple[str, Cost]]]:
-    """The launches that the triton backend plans for an H100, and the casts of W and dW by autocast."""
+    """Equations and cost of each launch that the triton backend plans for an H100, forward and backward.
+
+    The casts of W and dW by autocast are among them.
+    """
     call, copy = case.call(), _weight_copy(case)
     whole = Cost(2 * copy + copy, 0)  # the weight in float32, and its copy
     cast, cast_back = ([(name, whole)] if copy else [] for name in ("W to 16 bits", "dW to 32 bits"))
@@ -71,13 +74,13 @@ def _weight_copy(case: Case) -> int:
 
 
 def saved_bytes(case: Case) -> int:
-    """What the fused op keeps for the backward beyond its inputs: M as it is stored, norms, the copy of the weight."""
+    """Bytes that the fused op keeps for the backward beyond its inputs: M as stored, norms, the copy of the weight."""
     _, _, heat, norm = case.call().outputs()
     return heat.nbytes + norm.nbytes + _weight_copy(case)
 
 
 def predicted_seconds(case: Case, gpu: GPU) -> dict[str, float]:
-    """Seconds of the passes of the triton backend by mode."""
+    """Predicted seconds of the triton backend by mode: the sum over its passes on a GPU."""
     sums = {way: sum(floor_seconds(cost, gpu.rates) for _, cost in ps) for way, ps in passes(case).items()}
     return {"forward": sums["forward"], "forward+backward": sums["forward"] + sums["backward"]}
 
@@ -98,7 +101,7 @@ class Eager:
 
 @cache
 def eager(case: Case) -> Eager:
-    """Counts what eager reads, writes and saves at full size; under the autocast rules of the CPU.
+    """Counts what eager reads, writes and saves in a case, at full size and under the autocast rules of the CPU.
 
     CUDA's rules run norm and softmax in float32, so a GPU moves somewhat more.
     """

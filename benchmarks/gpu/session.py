@@ -32,7 +32,7 @@ LEAST_SECONDS = 10  # in which a part can measure anything
 
 @dataclass(frozen=True)
 class Part:
-    """One command and how long it may take; with a reason in place of the command it is left out."""
+    """A command of a session and the minutes it may take; with a reason in ``left_out`` it is not run."""
 
     name: str
     minutes: float
@@ -42,7 +42,7 @@ class Part:
 
 
 def first(device: str) -> list[Part]:
-    """The most valuable of the others, in the order of value: built, right, fast, a whole step.
+    """The session ``first``: the most valuable parts of the others in that order, from build to a whole step.
 
     Kernels of two kinds are checked in two processes, for one that breaks the device ends its own.
     """
@@ -60,7 +60,7 @@ def first(device: str) -> list[Part]:
 
 
 def _rehearsed_first(device: str) -> list[Part]:
-    """The same parts on the CPU: kernels that are emulated and interpreted, on tiny calls, and a suite of its own."""
+    """The parts of `first` on the CPU: emulated and interpreted kernels on tiny calls, and a suite of its own."""
     threads = ("OMP_NUM_THREADS", "1")  # for tensors too small to be shared out, on a machine that may be busy
     emulated, interpreted = ("tests/emulation", "sm_80"), (threads, ("TRITON_INTERPRET", "1"))
     step = (*_step(("fp32",), 3, device), "--image-size", "16", "--batch", "16")
@@ -88,7 +88,7 @@ def _step(dtypes: tuple[str, ...], seconds: float, device: str) -> tuple[str, ..
 
 
 def check(device: str) -> list[Part]:
-    """Is it right, and how fast is it: the op's tests on the device, the sanitizer, the suite of the paper."""
+    """The session ``check``: the op's tests on the device, the sanitizer, the suite of the paper."""
     gpu = torch.device(device).type == "cuda"
     # A rehearsal has the contract alone: interpreted, all of them would take far longer than the part may.
     which = (
@@ -106,7 +106,7 @@ def check(device: str) -> list[Part]:
 
 
 def tune(device: str) -> list[Part]:
-    """The triton kernels tuned, then the suite of the paper again, as `check` has it, so that the two compare."""
+    """The session ``tune``: the triton kernels tuned, then the suite of the paper as in `check`, to compare with."""
     gpu = torch.device(device).type == "cuda"
     command = ("-m", "benchmarks", "tune", "--minutes", "3.7", "--device", device)
     if gpu:
@@ -119,7 +119,7 @@ def tune(device: str) -> list[Part]:
 
 
 def _built(gpu: bool) -> list[Part]:
-    """The CUDA kernels, compiled before anything is measured; what follows finds them in the cache."""
+    """The part that compiles the CUDA kernels before anything is measured; later parts find them in the cache."""
     return [Part("build", 1.0, ("-m", "lewel_kernels.build", "--cuda"))] if gpu else []
 
 
@@ -131,7 +131,7 @@ def _speed(device: str, gpu: bool) -> Part:
 
 
 def report(device: str) -> list[Part]:
-    """How it grows, what a call costs, what the prologue and a training step gain."""
+    """The session ``report``: how it grows, what a call costs, what the prologue and a training step gain."""
     return [
         *_built(torch.device(device).type == "cuda"),
         Part("overhead", 1.0, ("-m", "benchmarks", "overhead", "--device", device)),
@@ -155,7 +155,7 @@ def minutes_of(command: str) -> int:
 
 
 def _sanitized(tool: str, device: str, gpu: bool) -> Part:
-    """compute-sanitizer over the triton and the cuda kernels on one small shape of the op's contract."""
+    """The part that runs compute-sanitizer over the triton and the cuda kernels on one small shape."""
     name = f"compute-sanitizer {tool}"
     if not gpu:
         return Part(name, 0, left_out="it watches kernels on a GPU")
@@ -168,7 +168,7 @@ def _sanitized(tool: str, device: str, gpu: bool) -> Part:
 
 
 def run(parts: list[Part], device: str, minutes: float = MINUTES) -> int:
-    """Runs the parts in order, says how each went, and where the data are; 1 if any failed or was not ended."""
+    """Runs the parts in order, prints how each went and where the data are; 1 if any failed or was not ended."""
     start, verdicts = time.monotonic(), []
     if torch.device(device).type == "cuda" and nvcc.ARCHS not in os.environ:
         # No minute of a GPU is spent on compiling what another one would run.

@@ -55,7 +55,7 @@ Asked = tuple[Choice, Callable[[float | None], list[str]]]
 
 
 class Compiler:
-    """What the compiler finds wrong with each choice; what it compiles then waits in Triton's cache for the launch."""
+    """Compiles choices in other processes and tells their faults; Triton's cache keeps the kernels for the launch."""
 
     EACH = 4  # choices for one process: few, so that the first are there soon
 
@@ -77,11 +77,11 @@ class Compiler:
         self._threads.shutdown(cancel_futures=True)
 
     def warm(self, request: Request) -> Future[list[list[str]]]:
-        """Compiles all that a call launches, as it is configured now."""
+        """Starts to compile all that a call launches, as it is configured now; the result is [] when done."""
         return self._threads.submit(self._work, request, None, [])
 
     def submit(self, problem: Problem, choices: Sequence[Choice]) -> list[Asked]:
-        """Each choice with the question what speaks against it."""
+        """Starts to compile the choices; returns each with a function that waits and returns its faults."""
         made: list[Asked] = []
         for start in range(0, len(choices), self.EACH):
             part = choices[start : start + self.EACH]
@@ -115,7 +115,10 @@ def _sentences(future: Future[list[list[str]]], index: int, timeout: float | Non
 
 
 def compiled(work: Mapping[str, Any]) -> list[list[str]]:
-    """What one process is told to do: the faults of each choice, or nothing where everything is only compiled."""
+    """Runs in a compiler process: compiles each choice in work and returns its faults, a list of sentences per choice.
+
+    If work has no key, compiles all launches of the request and returns [].
+    """
     from benchmarks.compiled.requests import Request, launches_of
     from benchmarks.compiled.triton_kernels import compile_launch
     from lewel_kernels.triton import configs
@@ -163,7 +166,7 @@ class Drawn(NamedTuple):
 
 
 def draw(request: Request, device: str, capability: int, seed: int) -> Drawn:
-    """Random inputs in channels_last, features and pixels behind a ReLU."""
+    """A request's call with random inputs in channels_last, features and pixels as behind a ReLU."""
     from benchmarks.compiled.requests import call_of
 
     call, generator = call_of(request, capability), torch.Generator(device).manual_seed(seed)
@@ -180,7 +183,7 @@ def draw(request: Request, device: str, capability: int, seed: int) -> Drawn:
 
 
 def planned(drawn: Drawn, key: str, seed: int = 0) -> list[Launch]:
-    """The launches that a key decides about, after all of the call ran once: their inputs are what they will be."""
+    """The launches that ``key`` decides about, their tensors filled by one run of the whole call and its backward."""
     from lewel_kernels.triton import backward_launches, forward_launches
 
     call, tensors = drawn.call, dict(drawn.tensors)
@@ -217,7 +220,7 @@ def _results(stage: list[Launch]) -> list[tuple[str, Tensor]]:
 
 
 def difference(present: list[Launch], candidate: list[Launch], dtype: torch.dtype) -> str | None:
-    """A sentence where results differ by more than another order of sums and one rounding to dtype, else None."""
+    """A sentence if results differ by more than another order of sums and one rounding to dtype, else None."""
     eps = torch.finfo(dtype).eps
     for (name, a), (_, b) in zip(_results(candidate), _results(present), strict=True):
         a, b = a.double(), b.double()
@@ -228,7 +231,7 @@ def difference(present: list[Launch], candidate: list[Launch], dtype: torch.dtyp
 
 
 def seconds_of(every: Mapping[str, list[list[Launch]]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds of the launches of each name, in rounds. On a GPU as replays of a graph: the host is slower than them."""
+    """By name, seconds of a call's launches in each round; a GPU replays graphs, for its host is slower than that."""
     calls = {name: [partial(_run, stage) for stage in found] for name, found in every.items()}
     if torch.device(device).type != "cuda":  # a rehearsal
         return {name: [timing.sample(x[0], device, 1)] for name, x in calls.items()}
@@ -244,7 +247,7 @@ def _run(stage: list[Launch]) -> None:
 
 @dataclass(frozen=True)
 class Timed:
-    """A choice beside the configuration in force; seconds are those at the largest N."""
+    """The times of a choice and of the configuration in force: the gain over all N, seconds at the largest N."""
 
     choice: Choice
     gain: float
@@ -253,10 +256,10 @@ class Timed:
 
 
 def compare(key: str, fields: Sequence[Field], choice: Choice, device: str, arch: str, seconds: float) -> Timed:
-    """A choice against the configuration in force, the two in turns.
+    """Times a choice against the configuration in force, the two in turns, at the N of each field.
 
     Raises:
-        Wrong: its results are others.
+        Wrong: its results differ from those of the configuration in force.
     """
     from lewel_kernels.triton import configs
 
@@ -276,7 +279,7 @@ def compare(key: str, fields: Sequence[Field], choice: Choice, device: str, arch
 
 @dataclass
 class Found:
-    """What became of a key."""
+    """The result of tuning one key."""
 
     problem: Problem
     present: Choice
@@ -289,7 +292,7 @@ class Found:
         return self.present if self.winner is None else self.winner.choice
 
     def verdict(self, batches: Sequence[int]) -> str:
-        """What was found, for a person and for the provenance of the entry."""
+        """Times, gain and number of choices as text, for a person and for the entry's provenance; batches are the N."""
         n, tried = f"N={batches[-1]}", f"{len(self.timed)} timed, {self.dropped} dropped"
         if self.winner is None:
             return f"{1e6 * self.timed[0].before:.1f} us at {n}, kept against {tried}"
@@ -320,7 +323,10 @@ class Tuner:
         return self.deadline - time.monotonic()
 
     def run(self, every: Sequence[Problem], compiler: Compiler) -> list[Found]:
-        """What was found until the deadline."""
+        """Tunes the problems in order until the deadline; prints, writes and returns what it finds.
+
+        The best choices of a key are tried for its twins in other dtypes.
+        """
         warm = {request: compiler.warm(request) for request in dict.fromkeys(problem.request for problem in every)}
         first: dict[str, Problem] = {}
         for problem in every:
@@ -351,7 +357,7 @@ class Tuner:
         return found
 
     def tune(self, problem: Problem, asked: Iterable[Asked]) -> Found | None:
-        """None where no choice could be timed."""
+        """Times the choices of a problem and returns what it found; None where no choice could be timed."""
         fields = [field(problem, n, self.device, self.capability) for n in self.batches]
         found = Found(problem, choice_of(fields[0].present[0], problem.key), [], None, 0)
         for choice, faults in asked:
@@ -385,7 +391,7 @@ def _timeout(seconds: float) -> float | None:
 
 
 def choice_of(stage: list[Launch], key: str) -> Choice:
-    """How the kernel of the key is launched."""
+    """The Choice by which the kernel of the key is launched in a stage."""
     (config,) = (launch.config for launch in stage if launch.config.key == key)
     return Choice(tuple(config.blocks.items()), config.num_warps, config.num_stages)
 
@@ -397,7 +403,7 @@ def table_of(arch: str) -> Path:
 
 
 def write(path: Path, arch: str, entries: Mapping[str, dict[str, Any]]) -> None:
-    """Puts entries into a table: sorted, one on each line. The old table or the new one is there, nothing between."""
+    """Puts entries into the table at path, sorted, a line each. The file is replaced at once, never half-written."""
     table: dict[str, Any] = json.loads(path.read_text())["entries"] if path.exists() else {}
     table.update(entries)
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
@@ -407,7 +413,7 @@ def write(path: Path, arch: str, entries: Mapping[str, dict[str, Any]]) -> None:
 
 
 def refusal(device: str) -> str | None:
-    """Why nothing can be tuned there, as a sentence, or None."""
+    """Why nothing can be tuned on a device, as a sentence, or None."""
     from lewel_kernels import triton as backend
 
     if importlib.util.find_spec("triton") is None:

@@ -105,7 +105,7 @@ def kernel_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """A key of the tables, and a call that launches it."""
+    """A key to tune in the tables of configurations, and a call that launches it."""
 
     key: str
     request: Request
@@ -113,7 +113,7 @@ class Problem:
 
     @property
     def twin(self) -> str:
-        """What it has in common with the same key in another dtype."""
+        """The key without its dtype; problems that share it differ in dtype alone."""
         return " ".join(word for word in self.key.split() if word not in DTYPES)
 
     def choices(self) -> list[Choice]:
@@ -122,7 +122,7 @@ class Problem:
 
 
 def problems(shapes: Mapping[str, Shape], dtypes: Sequence[str], capability: int) -> list[Problem]:
-    """Every key that the shapes launch, with and without E0: dtype by dtype, M and B first, the most bytes first."""
+    """Problems for all keys that the shapes launch, with and without E0: by dtype, M and B first, most bytes first."""
     from benchmarks.compiled.requests import Request, launches_of
 
     found: dict[str, tuple[tuple[int, bool, int], Problem]] = {}
@@ -137,7 +137,7 @@ def problems(shapes: Mapping[str, Shape], dtypes: Sequence[str], capability: int
 
 
 def stages(launches: Iterable[Launch]) -> dict[str, list[Launch]]:
-    """Launches by the key that decides about them: statistics go before the kernel that reads them, sums after."""
+    """Launches by tuning key: softmax statistics are put before the kernel that reads them, sums after their kernel."""
     found: dict[str, list[Launch]] = {}
     before: list[Launch] = []
     for launch in launches:

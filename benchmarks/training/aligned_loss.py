@@ -37,9 +37,10 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"plain": plain
 
 @dataclass
 class Loss:
-    """Forward and backward of a formula over N images on one rank; ``logits_bytes`` is one (N L)^2 float32 matrix.
+    """Milliseconds and bytes of a formula's forward and backward over N images on one rank.
 
-    ``live_bytes`` is counted and the same everywhere, ``peak_bytes`` measured, with what operators need inside.
+    ``logits_bytes`` is one (N L)^2 float32 matrix. ``live_bytes`` is counted and the same everywhere, ``peak_bytes``
+    measured, with what operators need inside.
     """
 
     case: dict[str, int]
@@ -59,7 +60,7 @@ def logits_bytes(n: int) -> int:
 
 
 def live_bytes(n: int, formula: str) -> int:
-    """The most bytes alive at once in forward and backward of ``n`` images, on tensors without contents."""
+    """The most bytes alive at once in forward and backward of ``n`` images, counted on fake tensors."""
     with FakeTensorMode():
         queries, keys = _embeddings(n, "cpu")
         with LiveStorages([queries, keys]) as storages:

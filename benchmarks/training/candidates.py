@@ -52,7 +52,7 @@ class Case:
 
 
 def case_on(device: str, encoder: str, image_size: int, batch: int, precision: str) -> Case:
-    """The comparison that is asked for; where it says "auto", or 0 for the size, the one that suits the device."""
+    """The Case of the options; "auto", or 0 for the image size, is replaced by what suits the device."""
     if encoder == "auto":
         encoder = "tiny" if torch.device(device).type == "cpu" else "resnet50"
     if precision == "auto":
@@ -115,19 +115,19 @@ class Candidate:
         self.take = functools.partial(stepper.take, count=1, step=0, lr=LR, momentum=run.method.momentum)
 
     def step(self, first: Tensor, second: Tensor, op: Callable[..., Tensor] | None = None) -> Tensor:
-        """One step of the trainer on two views (N, 3, H, W); its loss. ``op`` takes the place of the own one."""
+        """Takes one step of the trainer on two views (N, 3, H, W); returns its loss. ``op`` replaces its own op."""
         with mock.patch.object(lewel_kernels, "fused_align_aggregate", op or self.op):
             return self.take([(first, second)]).loss
 
     def held_bytes(self) -> int:
-        """What outlives a step: weights and buffers of both networks, queue, gradients, the optimizer's state."""
+        """Bytes that outlive a step: both networks with buffers, queue, gradients, the optimizer's state."""
         own = [*self.method.parameters(), *self.method.buffers()]
         grads = [p.grad for p in self.method.parameters() if p.grad is not None]
         state = [x for entry in self.optimizer.state.values() for x in entry.values() if isinstance(x, Tensor)]
         return sum(x.nbytes for x in own + grads + state)
 
     def first_call(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]] | None:
-        """Features, weight and options of the first call of the op in a step, which this takes; None without a call."""
+        """Takes a step; returns features, weight and options of its first call of the op, None without one."""
         seen: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
 
         def spy(features: Tensor, weight: Tensor, **options: Any) -> Tensor:
@@ -148,7 +148,7 @@ def make_views(case: Case) -> list[tuple[Tensor, Tensor]]:
 
 
 def steps_of(candidates: Mapping[Key, Candidate], views: Sequence[tuple[Tensor, Tensor]]) -> dict[Key, Call]:
-    """For each candidate a call that takes a step on the next of the views."""
+    """By candidate, a function that takes a step on the next pair of views each time it is called."""
     return {
         key: timing.taking_turns([functools.partial(candidate.step, *pair) for pair in views])
         for key, candidate in candidates.items()

@@ -44,7 +44,7 @@ class Statistics(torch.autograd.Function):
 
 
 class AffineHead(CoupledHead):
-    """The coupled head, whose normalised hidden map exists inside the op alone."""
+    """The coupled head with pixels_affine: its normalised hidden map exists inside the op alone."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         positions = features.flatten(2).transpose(1, 2)  # [N, P, C]
@@ -80,7 +80,7 @@ def print_memory() -> None:
 
 
 def print_time(images: int, device: str, rounds: int) -> None:
-    """Head forward and backward in turns, LEWEL_B's on the map of a ResNet-50 at 224."""
+    """Prints the time of forward and backward of each head, in turns, for LEWEL_B on a ResNet-50's map at 224."""
     settings = schema.Heads(hidden=4096, num_maps=256, num_groups=4)
     made = {name: head(2048, settings, None).to(device) for name, head in HEADS.items()}
     features = torch.randn(images, 2048, 7, 7, device=device).relu().contiguous(memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ RUNS = {
 
 @dataclass
 class Row:
-    """The mean over the steps of an epoch. The profile behind the shares makes steps of many operators slower."""
+    """Means over the steps of an epoch. The shares are from a profile, which makes steps of many operators slower."""
 
     case: dict[str, object]
     samples: int  # steps
@@ -51,7 +51,7 @@ class Row:
 
 
 def beside(shares: Mapping[str, float]) -> float:
-    """Percent of a step that is none of its WORK."""
+    """Percent of a step that is spent on none of WORK."""
     return sum(share for part, share in shares.items() if part not in WORK)
 
 
@@ -85,7 +85,7 @@ def seconds_of(events: Iterable[Any]) -> dict[str, float]:
 
 
 def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
-    """Seconds of the second of three epochs, and, from a profile of the third, seconds of each part.
+    """Trains three epochs of run: seconds of the second, and, from a profile of the third, seconds of each part.
 
     Evaluation and saving are left out.
     """
@@ -110,7 +110,7 @@ def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
 
 
 def measure(name: str, run: schema.Train, steps: int) -> Row:
-    """Where the time of epochs of so many steps goes, or of as many as fill the queue."""
+    """The Row of a run with epochs of so many steps, or of as many as fill the queue if those are more."""
     steps = max(steps, run.method.queue // run.data.batch_size if run.method.loss == "infonce" else 0)
     whole, seconds = run_epochs(replace(run, data=replace(run.data, embedded_train=steps * run.data.batch_size)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as a run chooses it

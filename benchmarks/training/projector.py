@@ -25,7 +25,7 @@ Way = Callable[[MLP, Tensor], Tensor]
 
 
 def representations(images: int) -> Tensor:
-    """R (images, K / G, C) in float64 of a head that nobody trained, on features as after a ReLU."""
+    """R (images, K / G, C) in float64, as an untrained head makes it of features as after a ReLU."""
     features = torch.relu(torch.randn(images, C, P) + 0.5 * torch.randn(images, C, 1))
     head = MLP(C, D, K)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def first_weight(mlp: MLP) -> Tensor:
 
 
 def rows_of(layer: MLP, x: Tensor) -> Tensor:
-    """Both layers without splitting."""
+    """The projector without splitting, on the rows of x (N, L, C): (N, L, K)."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -57,7 +57,7 @@ def under(dtype: torch.dtype, way: Way) -> Way:
 
 
 def gradients(way: Way, mlp: MLP, x: Tensor, weigh: Tensor) -> tuple[Tensor, ...]:
-    """Output, and gradients of R and the first layer's weight."""
+    """The output of the projector computed one way, and the gradients of x and of the first layer's weight."""
     x = x.detach().requires_grad_()
     out = way(mlp, x).to(x.dtype)
     loss = (F.normalize(out, dim=-1) * weigh.to(out.dtype)).sum()
@@ -69,7 +69,7 @@ def apart(x: Tensor) -> Tensor:
 
 
 def error(found: Tensor, truth: Tensor) -> float:
-    """Relative, in the Frobenius norm."""
+    """The relative error of found in the Frobenius norm."""
     return float((found.double() - truth).norm() / truth.norm())
 
 

@@ -45,10 +45,10 @@ class Row:
 
 
 def find_problem(candidate: Candidate, first: Tensor, second: Tensor) -> str | None:
-    """The op on what a step of the method hands it: a sentence where it leaves the error budget, else None.
+    """Checks the op on what a step of the method gives it: a sentence if it leaves the error budget, else None.
 
-    Not the loss or the weights' gradients: behind batch norm a loss hardly sees a wrong pooling (plain averages change
-    it by 1e-4), and one ReLU that flips on a rounding error moves a gradient by 1e-3.
+    Loss and gradients of the weights are not compared: behind batch norm a loss hardly sees a wrong pooling (plain
+    averages change it by 1e-4), and one ReLU that flips on a rounding error moves a gradient by 1e-3.
     """
     op, call = candidate.op, candidate.first_call(first, second)
     if op is None or call is None:
@@ -120,7 +120,7 @@ def together(methods: Sequence[str]) -> list[list[str]]:
 
 
 def measure_what_fits(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
-    """`measure`, with half the images wherever the device has too little memory; says so.
+    """`measure`, the images halved as often as the device has too little memory, which is printed.
 
     Raises:
         torch.OutOfMemoryError: it does not even hold a step of LEAST_BATCH images.

@@ -28,7 +28,7 @@ class KnnCommand:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints one line."""
+    """Runs the evaluation that the arguments name and prints its numbers in one line."""
     kinds = {"knn": KnnCommand}
     if not arguments or arguments[0] not in kinds:
         given = " ".join(arguments) or "nothing"

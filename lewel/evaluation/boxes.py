@@ -13,7 +13,7 @@ from lewel.run.session import Session
 
 
 class MassInBoxes(NamedTuple):
-    """Of the test images: shares in percent, and the number of the best map."""
+    """Shares over the test images in percent, and the number of the best map."""
 
     every: float
     best: float

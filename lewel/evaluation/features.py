@@ -36,7 +36,7 @@ def knn_accuracy(session: Session) -> dict[int, float]:
 
 
 def knn_of_pixels(session: Session) -> dict[int, float]:
-    """The same of the pixels themselves; of large images, those of PIXELS a side that they shrink to."""
+    """As knn_accuracy, of the pixels themselves; images larger than PIXELS a side are shrunk to that first."""
 
     def features(images: Tensor) -> Tensor:
         images = session.to_device(images)
@@ -46,7 +46,7 @@ def knn_of_pixels(session: Session) -> dict[int, float]:
 
 
 def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> dict[int, float]:
-    """Each process describes its share of the bank, gets those of the others, and classifies its share of the tests."""
+    """kNN accuracy in percent for each k; processes share the bank's images out, then the test images."""
     sets, world, run = session.sets, session.world, session.run
     rows, labels = _described(session, features, sets.bank, run.knn_bank or len(sets.bank))
     if world.size > 1:
@@ -63,7 +63,7 @@ def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> dict[int, fl
 def _described(
     session: Session, features: Callable[[Tensor], Tensor], images: data.Images, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows (n, width) and labels (n,) of this process's share of count images at equal distances."""
+    """Features (n, width) and labels (n,) of this process's share of count equally spaced images."""
     mine = data.spaced(images, count)[session.world.rank :: session.world.size]
     batches = data.eval_batches(images, BATCH, session.run.data.workers, indices=mine)
     rows, labels = knn.describe(features, batches, len(mine))
@@ -71,7 +71,7 @@ def _described(
 
 
 def _padded(x: Tensor, session: Session) -> Tensor:
-    """x (n, ...) with -1 at the end, as long as the longest of all processes."""
+    """x (n, ...) with -1 appended up to the length of the longest share, so that shares can be gathered."""
     count = session.run.knn_bank or len(session.sets.bank)
     longest = -(-min(count, len(session.sets.bank)) // session.world.size)
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)), value=-1)

@@ -26,13 +26,13 @@ def spread_of(z: Tensor) -> Tensor:
 
 
 def read(values: dict[str, Tensor]) -> dict[str, float]:
-    """0-dim tensors of one device as float32 numbers, means over the processes; the host waits for the device once."""
+    """0-dim tensors of one device -> numbers, means over the processes; the host waits for the device once."""
     stacked = distributed.average(torch.stack([value.detach().float() for value in values.values()]))
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def peak_memory() -> float:
-    """MiB that the process has held at most: tensors on the GPU where there is one, else all of its own memory."""
+    """The most memory that this process has held, in MiB: of tensors on the GPU, else of the whole process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -13,7 +13,10 @@ from lewel.recipe import feature_maps, schema
 
 
 class ResNet(nn.Sequential):
-    """(N, 3, H, W) -> (N, channels, h, w), taken after a ReLU, so non-negative; named as in torchvision."""
+    """A ResNet without pooling and classifier: images (N, 3, H, W) -> feature map (N, channels, h, w), never negative.
+
+    The map is taken after a ReLU. Weights are named as in torchvision.
+    """
 
     def __init__(self, layers: OrderedDict[str, nn.Module], channels: int) -> None:
         super().__init__(layers)
@@ -23,16 +26,17 @@ class ResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """As inherited, but here: the compiler skips PyTorch's own files and would compile each block alone."""
+        """The inherited forward; the compiler would skip PyTorch's own file and compile each block alone."""
         for layer in self:
             images = layer(images)
         return images
 
 
 class Wrapped(nn.Module):
-    """(N, 3, S, S) -> the map (N, channels, h, w) that model makes, by recipe.feature_maps.of; of either sign.
+    """A module as an encoder: images (N, 3, S, S) -> the map (N, channels, h, w) that recipe.feature_maps.of finds.
 
-    The parameters that look says are unused, a classifier's, are not trained: no gradient would ever reach them.
+    The map may be of either sign. Parameters that look lists as unused, such as a classifier's, are no longer trained:
+    no gradient would ever reach them.
     """
 
     def __init__(self, model: nn.Module, look: feature_maps.Look) -> None:
@@ -52,17 +56,18 @@ Encoder = ResNet | Wrapped
 
 
 def wrap(module: nn.Module, image_size: int) -> Wrapped:
-    """module as an encoder, its channels found by a pass over one image of image_size pixels a side.
+    """Makes module an encoder; a pass over one image of image_size pixels a side finds its channels.
 
-    module makes a map (N, C, h, w) of images (N, 3, S, S), or has timm's forward_features. Raises LewelError else.
+    module makes a map (N, C, h, w) of images (N, 3, S, S), or has timm's forward_features. Raises LewelError otherwise.
     """
     return Wrapped(module, feature_maps.look(module, image_size))
 
 
 def build(settings: schema.Encoder, image_size: int = 224) -> Encoder:
-    """The encoder that settings name, freshly initialised: a timm model as timm does it, and for image_size alone.
+    """The encoder that settings name, with fresh weights.
 
-    ResNets take any size; they start Kaiming normal, fan out, with BN 1 and 0.
+    A timm model is initialised by timm and takes images of image_size pixels a side alone. ResNets take any size; their
+    convolutions start Kaiming normal (fan out), their BN with weight 1 and bias 0.
     """
     if settings.from_timm:
         look = feature_maps.of_timm(settings.name, image_size)
@@ -90,7 +95,7 @@ def build(settings: schema.Encoder, image_size: int = 224) -> Encoder:
 
 
 def _tiny(width: int = 32) -> tuple[OrderedDict[str, Any], int]:
-    """A ResNet of one BasicBlock a stage and half of ResNet-18's width."""
+    """Layers of a ResNet with one BasicBlock a stage and half of ResNet-18's width, and the channels of its map."""
     layers = OrderedDict[str, Any](
         conv1=nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
         bn1=nn.BatchNorm2d(width),

@@ -52,7 +52,7 @@ class SimSiamHead(nn.Sequential):
 
 
 class AlignedHead(nn.Module, ABC):
-    """A projector of the global embedding z (N, K), and alignment maps that pool the features.
+    """The base of heads with alignment maps: features in, global embedding z (N, K) and aligned representations R out.
 
     R is float32 also under autocast: it differs from GAP by about one percent, of which bfloat16 keeps little.
     """
@@ -73,7 +73,7 @@ class AlignedHead(nn.Module, ABC):
 
 
 class LearnedMapsHead(AlignedHead):
-    """Maps that an MLP makes at every position, through the fused op."""
+    """A head whose maps an MLP makes at every position; the fused op pools the features with them."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         z, hidden, weight = self.read(features)
@@ -87,7 +87,7 @@ class LearnedMapsHead(AlignedHead):
 
     @abstractmethod
     def read(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """features (N, C, H, W) -> z (N, K), and what makes the heat maps: Hn (N, P, D) at the positions, W2 (K, D)."""
+        """features (N, C, H, W) -> z (N, K), the hidden map Hn (N, P, D) and the weight W2 (K, D) of the heat maps."""
 
     def options(self, features: Tensor, hidden: Tensor) -> dict[str, Any]:
         """What the op takes beside features and weight; hidden is Hn (N, P, D) at the positions."""
@@ -129,7 +129,8 @@ class SeparateHead(LearnedMapsHead):
 class FixedMapsHead(AlignedHead):
     """The ablations without learned maps: random ones, drawn anew for every image (Tab. 6, "w/ rand."), or uniform.
 
-    Random maps are E2-E4 of Gaussian noise in place of heat maps. Uniform ones make every R the GAP token.
+    z is that of an MLP at the GAP token. Random maps are E2-E4 of Gaussian noise in place of heat maps. With uniform
+    ones every R is the GAP token.
     """
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ BLOCK_BYTES = 32 << 20  # of aligned logits; a GPU is busy for longer than it ta
 
 
 def without_autocast(loss: Loss) -> Loss:
-    """The same function of tensors, its first argument among them, with autocast off: products keep their dtype."""
+    """Decorator of a loss whose first argument is a tensor: runs it without autocast, so products keep its dtype."""
 
     @functools.wraps(loss)
     def protected(x: Tensor, /, *args: Any, **options: Any) -> Tensor:
@@ -39,9 +39,9 @@ def unit(x: Tensor) -> Tensor:
 @ranges.ranged(ranges.LOSS)
 @without_autocast
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Global contrastive loss: query (N, K) finds its key (N, K) among queue (Q, K), whose rows have length one.
+    """Global contrastive loss, 0-dim: query (N, K) against its key (N, K) and the negatives in queue (Q, K).
 
-    Starts near ln(1 + Q) once the queue holds keys of the same network.
+    Rows of queue must have length one. Starts near ln(1 + Q) once the queue holds keys of the same network.
     """
     query, key = unit(query), unit(key)
     positive = (query * key).sum(-1, keepdim=True)
@@ -52,11 +52,11 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 @ranges.ranged(ranges.LOSS)
 @without_autocast
 def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: int = 0) -> Tensor:
-    """Aligned contrastive loss: query (N, L, K) finds key (M, L, K) of the same image and l.
+    """Aligned contrastive loss, 0-dim: query (N, L, K) against the key (M, L, K) of the same image and l.
 
-    The key of image n is number first + n: rank * N + n where the keys are those of all processes. Negatives are all
-    aligned keys of the other M - 1 images; the other l of the same image are left out. Starts near ln(1 + (M - 1) L).
-    The logits (N L, M L) exist a block at a time.
+    The key of image n is number first + n; first is rank * N where the keys are those of all processes. Negatives are
+    all aligned keys of the other M - 1 images; the other l of the same image are left out. Starts near ln(1 + (M - 1)
+    L). The logits (N L, M L) exist a block at a time.
 
     Raises:
         LewelError: not every query has a key, or, in the backward, a second derivative is wanted.
@@ -72,10 +72,11 @@ def aligned_info_nce(query: Tensor, key: Tensor, temperature: float, *, first: i
 
 
 class _SumOfAlignedInfoNCE(torch.autograd.Function):
-    """Of queries (N L, K), divided by the temperature, and keys (M L, K). The forward makes the gradients as well.
+    """Sum of the aligned InfoNCE over queries (N L, K), divided by the temperature already, against keys (M L, K).
 
-    It has the probabilities that they need, and keeps N L x K numbers in place of them. A backward that begins at the
-    queries again needs a third matrix product beside the two of the plain formula, and is slower than that.
+    The forward computes the gradients too: it has the probabilities that they need, and keeps N L x K numbers in place
+    of them. A backward that began at the queries again would need a third matrix product beside the two of the plain
+    formula, and be slower than that.
     """
 
     @staticmethod

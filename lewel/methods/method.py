@@ -21,7 +21,7 @@ from lewel.recipe.feature_maps import CUSTOM
 
 
 class Step(NamedTuple):
-    """What one pass gives; loss is what is differentiated, parts are its unweighted terms."""
+    """What Method returns for one pass: loss, 0-dim, is to be differentiated; parts are its unweighted terms."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Network(nn.Module):
             self.head = PROJECTORS[heads.projector](width, heads.hidden, heads.num_maps)
 
     def forward(self, images: Tensor) -> Embedding:
-        """images (N, 3, H, W)."""
+        """images (N, 3, H, W) -> their Embedding; its aligned part is empty (L = 0) without the aligned branch."""
         with record_function(ranges.ENCODER):
             features = self.encoder(images)
         with record_function(ranges.HEAD):
@@ -67,7 +67,7 @@ class Method(nn.Module):
     """Online network, momentum network or None, and objective of a recipe.
 
     encoder replaces the one that run.encoder names: any module that makes a feature map (N, C, h, w) of images
-    (N, 3, H, W), whose C a pass over two images finds. It is trained in place.
+    (N, 3, H, W); a pass over one image finds C. It is trained in place.
 
     Raises:
         LewelError: there is no such objective; the encoder makes no map, or its channels are not divided by
@@ -105,14 +105,14 @@ class Method(nn.Module):
         return Step(self._weigh(terms.parts), *terms)
 
     def finish(self, keys: Tensor | None, momentum: float) -> None:
-        """What comes after the optimizer: the step's keys enter the queue (infonce), or the target follows (byol).
+        """To be called after the optimizer's step: its keys enter the queue (infonce), or the target follows (byol).
 
         keys are Step.keys, those of all passes of the step one after the other, or None if they have none.
         """
         self.objective.finish(self.online, self.target, keys, momentum)
 
     def autocast(self) -> contextlib.AbstractContextManager[None] | torch.autocast:
-        """The context that networks run in, with precision "ambient" the caller's own."""
+        """The context that forward runs the networks in; precision "ambient" leaves the caller's autocast on."""
         if self.precision == "ambient":
             return contextlib.nullcontext()
         device = next(self.parameters()).device.type
@@ -125,7 +125,7 @@ class Method(nn.Module):
 
 
 def _encoder(run: schema.Train, given: nn.Module | None) -> encoders.Encoder:
-    """The encoder that the recipe names, or the module that was given in Python, which makes a map of any kind."""
+    """The encoder that the recipe names, or the module given in Python, wrapped unless it is an encoder already."""
     if given is None:
         if run.encoder.name == CUSTOM:
             raise LewelError(

@@ -49,11 +49,11 @@ def split_bn(network: Network, images: Tensor, groups: int) -> tuple[Tensor, ...
 
 
 def shuffle_bn(network: Network, images: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """ShuffleBN: every process runs the network on images drawn from all of them; all outputs, in the order of images.
+    """ShuffleBN: every process runs the network on images drawn from all processes, and gets all outputs.
 
-    images (N, ...) of this process; each output is (size N, ...), of the images of all processes in the order of ranks,
-    not as they were shuffled. seed must be the same in all processes. No gradient. A process receives the N images that
-    it runs the network on, not those of all.
+    images (N, ...) are this process's; each output is (size N, ...), in the order of ranks and images, not as they were
+    shuffled. seed must be the same in all processes. No gradient. A process receives the N images that it runs the
+    network on, not those of all.
     """
     count, rank, size = len(images), distributed.rank(), distributed.size()
     shuffled = np.random.default_rng(seed).permutation(count * size)

@@ -14,7 +14,8 @@ from lewel import distributed
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """module with every BN replaced by one over all processes; weights, statistics and names stay.
 
-    On GPUs it is PyTorch's, which waits for the device in every layer, and refuses the CPU; there it is the one below.
+    On GPUs these are PyTorch's (or timm's), which refuse the CPU and wait for the device in every layer. On the CPU
+    they are _SyncBatchNorm.
     """
     if device.type == "cuda":
         if any(isinstance(child, nn.BatchNorm2d) and hasattr(child, "act") for child in module.modules()):

@@ -56,7 +56,7 @@ def load_official(model: Method, state_dict: Mapping[str, Any]) -> None:
 
 
 def official_name(name: str) -> str:
-    """The official name of a weight of Method."""
+    """The name in the official release of the weight that Method calls name."""
     for ours, theirs in NAMES:
         name = re.sub(ours, theirs, name)
     return name
@@ -109,7 +109,7 @@ def _shape(value: Any) -> str:
 
 
 def _some(items: Iterable[str], limit: int = 3) -> str:
-    """The first few, and how many more."""
+    """The first items as text, and how many more there are."""
     items = list(items)
     more = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -42,9 +42,9 @@ def split_linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _SplitLinear(torch.autograd.Function):
-    """dx = dy W and dW = sum_n (sum_l dy) mean^T + dy^T (x - mean), the products of N L rows in dtype.
+    """The function behind split_linear: the products of N L rows are in dtype, forward and backward.
 
-    The mean is of x itself, and cancels in dx.
+    dx = dy W and dW = sum_n (sum_l dy) mean^T + dy^T (x - mean). The mean is x's own, so its gradient cancels in dx.
     """
 
     @staticmethod
@@ -71,7 +71,10 @@ class _SplitLinear(torch.autograd.Function):
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """x in dtype, and None; for float16, of few exponents, x over the power of two that leaves 1 to 2, and that."""
+    """x in dtype, and the scale (0-dim) that it was divided by, or None.
+
+    Only float16, which has few exponents, is scaled: by the power of two that brings the largest |x| between 1 and 2.
+    """
     if dtype != torch.float16:
         return x.to(dtype), None
     largest = x.abs().amax()
@@ -80,7 +83,7 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _times(a: Tensor, b: Tensor, dtype: torch.dtype, *scales: Tensor | None) -> Tensor:
-    """a b of 16-bit a and b, and times scales, in dtype, float32; a CPU rounds the product to 16 bits in between."""
+    """The product of 16-bit a and b, times the given scales, in dtype, float32; a CPU rounds it to 16 bits first."""
     product = torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a, b).to(dtype)
     for scale in scales:
         if scale is not None:

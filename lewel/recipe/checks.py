@@ -1,4 +1,4 @@
-"""What is refused before any data are read, each refusal a sentence."""
+"""The checks of a recipe that need no data; each raises LewelError with a sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest valu
 
 
 def check(run: Train, processes: int = 1) -> None:
-    """All that the recipe and the number of processes tell; whether it fits encoder and data is found with those."""
+    """Raises LewelError for a recipe that cannot run in so many processes; fit to encoder and data is checked later."""
     objective = objectives.find(run.method.loss)
     _check_numbers(run)
     check_knn(run)
@@ -73,7 +73,7 @@ def _check_numbers(run: Train) -> None:
 
 
 def check_knn(run: Train) -> None:
-    """What `lewel eval knn` may change of a recipe."""
+    """Raises LewelError for bad kNN settings, which `lewel eval knn` may change too."""
     if not run.knn_k or len(set(run.knn_k)) < len(run.knn_k) or min(run.knn_k) < 1:
         given = " ".join(map(str, run.knn_k)) or "none"
         raise LewelError(f"knn_k must be one number of neighbours or several different ones, got {given}")
@@ -180,7 +180,7 @@ def _check_heads(run: Train) -> None:
 
 
 def _check_ablations(run: Train) -> None:
-    """Settings of the aligned branch that contradict each other, or that nothing would read."""
+    """Raises LewelError for settings of the aligned branch that contradict each other, or that nothing would read."""
     heads, default = run.heads, type(run.heads)()
     if not run.method.aligned:
         for name in ("coupling", "maps", "semantic_projector", "aligned_width"):

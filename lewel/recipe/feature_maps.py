@@ -22,7 +22,7 @@ CUSTOM = "custom"
 
 
 class Look(NamedTuple):
-    """What one pass of a module over one image tells."""
+    """What `look` finds out about a module by one pass over one image."""
 
     channels: int
     side: int  # positions of the square map, a side
@@ -54,7 +54,10 @@ def of(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def look(module: nn.Module, image_size: int) -> Look:
-    """Runs module forward and backward on one black image, in eval mode; nothing of it is changed."""
+    """Finds channels and side of module's map, and the parameters that it does not depend on; module stays as it was.
+
+    Runs module forward and backward on one black image in eval mode. Raises LewelError if it makes no map.
+    """
     named = dict(module.named_parameters())
     like = next(iter(named.values()), torch.empty(0))
     training = {part: part.training for part in module.modules()}
@@ -79,7 +82,7 @@ def timm_model(name: str, image_size: int) -> nn.Module:
 
 
 def timm_options(name: str, image_size: int) -> dict[str, int]:
-    """What timm.create_model takes beside the name: img_size for models whose weights depend on the size of images."""
+    """Arguments of timm.create_model beside the name; img_size only for models whose weights depend on image_size."""
     sized = {"num_classes": 0, "img_size": image_size}
     try:
         with torch.device("meta"):
@@ -93,7 +96,7 @@ def timm_options(name: str, image_size: int) -> dict[str, int]:
 
 @functools.cache
 def of_timm(name: str, image_size: int) -> Look:
-    """The map of timm's model name at image_size, found without computing anything.
+    """The Look of timm's model name at image_size, found on meta tensors, without computing anything.
 
     Raises LewelError where timm is not installed, has no such model (and names the nearest), or the model makes no map
     or cannot take images of this size.

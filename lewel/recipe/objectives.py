@@ -8,18 +8,18 @@ from lewel.errors import LewelError
 
 
 class Rules(Protocol):
-    """What a recipe asks of an objective. run is a schema.Train throughout."""
+    """What recipes use of an objective: its names and its checks. run is a schema.Train throughout."""
 
     names: tuple[str, ...]
     """the method's name without the aligned branch and, where it has one, with it"""
 
     @classmethod
     def check(cls, run: Any, processes: int) -> None:
-        """Raises LewelError for settings that do not go with it, before any data are read."""
+        """Raises LewelError for settings that do not go with the objective; called before any data are read."""
 
     @classmethod
     def check_images(cls, run: Any, images: int) -> None:
-        """The same, once the number of training images is known."""
+        """Raises LewelError for a bad number of training images; called once the data are there."""
 
 
 OBJECTIVES: dict[str, type[Rules]] = {}

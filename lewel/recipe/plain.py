@@ -17,7 +17,7 @@ from lewel.recipe.schema import Train
 
 
 def to_plain(run: Train) -> dict[str, Any]:
-    """Nested dictionaries of numbers, strings and lists."""
+    """The recipe as nested dictionaries of numbers, strings and lists."""
     return _listed(dataclasses.asdict(run))
 
 
@@ -55,7 +55,7 @@ def differences(old: Train, new: Train, *, ignore: tuple[str, ...] = ()) -> list
 
 
 def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
-    """Sets the value at path; what is no setting is put there too, for from_plain to tell of."""
+    """Sets the value at path. An unknown setting is put there too: from_plain then refuses it."""
     (name, *rest), known = path, table.get(path[0])
     if rest:
         value = {".".join(rest): value}
@@ -110,7 +110,7 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
 
 
 def _as_number(value: Any) -> str:
-    """How to write a number like 1e-3, which YAML takes for text."""
+    """A hint how to write a number like 1e-3, which YAML reads as text; "" for any other value."""
     if not isinstance(value, str) or not re.fullmatch(r"[-+]?[0-9]+\.?[0-9]*e[-+]?[0-9]+", value.lower()):
         return ""
     mantissa, exponent = value.lower().split("e")

@@ -84,7 +84,7 @@ class Encoder:
 
     @property
     def stride(self) -> int:
-        """Pixels of the image, a side, for one position of the map; of ResNets."""
+        """Side of one position of the map in pixels of the image; for ResNets only."""
         return {"imagenet": 4, "small": 1, "small2": 2}[self.stem] * 4 * self.last_stride
 
 
@@ -150,7 +150,7 @@ class Method:
     """infonce: negatives of the aligned loss from all processes, not only from the query's own"""
 
     def key_bn_among(self, processes: int) -> Literal["shuffle", "split", "plain"]:
-        """infonce: what key_bn stands for in so many processes; with EMAN no image depends on those beside it."""
+        """infonce: key_bn in so many processes, "auto" resolved; with EMAN no image depends on those beside it."""
         if self.key_bn != "auto":
             return self.key_bn
         if self.batch_norm == "sync" or self.target == "eman":
@@ -164,7 +164,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The method that the switches make. Raises LewelError for a loss that there is none of."""
+        """The name of the method, such as lewel_m. Raises LewelError where there is no such loss."""
         return objectives.find(self.loss).names[self.aligned]
 
 
@@ -234,7 +234,7 @@ class Train:
 
     @property
     def map_side(self) -> int:
-        """Positions of the feature map, a side. Raises LewelError for a timm model that makes none."""
+        """Side of the feature map in positions. Raises LewelError for a timm model that makes none."""
         if self.encoder.from_timm:
             return feature_maps.of_timm(self.encoder.name, self.data.image_size).side
         return -(-self.data.image_size // self.encoder.stride)

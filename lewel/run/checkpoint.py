@@ -1,6 +1,6 @@
-"""Checkpoints: one file with everything that the next step depends on, or a sentence why not.
+"""Checkpoints: each is one file with everything that the next step depends on; an error says why one cannot be used.
 
-There is no generator among it: order, augmentation and every draw of a step are functions of the seed and the step.
+No generator is stored: order, augmentation and every draw of a step are functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class CheckpointError(LewelError):
 
 
 def save(session: Session) -> Path:
-    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, and removes old ones.
+    """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes old ones, returns its path.
 
-    The run.keep newest stay, and those after every run.keep_every epochs.
+    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write.
     """
     state = {
         "format": FORMAT,
@@ -92,7 +92,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, or the reason why it is none."""
+    """The content of a checkpoint file, tensors on the CPU. Raises CheckpointError, with the reason, if it is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint 3 as a checkpoint 4: queue and predictors were the method's own, and are now its objective's."""
+    """The content of a checkpoint 3 as that of a checkpoint 4, in which the objective owns queue and predictors."""
     owned = ("queue.", "predictor.", "aligned_predictor.")
     names = {name: f"objective.{name}" if name.startswith(owned) else name for name in state["method"]}
     return {**state, "format": FORMAT, "method": {names[name]: value for name, value in state["method"].items()}}
@@ -126,8 +126,9 @@ def config_of(state: dict[str, Any], path: Path) -> Train:
 def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
-    Returns what there is to say about it, possibly nothing. With another number of training images, order and schedule
-    would be others; with another number of processes or passes, only the batches of BN and of the aligned InfoNCE are.
+    Returns what the log should add about it, or "". Raises CheckpointError for another recipe, and for another number
+    of training images, which would change order and schedule. Another number of processes or passes only changes the
+    batches of BN and of the aligned InfoNCE.
     """
     state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
@@ -163,7 +164,7 @@ def restore(path: Path, session: Session) -> str:
 
 
 def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:
-    """Refuses another number of epochs, unless the steps before step are those that the new recipe would have taken."""
+    """Raises CheckpointError unless the steps before step would have been the same with the new number of epochs."""
     if step > run.epochs * steps_per_epoch:
         raise CheckpointError(
             f"{path} has been trained for {step // steps_per_epoch} epochs, which are more than --epochs {run.epochs}"
@@ -178,7 +179,7 @@ def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path:
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Gives momenta the memory format of their weights, which a fused optimizer takes for granted."""
+    """Gives the optimizer's momenta the memory format of their weights, which a fused optimizer takes for granted."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
@@ -186,7 +187,7 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _shares_said(old: Train, processes_before: int, run: Train, processes: int) -> str:
-    """What another number of processes or of passes changes, or leaves as it was; nothing where both are the same."""
+    """A sentence about what another number of processes or passes changes or leaves; "" where both are the same."""
     if (old.accumulate, processes_before) == (run.accumulate, processes):
         return ""
     before, now = _images_met(old, processes_before), _images_met(run, processes)
@@ -199,7 +200,7 @@ def _shares_said(old: Train, processes_before: int, run: Train, processes: int) 
 
 
 def _images_met(run: Train, processes: int) -> dict[str, str]:
-    """Over which images batch norm takes its statistics, and which the aligned loss of lewel_m contrasts."""
+    """How many images each part sees together, as text: batch norm, that of the keys, and lewel_m's aligned loss."""
     method, own = run.method, run.data.batch_size // (processes * run.accumulate)
     met = {"batch norm": f"{own * processes if method.batch_norm == 'sync' else own} images"}
     if method.loss == "infonce":
@@ -213,7 +214,7 @@ def _images_met(run: Train, processes: int) -> dict[str, str]:
 
 
 def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
-    """Puts the networks and the queue of a checkpoint into method."""
+    """Puts the networks and the objective of a checkpoint into method. Raises CheckpointError if they do not fit."""
     try:
         method.load_state_dict(state["method"])
     except (RuntimeError, TypeError) as error:

@@ -14,7 +14,7 @@ from lewel.run.session import Session, prepare
 
 
 def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
-    """The run folder and the checkpoint to continue from; a folder that holds a run is never written over."""
+    """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
     if resume and resume != "auto":
         return _continued(run.out, Path(resume).resolve())
     base = Path(run.out or Path("runs", run.preset.replace("/", "-")))

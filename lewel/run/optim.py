@@ -23,9 +23,9 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimizer of settings, its learning rate still to be set by the schedule.
 
-    named is what named_parameters() gives; those that are not trained are left out. Two groups: matrices, which decay
-    and which LARS scales, and the rest: tensors of one dimension, and tokens and positions, known by their names. What
-    is in undecayed too has two such groups of its own, for its rate does not fall.
+    named is what named_parameters() gives; those that are not trained are left out. There are two groups of parameters:
+    matrices, which decay and which LARS scales, and the rest: tensors of one dimension, and tokens and positions, known
+    by their names. Parameters in undecayed have two such groups of their own, for their rate does not fall.
     """
     trained, held = [(name, p) for name, p in named if p.requires_grad], set(undecayed)
     groups = _groups(settings, [(name, p) for name, p in trained if p not in held])
@@ -48,7 +48,7 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _groups(settings: schema.Optim, trained: list[tuple[str, nn.Parameter]]) -> list[dict]:
-    """Matrices, and the rest, which may not decay and which LARS does not scale."""
+    """Two groups: matrices, and the rest, which decays only with decay_all and which LARS does not scale."""
     rest = settings.weight_decay if settings.decay_all else 0.0
     return [
         {"params": [p for n, p in trained if is_matrix(n, p)], "weight_decay": settings.weight_decay, "adapt": True},
@@ -103,14 +103,14 @@ class LARS(torch.optim.Optimizer):
 
     @staticmethod
     def _local_rates(weights: list[Tensor], grads: list[Tensor], group: dict) -> Tensor:
-        """One rate a tensor, (len(weights),)."""
+        """``local`` of the formula for each tensor, (len(weights),)."""
         w = torch.stack(torch._foreach_norm(weights))
         g = torch.stack(torch._foreach_norm(grads))
         rates = group["eta"] * w / (g + group["weight_decay"] * w)
         return torch.where((w > 0) & (g > 0), rates, torch.ones_like(rates))
 
     def _scaled(self, tensors: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
-        """Each dense tensor times its own of factors (len(tensors),), in one product: foreach launches one for each."""
+        """Each dense tensor times its entry of factors (len(tensors),), in one product; foreach launches one each."""
         sizes = tuple(t.numel() for t in tensors)
         if sizes not in self._counts:  # the same in all steps: copied to the device once
             self._counts[sizes] = torch.tensor(sizes, device=factors.device)
@@ -123,6 +123,6 @@ class LARS(torch.optim.Optimizer):
         ]
 
     def __setstate__(self, state: dict) -> None:
-        """For a copy, which gets no more than what state_dict holds, and for load_state_dict."""
+        """Called for a copy, which gets no more than what state_dict holds, and by load_state_dict."""
         super().__setstate__(state)
         self._counts = {}

@@ -12,10 +12,10 @@ from lewel.data.loader import NOTICES
 
 
 class Preemption:
-    """While this context is open the first of the signals only sets by; the loop looks at it between steps.
+    """A context in which a signal only sets ``by`` to its name; the loop reads it between steps, saves and stops.
 
-    by is the signal's name, "" before. A second Ctrl-C raises KeyboardInterrupt at once. A signal that was ignored
-    before, as SIGHUP is under nohup, stays ignored.
+    ``by`` is "" before, and keeps the first name. A second Ctrl-C raises KeyboardInterrupt at once. A signal that was
+    ignored before, as SIGHUP is under nohup, stays ignored.
     """
 
     def __init__(self) -> None:

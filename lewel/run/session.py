@@ -24,7 +24,7 @@ from lewel.run import optim
 
 @dataclass
 class Session:
-    """A run in one process, and how far it has come."""
+    """The parts of a run in this process, and how far it has come: steps taken and seconds spent."""
 
     run: Train
     folder: Path
@@ -59,9 +59,9 @@ class Session:
 def prepare(
     run: Train, folder: Path, *, encoder: nn.Module | None = None, sets: data.Datasets | None = None
 ) -> Session:
-    """Data and a freshly initialised method, in each of the processes that torchrun started; the seed alone decides.
+    """The session of a new run, with fresh weights that depend on the seed alone; every process of torchrun calls it.
 
-    encoder and sets come from Python, in place of those that the recipe names, which then says "custom" for each.
+    encoder and sets, given in Python, replace those that the recipe names, which then says "custom" for each.
     """
     world = distributed.join()
     run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
@@ -81,14 +81,14 @@ def prepare(
 
 
 def from_python(run: Train, encoder: nn.Module | None, sets: data.Datasets | None) -> Train:
-    """run with the name "custom" for what was given in Python, in place of what it names itself."""
+    """run with "custom" as the name of the encoder and of the data set where they are given in Python."""
     if encoder is not None:
         run = replace(run, encoder=replace(run.encoder, name=CUSTOM))
     return run if sets is None else replace(run, data=replace(run.data, name="custom", root=""))
 
 
 def build(run: Train, device: torch.device, encoder: nn.Module | None = None) -> tuple[Method, torch.optim.Optimizer]:
-    """The method with fresh weights but for those of a given encoder, and its optimizer; precision is not "auto"."""
+    """The method, on device, and its optimizer. Weights are fresh but a given encoder's; precision is not "auto"."""
     torch.manual_seed(run.seed)
     method = Method(run, encoder)
     if run.method.batch_norm == "sync":
@@ -104,10 +104,10 @@ def build(run: Train, device: torch.device, encoder: nn.Module | None = None) ->
 
 
 def in_parallel(method: Method) -> nn.Module:
-    """What to call for a pass: method itself, or in DDP, which averages the gradients over the processes.
+    """The module to call for a pass: method itself, or in DDP, which averages the gradients over the processes.
 
-    Before each step all take the BN buffers of the first process; so its checkpoint is that of all. A queue is the same
-    everywhere by construction.
+    Before each step all processes take the BN buffers of the first, so its checkpoint is that of all. Queues are not
+    sent: they are the same everywhere by construction.
     """
     if distributed.size() == 1:
         return method
@@ -126,14 +126,14 @@ def precision_on(device: torch.device) -> Literal["fp32", "bf16"]:
 
 
 def check_size(run: Train, images: int) -> None:
-    """What can only be refused once the number of training images is known."""
+    """Raises LewelError where the number of training images does not go with the recipe."""
     if images < run.data.batch_size:
         raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
     objectives.find(run.method.loss).check_images(run, images)
 
 
 def _check_shares(run: Train, sets: data.Datasets, processes: int) -> None:
-    """Each process describes a part of the bank and of the test images."""
+    """Raises LewelError where some process would get no image of the kNN bank or no test image."""
     if not run.knn_every:
         return
     bank = min(run.knn_bank or len(sets.bank), len(sets.bank))

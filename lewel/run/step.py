@@ -19,7 +19,7 @@ from lewel.run import schedules
 
 
 class Outcome(NamedTuple):
-    """What a step says of itself; all of it stays on the device."""
+    """What Stepper.take returns; its tensors stay on the device, so that nothing waits for them."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 class Stepper:
-    """Takes optimizer steps; call is the method, or DDP around it."""
+    """Takes optimizer steps; call is the method itself, or the DDP module around it."""
 
     def __init__(
         self, method: Method, call: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -75,12 +75,12 @@ class Stepper:
         return Outcome(_mean(outcome.loss for outcome in done), parts, done[-1].z)
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
-        """Where gradients accumulate, the processes exchange only those of the last pass."""
+        """The context of all passes but the last, in which the processes do not exchange gradients."""
         return self.call.no_sync() if distributed.size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
 
 
 class Rates(NamedTuple):
-    """What the schedules say of an optimizer step."""
+    """Learning rates and momentum of one optimizer step, as the schedules give them."""
 
     lr: float
     momentum: float  # of the target network

@@ -32,7 +32,7 @@ def unavailable(target: str = "cpu") -> str | None:
 
 
 def require(target: str = "cpu") -> None:
-    """Raise what `unavailable` says: for an op that was chosen elsewhere, in an exported program for one."""
+    """Raises RuntimeError with what `unavailable` says: for calls that chose the op earlier, as exported programs."""
     if reason := unavailable(target):
         raise RuntimeError(reason)
 

@@ -118,7 +118,7 @@ def is_noexec(folder: Path) -> bool:
 
 
 def noexec(folder: Path) -> str:
-    """What is said of such a folder, up to the command that builds once more."""
+    """What an error says of such a folder; the caller adds the command that builds once more."""
     return (
         f"the folder {folder} is mounted noexec, so that no library can be loaded from it; set {env.CACHE_DIR.name} to "
         f"one that is not"
@@ -127,7 +127,7 @@ def noexec(folder: Path) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process builds and the others wait; the system unlocks for one that is killed.
+    """A context in which one process builds while the others wait; the system unlocks for one that is killed.
 
     Where nothing can be locked (some file systems know no locks, and the file may be somebody else's) they build side
     by side, which only costs time. A lock made of a file's being there would outlive a process that is killed.
@@ -143,14 +143,14 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """On stderr, which may be closed, full or None: what is said does not decide what runs."""
+    """Prints text on stderr, which may be closed, full or None; that it cannot be printed is no error."""
     if sys.stderr is not None:
         with suppress(Exception):
             print(text, file=sys.stderr)
 
 
 def _name(target: Target, tools: Tools | None) -> str:
-    """The folder of a build; without tools, the part of its name that does not depend on them."""
+    """The name of a build's folder; without tools, the part of it that does not depend on them."""
     name = f"{target.name}-{_digest(target.inputs())}"
     return f"{name}-{_digest(target.versions(tools))}" if tools else name
 

@@ -53,7 +53,7 @@ class Nvcc:
 
 
 def check_torch() -> None:
-    """Raise what no nvcc helps against."""
+    """Raises BuildError for a PyTorch without CUDA or for AMD GPUs, which no nvcc helps."""
     if torch.version.hip is not None:
         raise BuildError(
             "this PyTorch was built for AMD GPUs (ROCm), and the CUDA kernels are for NVIDIA's; install a PyTorch that "

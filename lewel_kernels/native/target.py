@@ -1,4 +1,4 @@
-"""What an extension is: the sources it depends on, and how they are compiled. Those there are: targets.py."""
+"""What an extension is: the sources it depends on, and how they are compiled. targets.py has the extensions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Target:
-    """An extension, by itself one that a C++ compiler can build."""
+    """An extension; this class describes one that a C++ compiler alone can build."""
 
     name: str
     module: str
@@ -40,11 +40,11 @@ class Target:
 
     @property
     def command(self) -> str:
-        """What builds it ahead of time, for a person."""
+        """The command that builds it ahead of time, as messages tell it."""
         return "python -m lewel_kernels.build"
 
     def notice(self, tools: Tools) -> str:
-        """What is said when it is about to be compiled."""
+        """The text to print before it is compiled."""
         return f"compiling the {self.name} backend, once; this takes some ten seconds"
 
     def check(self) -> None:
@@ -54,11 +54,11 @@ class Target:
         return Tools(find_compiler())
 
     def versions(self, tools: Tools) -> list[str]:
-        """What a build owes to the tools. Raises a BuildError if it is not to be had with them."""
+        """Command and version of each tool, for the build's name. Raises a BuildError if they cannot build it."""
         return [*tools.compiler.command, tools.compiler.version]
 
     def inputs(self) -> list[str]:
-        """What a build owes to anything else, the text of its sources included."""
+        """All else that the build's name depends on: flags, torch, Python, machine, paths and text of the sources."""
         # A Python without the GIL has another ABI under the same cache_tag.
         python = [sys.implementation.cache_tag, sysconfig.get_config_var("EXT_SUFFIX"), getattr(sys, "abiflags", None)]
         inputs = [*self.flags(), torch.__version__, *map(str, python), platform.machine()]
@@ -67,15 +67,15 @@ class Target:
         return inputs
 
     def files(self) -> list[Path]:
-        """The sources, in order."""
+        """The source files, in a fixed order."""
         raise NotImplementedError
 
     def units(self) -> list[str]:
-        """What is compiled: paths below csrc/, or absolute ones. The last one alone gets the `facts`."""
+        """The files to compile: paths below csrc/, or absolute ones. Only the last is compiled with the `facts`."""
         raise NotImplementedError
 
     def flags(self) -> list[str]:
-        """Those of the kernels' compiler, except the ones that only say where headers are."""
+        """Flags of the kernels' compiler, except those that only say where headers are."""
         raise NotImplementedError
 
     def folders(self) -> list[Path]:
@@ -83,7 +83,7 @@ class Target:
         return [sources()]
 
     def facts(self, tools: Tools) -> dict[str, str]:
-        """What build_info.cpp tells, as macros."""
+        """The macros that build_info.cpp, the last of the units, reads: what it tells of the build."""
         return {"LEWEL_FLAGS": string(" ".join(self.flags())), "LEWEL_TORCH": string(torch.__version__)}
 
     def write(self, folder: Path, tools: Tools) -> None:
@@ -103,7 +103,7 @@ class Target:
         (folder / "build.ninja").write_bytes(os.fsencode("\n".join(lines) + "\n"))
 
     def commands(self, tools: Tools) -> list[str]:
-        """The rules by which each suffix is compiled, and `link`."""
+        """Lines of build.ninja: a rule for each suffix of a source, and `link`."""
         headers = [f"-isystem{path}" for path in header_folders()]
         here = [f"-I{folder}" for folder in self.folders()]
         unnamed = unnamed_folders(self.folders())
@@ -131,7 +131,7 @@ def libraries() -> list[str]:
 
 
 def unnamed_folders(folders: list[Path]) -> list[str]:
-    """So that no message names a folder of whoever compiled: in what __FILE__ says, these are left out."""
+    """Compiler flags that leave folder names out of __FILE__: no message shall name those of whoever compiled."""
     named = [*header_folders(), *map(str, folders)]
     # GCC follows links in the names of headers.
     return [f"-fmacro-prefix-map={folder}/=" for folder in dict.fromkeys([*named, *map(os.path.realpath, named)])]

@@ -49,7 +49,7 @@ def find_compiler() -> Compiler:
 
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program without a stdin that it could wait for, and what it prints, in whatever encoding."""
+    """Runs a program with an empty stdin and returns it with its stdout as text, in whatever encoding it printed."""
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace", **options
     )

@@ -1,7 +1,7 @@
-"""A kernel with its grid and arguments, and what the launches of a call share.
+"""`Launch`, a kernel with its grid and arguments; `Plan`, the launches of a call; and what all launches share.
 
-Grids are in forward_launches.py and backward_launches.py alone. These plan from a `lewel_kernels.plan.Call`, without
-tensors and without triton, and launch nothing; replay.py does.
+Grids are in forward_launches.py and backward_launches.py alone. Everything here plans from a `lewel_kernels.plan.Call`,
+without tensors and without triton, and launches nothing; replay.py does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lewel_kernels.triton import configs
 
 @dataclass(frozen=True)
 class Launch(plan.Pass):
-    """One kernel with everything it is launched with."""
+    """One launch of a kernel: the kernel, its configuration, grid and arguments."""
 
     config: configs.Config
     entry: Any  # the name of the kernel, or the triton.JITFunction itself
@@ -42,7 +42,7 @@ class Launch(plan.Pass):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The constexpr arguments, blocks included, as Triton takes them."""
+        """The constexpr arguments by name, blocks included; dtypes are those of Triton."""
         import triton.language as tl
 
         types = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -51,16 +51,16 @@ class Launch(plan.Pass):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler is told. The fusion of products and sums is pinned: a variable could turn it off."""
+        """Options of the compiler. Fused products and sums are pinned: an environment variable could turn them off."""
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
 
     def on(self, tensors: dict[str, Tensor]) -> Launch:
-        """The same launch with the tensor of its name in place of each array."""
+        """The same launch with arrays replaced by the tensors of their names."""
         given = {name: tensors[x.name] if isinstance(x, Array) else x for name, x in self.arguments.items()}
         return replace(self, arguments=given)
 
     def run(self) -> None:
-        """Launches it; only what `on` returned can be."""
+        """Launches the kernel; the arguments must be tensors, which `on` puts in place of arrays."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
     @property
     def made(self) -> list[Array]:
-        """Arrays that have to be allocated: the outputs, and those that launches pass numbers through."""
+        """Arrays that have to be allocated: the outputs, and those that one launch writes for a later one."""
         used = [x for launch in self.launches for x in launch.arrays]
         every = {x.name: x for x in (*self.outputs, *used) if x is not None}
         return [x for x in every.values() if x in self.outputs or x.name not in plan.TENSORS]
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 
 
 def find(call: Call, name: str, **key: int | str) -> configs.Config:
-    """The configuration of a kernel for a call."""
+    """The configuration of the kernel ``name`` for a call; ``key`` are the further words of its key."""
     return configs.find(name, configs.architecture(call.capability), call.dtype, **key)
 
 
@@ -98,7 +98,7 @@ def launch(
     call: Call, config: configs.Config, equations: str, kernel: str, grid: Sequence[int], arguments: dict[str, Any],
     flops: int | None = None, **constexprs: Any,
 ) -> Launch:  # fmt: skip
-    """A launch with the types of the call. ``flops``: of the products that the kernel has; None where it has none."""
+    """A Launch with ACC and PRECISION from the call. ``flops``: those of the kernel's products, None if it has none."""
     constexprs["ACC"] = call.acc
     if flops is not None:
         constexprs["PRECISION"] = "tf32" if call.tf32 else "ieee"
@@ -106,7 +106,7 @@ def launch(
 
 
 def allows_tf32(dtype: torch.dtype) -> bool:
-    """Whether products of a dtype may be rounded to TF32, as PyTorch's own."""
+    """Whether PyTorch's settings let products of a dtype be rounded to TF32."""
     if dtype != torch.float32:
         return False
     # Not allow_tf32, which raises where somebody has used this newer switch. "none" leaves it to the one for all.
@@ -116,7 +116,7 @@ def allows_tf32(dtype: torch.dtype) -> bool:
 
 
 def e0(call: Call) -> dict[str, bool]:
-    """For the keys of kernels that read pixels: E0 takes registers."""
+    """The word E0 of a configuration's key, for kernels that read pixels: activating them (E0) takes registers."""
     return {"E0": True} if call.scale is not None else {}
 
 
@@ -135,6 +135,6 @@ def strides(names: str, x: Array | None) -> dict[str, int]:
 
 
 def row_tiles(x: Array, block: int) -> int:
-    """Tiles of rows of x (N, D, P), as `blocks.rows_of` counts them."""
+    """How many tiles of ``block`` rows x (N, D, P) has, as the kernels' `blocks.rows_of` counts them."""
     n, _, p = x.shape
     return cdiv(n * p, block) if tiling(x) == "rows" else n * cdiv(p, block)

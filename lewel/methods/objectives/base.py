@@ -17,14 +17,14 @@ from lewel.recipe import schema
 
 
 class Embedding(NamedTuple):
-    """What a network says about N images."""
+    """What a network returns for N images."""
 
     z: Tensor  # (N, K) global embedding
     aligned: Tensor  # (N, L, width) aligned embeddings; L = 0 without the aligned branch
 
 
 class Terms(NamedTuple):
-    """What an objective gives for one pass."""
+    """What an objective's forward returns for one pass."""
 
     parts: dict[str, Tensor]  # "global" and, with the aligned branch, "aligned": 0-dim, unweighted
     z: Tensor  # (N, K) online global embeddings of the first view, detached
@@ -35,9 +35,9 @@ Embed = Callable[[Tensor], Embedding]  # a network: images (N, 3, H, W) in
 
 
 class Objective(nn.Module, ABC):
-    """The base of all. A subclass owns its queue or predictors, and is made with the recipe of its run.
+    """The base class of objectives. A subclass owns its queue or predictors; its constructor gets the run's recipe.
 
-    Class attributes say what the trainer has to know of it beforehand.
+    Its class attributes tell the trainer about it before it is made.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -53,7 +53,7 @@ class Objective(nn.Module, ABC):
 
     @staticmethod
     def projector(width: int, heads: schema.Heads) -> nn.Module:
-        """What heads.projector "auto" stands for without the aligned branch: (N, width) -> (N, heads.num_maps)."""
+        """The projector that heads.projector "auto" means without the branch: (N, width) -> (N, heads.num_maps)."""
         return MLP(width, heads.hidden, heads.num_maps)
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Objective(nn.Module, ABC):
         """
 
     def finish(self, online: nn.Module, target: nn.Module | None, keys: Tensor | None, momentum: float) -> None:
-        """Called after the optimizer's step, with the keys of all its passes: here the target follows."""
+        """Method calls it after the optimizer's step, with the keys of all its passes: here the target follows."""
         if target is not None:
             self.follow(online, target, momentum)
 
@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def check(cls, run: schema.Train, processes: int) -> None:
-        """Raises LewelError for settings that it does not read, or that do not go together."""
+        """Raises LewelError for settings that the objective does not read, or that do not go together."""
         if run.method.aligned and len(cls.names) < 2:
             raise LewelError(f"{cls.names[0]} has no aligned branch; add --method.w-aligned 0")
         defaults = {field.name: field.default for field in fields(run.method)}
@@ -100,5 +100,5 @@ class Objective(nn.Module, ABC):
 
 
 def total(directions: Iterable[Tensor]) -> Tensor:
-    """The sum, not the mean, of the directions between the views."""
+    """The sum (0-dim), not the mean, of the losses of both directions between the views."""
     return torch.stack(list(directions)).sum()

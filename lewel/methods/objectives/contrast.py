@@ -17,7 +17,7 @@ from lewel.recipe.feature_maps import CUSTOM
 
 
 class Contrast(Objective):
-    """The first view through the online network finds its key, the second view through the target, among the queue."""
+    """InfoNCE: first views in the online network are queries, second views in the target are keys. It has the queue."""
 
     names = ("moco_v2", "lewel_m")
 
@@ -38,7 +38,7 @@ class Contrast(Objective):
         momentum: float | None,
         draw: tuple[int, ...],
     ) -> Terms:
-        """In MoCo's order: queries, then the target follows, then keys."""
+        """The terms of one pass, in MoCo's order: queries, then the target follows, then keys."""
         views = [(first, second), (second, first)] if self.settings.symmetric else [(first, second)]
         queries = [online(query) for query, _ in views]
         if momentum is not None:
@@ -60,13 +60,13 @@ class Contrast(Objective):
         return Terms(parts, queries[0].z.detach(), torch.cat([keys.z for keys in pairs]))
 
     def finish(self, online: nn.Module, target: nn.Module | None, keys: Tensor | None, momentum: float) -> None:
-        """The keys (size N, K) of all processes and passes enter the queue; the target has followed already."""
+        """Puts the keys (size N, K) of all processes and passes into the queue; forward let the target follow."""
         if keys is None:
             raise LewelError("finish takes the keys of the step's passes, Step.keys, for the queue, and got None")
         self.queue.enqueue(keys)
 
     def _keys(self, target: Embed, images: Tensor, seed: tuple[int, ...]) -> Embedding:
-        """z of all processes' images, aligned embeddings of this one's, or of all where the loss contrasts with all."""
+        """The target's z of all processes' images; aligned embeddings of this one's, or of all (gather_negatives)."""
         kind = self.key_bn
         if kind == "shuffle":
             z, aligned = shuffle_bn(target, images, seed)
@@ -79,7 +79,7 @@ class Contrast(Objective):
 
     @property
     def key_bn(self) -> str:
-        """What settings.key_bn "auto" stands for, or what it says."""
+        """settings.key_bn, with "auto" replaced by what it stands for in so many processes."""
         return self.settings.key_bn_among(distributed.size())
 
     @classmethod

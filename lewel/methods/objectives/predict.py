@@ -12,7 +12,7 @@ from lewel.recipe import schema
 
 
 class Predict(Objective):
-    """Predictors read the online embeddings of each view and say the target's of the other. No negatives."""
+    """Compares predictions from the online embeddings of each view with the target's of the other. No negatives."""
 
     names = ("byol", "lewel_b")
     unread = ("symmetric", "key_bn", "gather_negatives")

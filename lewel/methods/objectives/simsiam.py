@@ -46,12 +46,12 @@ class SimSiam(Objective):
         return Terms(parts, one.z.detach())
 
     def undecayed(self) -> Iterable[nn.Parameter]:
-        """The predictors': 68.1 in place of 67.7 (Table 1)."""
+        """The predictors' parameters: with a constant rate they reach 68.1 instead of 67.7 percent (Table 1)."""
         return self.parameters()
 
 
 def bottleneck(width: int) -> nn.Sequential:
-    """The predictor, (rows, width) -> (rows, width) by a quarter of it: BN and ReLU on the hidden layer."""
+    """The predictor (rows, width) -> (rows, width); its hidden layer of width // 4 has BN and ReLU."""
     hidden = max(1, width // 4)
     return nn.Sequential(
         nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, width)
@@ -59,5 +59,5 @@ def bottleneck(width: int) -> nn.Sequential:
 
 
 def symmetric_loss(predict: Any, one: Tensor, two: Tensor) -> Tensor:
-    """Mean of -cos over rows and both directions; the embedding that is predicted gets no gradient."""
+    """Mean of -cos over rows and both directions, 0-dim; the embedding that is predicted gets no gradient."""
     return -(losses.cosine(predict(one), two.detach()) + losses.cosine(predict(two), one.detach())) / 2

@@ -26,12 +26,12 @@ PRESETS = {
 
 
 def get(name: str) -> Train:
-    """The recipe of a preset, or an error that names the nearest one."""
+    """The recipe of a preset. Raises LewelError, with the nearest name, for an unknown one."""
     return _preset(name).run
 
 
 def published_images(run: Train) -> int | None:
-    """Training images of the set of the preset that run started from; None where run reads other data."""
+    """How many training images the data set of run's preset has; None where run reads other data."""
     preset = PRESETS.get(run.preset)
     if preset is None:
         return None
@@ -42,7 +42,7 @@ def published_images(run: Train) -> int | None:
 
 
 def describe(name: str) -> str:
-    """One recipe as YAML, which `lewel train --config` reads, under what is known of it."""
+    """A preset as text: comments with what is known of it, then its recipe as YAML for `lewel train --config`."""
     preset = _preset(name)
     known = {"reaches": preset.expected, "from": preset.source, "an epoch takes": preset.cost}
     return "".join(f"# {key} {value}\n" for key, value in known.items() if value) + plain.to_yaml(preset.run)
