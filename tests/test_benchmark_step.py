@@ -13,12 +13,12 @@ import lewel_kernels
 from benchmarks import __main__, heap, machine, recording
 from benchmarks.documents import training
 from benchmarks.training import candidates, step
-from benchmarks.training.candidates import NO_BRANCH, Candidate, Case, case_on, make_views, recipe
+from benchmarks.training.candidates import NO_BRANCH, Candidate, StepCase, case_on, make_views, recipe
 from benchmarks.training.step import find_problem, measure
 from lewel.recipe import presets
 from lewel.run.step import Stepper
 
-CASE = Case("tiny", image_size=16, batch=8, precision="fp32")
+CASE = StepCase("tiny", image_size=16, batch=8, precision="fp32")
 PAIRS = [("lewel_m", "eager"), ("lewel_m", "fused"), ("lewel_b", "eager"), ("lewel_b", "fused")]
 
 
@@ -183,20 +183,20 @@ def test_every_method_of_the_presets_is_measured_beside_its_baseline() -> None:
 @pytest.mark.parametrize(
     ("asked", "case"),
     [
-        (("cpu", "auto", 0, 128, "fp32"), Case("tiny", 32, 128, "fp32", "cpu")),
-        (("cuda", "auto", 0, 128, "fp16"), Case("resnet50", 224, 128, "fp16", "cuda")),
-        (("cuda", "tiny", 0, 64, "bf16"), Case("tiny", 32, 64, "bf16", "cuda")),
-        (("cpu", "resnet18", 64, 2, "fp32"), Case("resnet18", 64, 2, "fp32", "cpu")),
+        (("cpu", "auto", 0, 128, "fp32"), StepCase("tiny", 32, 128, "fp32", "cpu")),
+        (("cuda", "auto", 0, 128, "fp16"), StepCase("resnet50", 224, 128, "fp16", "cuda")),
+        (("cuda", "tiny", 0, 64, "bf16"), StepCase("tiny", 32, 64, "bf16", "cuda")),
+        (("cpu", "resnet18", 64, 2, "fp32"), StepCase("resnet18", 64, 2, "fp32", "cpu")),
     ],
 )
-def test_defaults_suit_the_device(asked: tuple[str, str, int, int, str], case: Case) -> None:
+def test_defaults_suit_the_device(asked: tuple[str, str, int, int, str], case: StepCase) -> None:
     assert case_on(*asked) == case
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("method", ["lewel_m", "lewel_b"])
 def test_a_right_op_has_no_problem(method: str, precision: str) -> None:
-    case = Case("tiny", image_size=32, batch=16, precision=precision)
+    case = StepCase("tiny", image_size=32, batch=16, precision=precision)
     assert find_problem(Candidate(case, method, "fused"), *make_views(case)[0]) is None
 
 
@@ -244,7 +244,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: dict[str, int]) ->
     """A device that holds so many images of each baseline's group; the groups and batches that were tried."""
     tried = []
 
-    def measure(case: Case, methods: list[str], seconds: float) -> list[step.Row]:
+    def measure(case: StepCase, methods: list[str], seconds: float) -> list[step.Row]:
         tried.append((methods, case.batch))
         if case.batch > largest[methods[0]]:
             raise torch.OutOfMemoryError("CUDA out of memory.")

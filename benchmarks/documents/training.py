@@ -65,9 +65,9 @@ def _step_flops(loss: str, aligned: bool, hidden: int, maps: int) -> float:
     n = 8
     run = schema.Train(
         data=schema.Data(image_size=224, batch_size=n),
-        encoder=schema.Encoder("resnet50", stem="imagenet"),
+        encoder=schema.EncoderSettings("resnet50", stem="imagenet"),
         heads=schema.Heads(hidden=hidden, num_maps=maps, num_groups=4),
-        method=schema.Method(loss=loss, w_aligned=0.5 * aligned, queue=65536, split_bn=1),
+        method=schema.MethodSettings(loss=loss, w_aligned=0.5 * aligned, queue=65536, split_bn=1),
         backend="reference",
     )
     method = Method(run)

@@ -24,7 +24,7 @@ from lewel.run.step import Stepper
 # of them is measured without a change here.
 SMALL, LARGE = "cifar10/", "imagenet/"
 _RUNS = [preset.run for where in (SMALL, LARGE) for name, preset in presets.PRESETS.items() if name.startswith(where)]
-METHODS: dict[str, schema.Method] = {}
+METHODS: dict[str, schema.MethodSettings] = {}
 for _run in _RUNS:
     METHODS.setdefault(_run.method.name, _run.method)
 # A method with the aligned branch, and the same without it.
@@ -38,7 +38,7 @@ LR = 1e-3
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """What all methods of one comparison share."""
 
     encoder: str
@@ -51,16 +51,16 @@ class Case:
         return f"{self.encoder}, {self.image_size}x{self.image_size}, batch {self.batch}, {self.precision}"
 
 
-def case_on(device: str, encoder: str, image_size: int, batch: int, precision: str) -> Case:
-    """The Case of the options; "auto", or 0 for the image size, is replaced by what suits the device."""
+def case_on(device: str, encoder: str, image_size: int, batch: int, precision: str) -> StepCase:
+    """The StepCase of the options; "auto", or 0 for the image size, is replaced by what suits the device."""
     if encoder == "auto":
         encoder = "tiny" if torch.device(device).type == "cpu" else "resnet50"
     if precision == "auto":
         precision = session.precision_on(torch.device(device))
-    return Case(encoder, image_size or (32 if encoder == "tiny" else 224), batch, precision, device)
+    return StepCase(encoder, image_size or (32 if encoder == "tiny" else 224), batch, precision, device)
 
 
-def recipe(case: Case, method: str) -> schema.Train:
+def recipe(case: StepCase, method: str) -> schema.Train:
     """The recipe of a method's first preset for ImageNet, or for CIFAR-10 with the tiny encoder, on the case's images.
 
     Where there is only one of the two, it serves both. The queue and SplitBN are shrunk to what the batch divides.
@@ -106,7 +106,7 @@ NO_BRANCH = "no branch"
 class Candidate:
     """A method whose steps are timed, with one choice of the aligned op: a key of OPS, or NO_BRANCH."""
 
-    def __init__(self, case: Case, method: str, variant: str) -> None:
+    def __init__(self, case: StepCase, method: str, variant: str) -> None:
         run = recipe(case, method)
         self.op = OPS.get(variant)
         self.method, self.optimizer = session.build(run, torch.device(case.device))
@@ -139,7 +139,7 @@ class Candidate:
         return seen[0] if seen else None
 
 
-def make_views(case: Case) -> list[tuple[Tensor, Tensor]]:
+def make_views(case: StepCase) -> list[tuple[Tensor, Tensor]]:
     """Batches that take turns, each two views (N, 3, H, W) of random values, channels_last as in the trainer."""
     torch.manual_seed(0)
     images = torch.randn(NUM_BATCHES, 2, case.batch, 3, case.image_size, case.image_size, device=case.device)

@@ -12,7 +12,7 @@ from benchmarks import options, recording
 from benchmarks.op.measure import sentence
 from benchmarks.options import count
 from benchmarks.training import aligned_loss, candidates, parts, step
-from benchmarks.training.candidates import BATCH, ENCODERS, METHODS, PRECISIONS, Case
+from benchmarks.training.candidates import BATCH, ENCODERS, METHODS, PRECISIONS, StepCase
 from lewel.errors import LewelError
 
 
@@ -41,7 +41,7 @@ def _loss(command: argparse.ArgumentParser) -> None:
 COMMANDS = {"step": _step, "parts": _parts, "loss": _loss}
 
 
-def cases(given: argparse.Namespace) -> list[Case]:
+def cases(given: argparse.Namespace) -> list[StepCase]:
     """The cases that the options ask for, one for each precision."""
     make = candidates.case_on
     every = [make(given.device, given.encoder, given.image_size, given.batch, name) for name in given.precision]

@@ -33,7 +33,7 @@ RUNS = {
     "embedded/lewel_b": presets.get("embedded/lewel_b"),
     **{
         f"resnet18/{method}": replace(
-            presets.get(f"embedded/{method}"), encoder=schema.Encoder("resnet18", stem="small"), data=_SMALL
+            presets.get(f"embedded/{method}"), encoder=schema.EncoderSettings("resnet18", stem="small"), data=_SMALL
         )
         for method in ("lewel_m", "lewel_b")
     },

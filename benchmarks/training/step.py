@@ -13,7 +13,7 @@ from benchmarks import heap, timing
 from benchmarks.heap import MIB
 from benchmarks.op import parity
 from benchmarks.op.measure import TENSORS
-from benchmarks.training.candidates import BASELINES, METHODS, NO_BRANCH, OPS, Candidate, Case, make_views, steps_of
+from benchmarks.training.candidates import BASELINES, METHODS, NO_BRANCH, OPS, Candidate, StepCase, make_views, steps_of
 
 PAPER = """
 The paper's own cost of the aligned branch, ResNet-50 at 224 on 8 V100 (seconds of an epoch):
@@ -28,7 +28,7 @@ class Row:
     With a problem there is neither speed-up nor overhead.
     """
 
-    case: Case
+    case: StepCase
     method: str
     variant: str  # a key of OPS, or NO_BRANCH
     backend: str | None  # of lewel_kernels, where the variant runs one
@@ -79,7 +79,7 @@ def backend_of(candidate: Candidate, first: Tensor, second: Tensor) -> str | Non
         return lewel_kernels.explain(features, weight, **options).backend
 
 
-def measure(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
+def measure(case: StepCase, methods: Sequence[str], seconds: float) -> list[Row]:
     """A row for each method, two where it has the aligned branch; all of them interleaved for ``seconds``."""
     views = make_views(case)
     candidates = {
@@ -119,7 +119,7 @@ def together(methods: Sequence[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def measure_what_fits(case: Case, methods: Sequence[str], seconds: float) -> list[Row]:
+def measure_what_fits(case: StepCase, methods: Sequence[str], seconds: float) -> list[Row]:
     """`measure`, the images halved as often as the device has too little memory, which is printed.
 
     Raises:

@@ -63,7 +63,7 @@ def wrap(module: nn.Module, image_size: int) -> Wrapped:
     return Wrapped(module, feature_maps.look(module, image_size))
 
 
-def build(settings: schema.Encoder, image_size: int = 224) -> Encoder:
+def build(settings: schema.EncoderSettings, image_size: int = 224) -> Encoder:
     """The encoder that settings name, with fresh weights.
 
     A timm model is initialised by timm and takes images of image_size pixels a side alone. ResNets take any size; their

@@ -20,7 +20,7 @@ from lewel.recipe import objectives, schema
 from lewel.recipe.feature_maps import CUSTOM
 
 
-class Step(NamedTuple):
+class Pass(NamedTuple):
     """What Method returns for one pass: loss, 0-dim, is to be differentiated; parts are its unweighted terms."""
 
     loss: Tensor
@@ -94,7 +94,7 @@ class Method(nn.Module):
             self.target.eval()
         return self
 
-    def forward(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Step:
+    def forward(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Pass:
         """Two views (N, 3, H, W) of the same images -> this pass's losses; call finish after the optimizer.
 
         momentum: m of this step, None in all but the first pass of a step that accumulates gradients. draw: number of
@@ -102,12 +102,12 @@ class Method(nn.Module):
         """
         with self.autocast():
             terms = self.objective(self.online, self.target, first, second, momentum, (self.seed, draw))
-        return Step(self._weigh(terms.parts), *terms)
+        return Pass(self._weigh(terms.parts), *terms)
 
     def finish(self, keys: Tensor | None, momentum: float) -> None:
         """To be called after the optimizer's step: its keys enter the queue (infonce), or the target follows (byol).
 
-        keys are Step.keys, those of all passes of the step one after the other, or None if they have none.
+        keys are Pass.keys, those of all passes of the step one after the other, or None if they have none.
         """
         self.objective.finish(self.online, self.target, keys, momentum)
 

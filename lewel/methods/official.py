@@ -41,7 +41,7 @@ def load_official(model: Method, state_dict: Mapping[str, Any]) -> None:
     if model.settings.name != "lewel_b":
         raise LewelError(
             f"the official release holds LEWEL_B but the model is {model.settings.name}; "
-            'make one of lewel.config.Method(loss="byol", w_aligned=0.5)'
+            'make one of lewel.config.MethodSettings(loss="byol", w_aligned=0.5)'
         )
     if not isinstance(model.online.head, CoupledHead):
         raise LewelError(

@@ -8,7 +8,7 @@ import math
 from lewel.errors import LewelError
 from lewel.recipe import objectives
 from lewel.recipe.feature_maps import CUSTOM, RESNETS
-from lewel.recipe.schema import Data, Encoder, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Optim, Train
 from lewel_kernels import BACKENDS
 
 SHARPEST = 1e-3  # temperature: below, a softmax is a choice of the largest value, and its gradient is zero
@@ -140,7 +140,7 @@ def _check_data(data: Data) -> None:
         )
 
 
-def _check_encoder(encoder: Encoder) -> None:
+def _check_encoder(encoder: EncoderSettings) -> None:
     if encoder.from_timm:
         for setting, value, only in (("stem", encoder.stem, "imagenet"), ("last_stride", encoder.last_stride, 2)):
             if value != only:

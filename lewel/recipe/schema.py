@@ -7,7 +7,7 @@ from typing import Literal
 
 from lewel.recipe import feature_maps, objectives
 
-__all__ = ["Augmentation", "Data", "Encoder", "Heads", "Method", "Optim", "Train"]
+__all__ = ["Augmentation", "Data", "EncoderSettings", "Heads", "MethodSettings", "Optim", "Train"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderSettings:
     """A network cut before global average pooling."""
 
     name: str = "tiny"
@@ -119,7 +119,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSettings:
     """The three switches (loss, target, w_aligned) and their settings: moco_v2, lewel_m, byol, lewel_b and so on."""
 
     loss: str = "infonce"
@@ -193,9 +193,9 @@ class Train:
     preset: str = "custom"
     """name of the preset that this recipe started from"""
     data: Data = field(default_factory=Data)
-    encoder: Encoder = field(default_factory=Encoder)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
     heads: Heads = field(default_factory=Heads)
-    method: Method = field(default_factory=Method)
+    method: MethodSettings = field(default_factory=MethodSettings)
     optim: Optim = field(default_factory=Optim)
     epochs: int = 20
     seed: int = 0

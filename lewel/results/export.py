@@ -168,7 +168,7 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
-def _check_known(encoder: schema.Encoder, to: Library) -> None:
+def _check_known(encoder: schema.EncoderSettings, to: Library) -> None:
     if to == "safetensors" or (to == "timm" and encoder.from_timm):
         return
     if encoder.from_timm:

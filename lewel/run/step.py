@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from lewel import distributed, ranges
-from lewel.methods.method import Method
-from lewel.methods.method import Step as Pass
+from lewel.methods.method import Method, Pass
 from lewel.recipe.schema import Train
 from lewel.run import schedules
 

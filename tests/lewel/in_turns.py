@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lewel.methods import losses
-from lewel.methods.method import Method, Step
+from lewel.methods.method import Method, Pass
 from lewel.methods.momentum import follow, split_bn
 
 
@@ -23,11 +23,11 @@ class InTurns:
     def __init__(self, method: Method) -> None:
         self.method = method
 
-    def __call__(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Step:
+    def __call__(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Pass:
         parts, keys = self.both(first, second, momentum, draw)
         mean = {name: torch.stack(of_each).mean() for name, of_each in parts.items()}
         weight = self.method.settings.w_aligned
-        return Step((1 - weight) * mean["global"] + weight * mean["aligned"], mean, first.flatten(1), keys)
+        return Pass((1 - weight) * mean["global"] + weight * mean["aligned"], mean, first.flatten(1), keys)
 
     def both(
         self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lewel.methods.method import Method
 from lewel.recipe import plain
-from lewel.recipe.schema import Encoder, Train
+from lewel.recipe.schema import EncoderSettings, Train
 from lewel.run import checkpoint
 from lewel.run.session import prepare
 
@@ -31,7 +31,7 @@ def fill(method: Method, seed: int) -> None:
             value.copy_(torch.empty(value.shape).uniform_(low, high, generator=generator))
 
 
-def saved(folder: Path, encoder: Encoder) -> Method:
+def saved(folder: Path, encoder: EncoderSettings) -> Method:
     """A run folder with one checkpoint, and what was saved."""
     run = replace(
         TINY,

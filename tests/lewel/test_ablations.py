@@ -16,18 +16,18 @@ from lewel.methods.method import Embedding
 from lewel.methods.method import Method as Model
 from lewel.methods.momentum import split_bn
 from lewel.recipe import checks
-from lewel.recipe.schema import Heads, Method, Train
+from lewel.recipe.schema import Heads, MethodSettings, Train
 
 HEADS = Heads(hidden=16, num_maps=8, num_groups=2)
 
 
-def recipe(heads: Heads, method: Method = TINY.method) -> Train:
+def recipe(heads: Heads, method: MethodSettings = TINY.method) -> Train:
     run = replace(TINY, heads=heads, method=method)
     checks.check(run)
     return run
 
 
-def model(heads: Heads, method: Method = TINY.method) -> Model:
+def model(heads: Heads, method: MethodSettings = TINY.method) -> Model:
     torch.manual_seed(0)
     return Model(recipe(heads, method))
 
@@ -171,21 +171,32 @@ def test_keys_without_groups_are_plain():
     ("heads", "method", "sentence"),
     [
         pytest.param(
-            replace(HEADS, maps="random"), Method(w_aligned=0.0), "heads.maps random says nothing", id="no-branch"
+            replace(HEADS, maps="random"),
+            MethodSettings(w_aligned=0.0),
+            "heads.maps random says nothing",
+            id="no-branch",
         ),
         pytest.param(
-            replace(HEADS, projector="moco"), Method(), "projector moco has no alignment maps", id="moco-head"
+            replace(HEADS, projector="moco"), MethodSettings(), "projector moco has no alignment maps", id="moco-head"
         ),
         pytest.param(
-            replace(HEADS, maps="uniform", coupling="separate"), Method(), "says how maps are learned", id="no-maps"
+            replace(HEADS, maps="uniform", coupling="separate"),
+            MethodSettings(),
+            "says how maps are learned",
+            id="no-maps",
         ),
         pytest.param(
-            replace(HEADS, semantic_projector="shared", aligned_width=4), Method(), "of width 8", id="shared-width"
+            replace(HEADS, semantic_projector="shared", aligned_width=4),
+            MethodSettings(),
+            "of width 8",
+            id="shared-width",
         ),
         pytest.param(
-            HEADS, Method(loss="byol", gather_negatives=True), "gather_negatives True says nothing", id="gather"
+            HEADS, MethodSettings(loss="byol", gather_negatives=True), "gather_negatives True says nothing", id="gather"
         ),
-        pytest.param(HEADS, Method(key_bn="shuffle", queue=32), "shuffle needs several processes", id="shuffle"),
+        pytest.param(
+            HEADS, MethodSettings(key_bn="shuffle", queue=32), "shuffle needs several processes", id="shuffle"
+        ),
     ],
 )
 def test_what_nothing_would_read_is_refused(heads, method, sentence):

@@ -17,7 +17,7 @@ from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 from torch import nn
 
 from lewel.recipe import plain
-from lewel.recipe.schema import Method, Optim, Train
+from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results import report
 from lewel.run import checkpoint
 from lewel.run.session import Session, prepare
@@ -89,11 +89,11 @@ MOVES = {
         "the aligned loss sees 16 images instead of 4 images",
     ),
     "passes for processes": (
-        replace(TINY, accumulate=4, method=Method(loss="byol")),
+        replace(TINY, accumulate=4, method=MethodSettings(loss="byol")),
         *(4, 1, "; in 1 processes of 4 passes, before in 4 of 1: batch norm sees 4 images as before"),
     ),
     "synchronised": (
-        replace(TINY, accumulate=2, method=Method(loss="byol", batch_norm="sync")),
+        replace(TINY, accumulate=2, method=MethodSettings(loss="byol", batch_norm="sync")),
         *(2, 1, "; in 1 processes of 2 passes, before in 2 of 1: batch norm sees 8 images instead of 16 images"),
     ),
     "passes": (

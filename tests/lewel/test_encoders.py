@@ -12,7 +12,7 @@ from lewel.errors import LewelError
 from lewel.methods import encoders
 from lewel.recipe import feature_maps
 from lewel.recipe.checks import check
-from lewel.recipe.schema import Data, Encoder, Train
+from lewel.recipe.schema import Data, EncoderSettings, Train
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ from lewel.recipe.schema import Data, Encoder, Train
     ],
 )
 def test_maps_have_the_size_that_stem_and_stages_give(name, stem, last_stride, size, shape):
-    encoder = encoders.build(Encoder(name, stem, last_stride)).eval()
+    encoder = encoders.build(EncoderSettings(name, stem, last_stride)).eval()
     with torch.no_grad():
         features = encoder(torch.randn(1, 3, size, size))
     assert features.shape[1:] == shape
     for side in (size, size + 1):
-        run = Train(encoder=Encoder(name, stem, last_stride), data=Data(image_size=side))
+        run = Train(encoder=EncoderSettings(name, stem, last_stride), data=Data(image_size=side))
         assert run.map_side == encoder(torch.randn(1, 3, side, side)).shape[2] == -(-side // run.encoder.stride)
     assert encoder.channels == shape[0]
     assert features.min() >= 0
@@ -45,7 +45,7 @@ def test_maps_have_the_size_that_stem_and_stages_give(name, stem, last_stride, s
 
 def test_parameters_are_those_of_torchvision_without_the_classifier():
     theirs = torchvision.models.resnet18().state_dict()
-    mine = encoders.build(Encoder("resnet18", "imagenet")).state_dict()
+    mine = encoders.build(EncoderSettings("resnet18", "imagenet")).state_dict()
     assert {key: value.shape for key, value in theirs.items() if "fc." not in key} == {
         key: value.shape for key, value in mine.items()
     }
@@ -54,7 +54,7 @@ def test_parameters_are_those_of_torchvision_without_the_classifier():
 def test_gap_of_the_map_is_what_torchvision_classifies():
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18().eval()
-    encoder = encoders.build(Encoder("resnet18", "imagenet")).eval()
+    encoder = encoders.build(EncoderSettings("resnet18", "imagenet")).eval()
     encoder.load_state_dict({key: value for key, value in resnet.state_dict().items() if "fc." not in key})
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
@@ -63,7 +63,7 @@ def test_gap_of_the_map_is_what_torchvision_classifies():
 @pytest.mark.parametrize("stem", ["imagenet", "small", "small2"])
 @pytest.mark.parametrize("name", ["tiny", "resnet18"])
 def test_stems_are_convolutions_without_bias_and_only_the_large_one_pools(name, stem):
-    encoder = encoders.build(Encoder(name, stem))
+    encoder = encoders.build(EncoderSettings(name, stem))
     stride, side = {"imagenet": (2, 7), "small": (1, 3), "small2": (2, 3)}[stem]
     assert encoder.conv1.kernel_size == (side, side)
     assert encoder.conv1.stride == (stride, stride)
@@ -75,7 +75,7 @@ def test_stems_are_convolutions_without_bias_and_only_the_large_one_pools(name, 
 @pytest.mark.parametrize("name", ["tiny", "resnet18"])
 def test_convolutions_start_kaiming_normal_by_their_fan_out(name):
     torch.manual_seed(0)
-    for module in encoders.build(Encoder(name)).modules():
+    for module in encoders.build(EncoderSettings(name)).modules():
         if isinstance(module, torch.nn.Conv2d):
             out, _, height, width = module.weight.shape
             assert module.weight.std().item() == pytest.approx((2 / (out * height * width)) ** 0.5, rel=0.1)
@@ -85,7 +85,7 @@ def test_convolutions_start_kaiming_normal_by_their_fan_out(name):
 def test_every_resnet_is_torchvisions(name):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
-        mine = encoders.build(Encoder(name, "imagenet")).state_dict()
+        mine = encoders.build(EncoderSettings(name, "imagenet")).state_dict()
     assert {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")} == {
         key: value.shape for key, value in mine.items()
     }
@@ -103,26 +103,26 @@ class TestTimm:
         ],
     )
     def test_models_make_maps_at_any_size_as_the_recipe_says(self, name, size, shape):
-        settings = Encoder(f"timm/{name}", "imagenet")
+        settings = EncoderSettings(f"timm/{name}", "imagenet")
         encoder = encoders.build(settings, size)
         assert encoder.eval()(torch.randn(2, 3, size, size)).shape == (2, *shape)
         assert encoder.channels == shape[0]
         assert Train(encoder=settings, data=Data(image_size=size)).map_side == encoder.side == shape[1]
 
     def test_the_map_is_the_patch_tokens_in_rows_without_class_and_registers(self):
-        encoder = encoders.build(Encoder("timm/vit_small_patch14_reg4_dinov2", "imagenet"), 56).eval()
+        encoder = encoders.build(EncoderSettings("timm/vit_small_patch14_reg4_dinov2", "imagenet"), 56).eval()
         images = torch.randn(2, 3, 56, 56)
         tokens = encoder.model.forward_features(images)
         assert tokens.shape == (2, 5 + 16, 384)
         assert torch.equal(encoder(images)[:, :, 1, 2], tokens[:, 5 + 1 * 4 + 2])
 
     def test_a_map_with_channels_last_is_turned(self):
-        encoder = encoders.build(Encoder("timm/swin_tiny_patch4_window7_224", "imagenet"), 64).eval()
+        encoder = encoders.build(EncoderSettings("timm/swin_tiny_patch4_window7_224", "imagenet"), 64).eval()
         images = torch.randn(1, 3, 64, 64)
         assert torch.equal(encoder(images), encoder.model.forward_features(images).permute(0, 3, 1, 2))
 
     def test_what_the_map_does_not_depend_on_is_not_trained(self):
-        encoder = encoders.build(Encoder("timm/convnext_atto", "imagenet"), 64)
+        encoder = encoders.build(EncoderSettings("timm/convnext_atto", "imagenet"), 64)
         encoder(torch.randn(2, 3, 64, 64)).square().mean().backward()
         assert {n for n, p in encoder.named_parameters() if not p.requires_grad} == {
             "model.head.norm.weight", "model.head.norm.bias",
@@ -142,7 +142,7 @@ class TestTimm:
     )
     def test_what_makes_no_map_is_a_sentence_before_any_data_are_read(self, name, size, sentence):
         with pytest.raises(LewelError, match=sentence):
-            check(Train(encoder=Encoder(name, "imagenet"), data=Data(image_size=size)))
+            check(Train(encoder=EncoderSettings(name, "imagenet"), data=Data(image_size=size)))
 
     @pytest.mark.parametrize(
         ("stem", "last_stride", "sentence"),
@@ -153,12 +153,12 @@ class TestTimm:
     )
     def test_settings_of_resnets_are_refused(self, stem, last_stride, sentence):
         with pytest.raises(LewelError, match=sentence):
-            check(Train(encoder=Encoder("timm/resnet18", stem, last_stride)))
+            check(Train(encoder=EncoderSettings("timm/resnet18", stem, last_stride)))
 
     def test_where_timm_is_not_installed_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
         with pytest.raises(LewelError, match=r'pip install "lewel\[timm\]"'):
-            check(Train(encoder=Encoder("timm/resnet26", "imagenet")))
+            check(Train(encoder=EncoderSettings("timm/resnet26", "imagenet")))
 
 
 class TestWrap:

@@ -25,7 +25,7 @@ import lewel.methods.encoders
 import lewel.recipe.schema
 from lewel import cli
 from lewel.errors import LewelError
-from lewel.recipe.schema import Encoder
+from lewel.recipe.schema import EncoderSettings
 from lewel.results.export import Trained, detectron2_name, export, how_to_load
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d")
@@ -35,14 +35,14 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module", params=RESNETS)
 def resnet(request, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp(request.param)
-    method = saved(folder, Encoder(request.param, stem="imagenet"))
+    method = saved(folder, EncoderSettings(request.param, stem="imagenet"))
     return SimpleNamespace(name=request.param, folder=folder, features=features(method.online.encoder))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tiny")
-    return SimpleNamespace(folder=folder, method=saved(folder, Encoder("tiny", stem="small2", last_stride=1)))
+    return SimpleNamespace(folder=folder, method=saved(folder, EncoderSettings("tiny", stem="small2", last_stride=1)))
 
 
 @torch.no_grad()
@@ -113,7 +113,11 @@ def test_mmseg_loads_a_backbone_without_prefix(resnet):
 
 @pytest.mark.parametrize(
     "encoder",
-    [Encoder("tiny", "small2", 1), Encoder("resnet18", "small"), Encoder("resnet18", "imagenet", 1)],
+    [
+        EncoderSettings("tiny", "small2", 1),
+        EncoderSettings("resnet18", "small"),
+        EncoderSettings("resnet18", "imagenet", 1),
+    ],
     ids=["tiny", "resnet18-small", "last_stride"],
 )
 def test_safetensors_keeps_every_encoder(encoder, tmp_path):
@@ -126,7 +130,7 @@ def test_safetensors_keeps_every_encoder(encoder, tmp_path):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
 @pytest.mark.parametrize("to", ["timm", "safetensors"])
 def test_a_timm_model_goes_back_to_timm_at_the_size_it_was_trained_at(name, to, tmp_path):
-    method = saved(tmp_path, Encoder(f"timm/{name}", "imagenet"))
+    method = saved(tmp_path, EncoderSettings(f"timm/{name}", "imagenet"))
     lines = export(tmp_path, to)
     assert (tmp_path / f"timm-{name}-online-{to}{'.pth' if to == 'timm' else '.safetensors'}").exists()
     if to == "timm":
@@ -139,7 +143,7 @@ def test_a_timm_model_goes_back_to_timm_at_the_size_it_was_trained_at(name, to, 
 
 
 def test_wide_resnets_tell_detectron2_their_width(tiny, tmp_path):
-    run = replace(TINY, encoder=Encoder("wide_resnet50_2", "imagenet"))
+    run = replace(TINY, encoder=EncoderSettings("wide_resnet50_2", "imagenet"))
     encoder = lewel.methods.encoders.build(run.encoder)
     told = how_to_load(Trained(encoder, run, "online", 1, 1), "detectron2", tmp_path / "a.pkl")
     assert '"MODEL.RESNETS.DEPTH", 50' in told
@@ -180,11 +184,13 @@ def test_the_target_network_is_exported_only_on_request(tiny, tmp_path):
     ("encoder", "sentence"),
     [
         pytest.param(
-            Encoder("tiny", "imagenet"), "no such encoder as tiny, only lewel has; export it --to safe", id="tiny"
+            EncoderSettings("tiny", "imagenet"),
+            "no such encoder as tiny, only lewel has; export it --to safe",
+            id="tiny",
         ),
-        pytest.param(Encoder("resnet18", "small"), "the small stem is a 3x3 convolution", id="small"),
-        pytest.param(Encoder("resnet18", "small2"), "the small2 stem is a 3x3 convolution", id="small2"),
-        pytest.param(Encoder("resnet18", "imagenet", 1), "the last stage has stride 1", id="last_stride"),
+        pytest.param(EncoderSettings("resnet18", "small"), "the small stem is a 3x3 convolution", id="small"),
+        pytest.param(EncoderSettings("resnet18", "small2"), "the small2 stem is a 3x3 convolution", id="small2"),
+        pytest.param(EncoderSettings("resnet18", "imagenet", 1), "the last stage has stride 1", id="last_stride"),
     ],
 )
 def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, sentence, to, tiny, monkeypatch):
@@ -207,7 +213,7 @@ def test_an_encoder_that_the_library_does_not_have_is_a_sentence(encoder, senten
     ],
 )
 def test_an_encoder_that_only_some_libraries_have_is_a_sentence_for_the_others(name, to, sentence, tiny, monkeypatch):
-    path, run = tiny.folder, replace(TINY, encoder=Encoder(name, "imagenet"))
+    path, run = tiny.folder, replace(TINY, encoder=EncoderSettings(name, "imagenet"))
     monkeypatch.setattr("lewel.run.folders.newest", lambda folder: (path, {}, run))
     with pytest.raises(LewelError, match=sentence):
         export(tiny.folder, to)

@@ -13,25 +13,25 @@ from lewel.errors import LewelError
 from lewel.methods import losses
 from lewel.methods.heads import MLP, CoupledHead, MoCoHead
 from lewel.methods.method import Method as Model
-from lewel.methods.method import Step
+from lewel.methods.method import Pass
 from lewel.methods.momentum import follow, split_bn
-from lewel.recipe.schema import Data, Encoder, Heads, Method, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, MethodSettings, Optim, Train
 from lewel.run import optim
 
 SWITCHES = {
-    "moco_v2": Method(w_aligned=0.0),
-    "lewel_m": Method(),
-    "byol": Method(loss="byol", w_aligned=0.0),
-    "lewel_b": Method(loss="byol"),
-    "lewel_b-eman": Method(loss="byol", target="eman"),
-    "lewel_m-symmetric": Method(symmetric=True),
+    "moco_v2": MethodSettings(w_aligned=0.0),
+    "lewel_m": MethodSettings(),
+    "byol": MethodSettings(loss="byol", w_aligned=0.0),
+    "lewel_b": MethodSettings(loss="byol"),
+    "lewel_b-eman": MethodSettings(loss="byol", target="eman"),
+    "lewel_m-symmetric": MethodSettings(symmetric=True),
 }
 
 
 def recipe(name: str, **changes) -> Train:
     return Train(
         data=Data(batch_size=8),
-        encoder=Encoder("tiny", stem="small"),
+        encoder=EncoderSettings("tiny", stem="small"),
         heads=Heads(hidden=32, num_maps=16, num_groups=4, tau=0.7),
         method=replace(SWITCHES[name], queue=32, split_bn=2, **changes),
         optim=Optim(lr=0.1),
@@ -59,7 +59,7 @@ def views() -> tuple[torch.Tensor, torch.Tensor]:
     return first, first + 0.1 * torch.randn(8, 3, 16, 16, generator=generator)
 
 
-def train_step(method: Model, momentum: float = 0.9) -> Step:
+def train_step(method: Model, momentum: float = 0.9) -> Pass:
     optimizer = optim.build(Optim(), method.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = 0.05

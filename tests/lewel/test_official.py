@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.methods.official import load_official
-from lewel.recipe.schema import Encoder
+from lewel.recipe.schema import EncoderSettings
 
 RUN = replace(TINY, method=METHODS["lewel_b-eman"])
 MLPS = {
@@ -171,6 +171,6 @@ def test_what_does_not_fit_is_a_sentence_and_nothing_is_loaded(change, sentence)
 
 
 def test_all_that_differs_is_told_at_once():
-    other = replace(RUN, encoder=Encoder("resnet18", stem="imagenet"))
+    other = replace(RUN, encoder=EncoderSettings("resnet18", stem="imagenet"))
     with pytest.raises(LewelError, match=r"it lacks .* and \d+ more; shapes differ: .*; the released .* nothing was"):
         load_official(Method(other), official(filled(RUN, seed=1)))

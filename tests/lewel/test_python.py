@@ -22,7 +22,7 @@ from lewel.errors import LewelError
 from lewel.methods import losses
 from lewel.methods.method import Method as Model
 from lewel.recipe import plain, presets
-from lewel.recipe.schema import Encoder, Heads, Optim, Train
+from lewel.recipe.schema import EncoderSettings, Heads, Optim, Train
 from lewel.run.session import prepare
 
 
@@ -52,7 +52,7 @@ class TestPackage:
 
     def test_every_name_is_there_and_no_other(self):
         assert all(hasattr(lewel, name) for name in lewel.__all__)
-        assert lewel.build_encoder(Encoder("tiny")).channels == 256
+        assert lewel.build_encoder(EncoderSettings("tiny")).channels == 256
         assert lewel.config.Train is Train
         with pytest.raises(AttributeError, match="no attribute 'trian'"):
             lewel.trian  # noqa: B018
@@ -65,9 +65,9 @@ class TestSettings:
             "optim.lr": 0.25,
             "heads": {"tau": 0.5},
             "data.augmentation.flip": 0,
-            "encoder": Encoder(),
+            "encoder": EncoderSettings(),
         }
-        run = plain.changed(presets.get("embedded/moco_v2"), changes | {"encoder": Encoder()}, source="x")
+        run = plain.changed(presets.get("embedded/moco_v2"), changes | {"encoder": EncoderSettings()}, source="x")
         before = presets.get("embedded/moco_v2")
         flat = replace(before.data.augmentation, flip=0.0)
         assert run == replace(
@@ -76,7 +76,7 @@ class TestSettings:
             optim=replace(before.optim, lr=0.25),
             heads=replace(before.heads, tau=0.5),
             data=replace(before.data, augmentation=flat),
-            encoder=Encoder(),
+            encoder=EncoderSettings(),
         )
 
     @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ class TestEncoder:
         ids=["flat", "one-position", "channels"],
     )
     def test_that_makes_no_map_is_refused(self, module, sentence):
-        run = replace(TINY, encoder=Encoder("custom"))
+        run = replace(TINY, encoder=EncoderSettings("custom"))
         with pytest.raises(LewelError, match=sentence):
             Model(run, module)
 

@@ -11,7 +11,7 @@ import pytest
 from lewel.commands.train import parse
 from lewel.errors import LewelError
 from lewel.recipe import checks, plain, presets
-from lewel.recipe.schema import Augmentation, Data, Heads, Method, Optim, Train
+from lewel.recipe.schema import Augmentation, Data, Heads, MethodSettings, Optim, Train
 from lewel.run.session import check_size
 
 
@@ -59,25 +59,29 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
     ("run", "sentence"),
     [
         pytest.param(
-            Train(method=Method(loss="triplet")),
+            Train(method=MethodSettings(loss="triplet")),
             "loss must be one of infonce, byol, simsiam.*, got 'triplet'",
             id="loss",
         ),
         pytest.param(Train(precision="ambient"), "precision ambient is that of the autocast around", id="ambient"),
         pytest.param(Train(heads=Heads(num_maps=64, num_groups=5)), "64 maps and 5 groups", id="groups"),
-        pytest.param(Train(method=Method(queue=255)), "at least the 256 keys .* got 255", id="queue"),
-        pytest.param(Train(method=Method(queue=511, symmetric=True)), "at least the 512 keys", id="symmetric"),
+        pytest.param(Train(method=MethodSettings(queue=255)), "at least the 256 keys .* got 255", id="queue"),
+        pytest.param(Train(method=MethodSettings(queue=511, symmetric=True)), "at least the 512 keys", id="symmetric"),
         pytest.param(Train(knn_k=()), "knn_k must be one number .* got none", id="no-neighbours"),
         pytest.param(Train(knn_k=(20, 20)), "knn_k must be .* different ones, got 20 20", id="same-neighbours"),
         pytest.param(Train(knn_k=(20, 0)), "knn_k must be .* got 20 0", id="nobody"),
         pytest.param(Train(knn_temperature=0.001), "knn_temperature must be at least 0.01", id="knn-temperature"),
-        pytest.param(Train(method=Method(split_bn=3)), "got 256 in 3 groups", id="split-bn"),
-        pytest.param(Train(method=Method(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"),
+        pytest.param(Train(method=MethodSettings(split_bn=3)), "got 256 in 3 groups", id="split-bn"),
+        pytest.param(
+            Train(method=MethodSettings(w_aligned=1.5)), "method.w_aligned must lie between 0 and 1", id="weight"
+        ),
         pytest.param(Train(optim=Optim(name="lars")), "lars never decays biases", id="lars"),
         pytest.param(Train(epochs=0), "epochs must be positive, got 0", id="epochs"),
         pytest.param(Train(heads=Heads(num_groups=0)), "heads.num_groups must be positive, got 0", id="no-groups"),
-        pytest.param(Train(method=Method(split_bn=0)), "method.split_bn must be positive, got 0", id="no-split"),
-        pytest.param(Train(method=Method(queue=0)), "method.queue must be positive, got 0", id="no-queue"),
+        pytest.param(
+            Train(method=MethodSettings(split_bn=0)), "method.split_bn must be positive, got 0", id="no-split"
+        ),
+        pytest.param(Train(method=MethodSettings(queue=0)), "method.queue must be positive, got 0", id="no-queue"),
         pytest.param(Train(data=Data(batch_size=0)), "data.batch_size must be positive, got 0", id="no-batch"),
         pytest.param(Train(log_every=0), "log_every must be positive, got 0", id="log-every"),
         pytest.param(Train(optim=Optim(lr=math.nan)), "optim.lr must be positive, got nan", id="nan"),
@@ -109,17 +113,21 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         pytest.param(Train(data=Data(embedded_train=0)), "embedded_train must be positive", id="no-train"),
         pytest.param(Train(data=Data(embedded_test=1)), "embedded_test must be at least 2, got 1", id="no-test"),
         pytest.param(
-            Train(data=Data(batch_size=1), method=Method(loss="byol")), "batch_size must be at least 2", id="one-image"
+            Train(data=Data(batch_size=1), method=MethodSettings(loss="byol")),
+            "batch_size must be at least 2",
+            id="one-image",
         ),
-        pytest.param(Train(data=Data(image_size=1), method=Method(w_aligned=0)), "image_size must be at", id="pixel"),
+        pytest.param(
+            Train(data=Data(image_size=1), method=MethodSettings(w_aligned=0)), "image_size must be at", id="pixel"
+        ),
         pytest.param(Train(data=Data(storage="files")), "the embedded images are in no files", id="files"),
         pytest.param(
-            Train(method=Method(split_bn=256), heads=Heads(num_groups=64)),
+            Train(method=MethodSettings(split_bn=256), heads=Heads(num_groups=64)),
             "256 images in 256 groups; choose at most 128",
             id="one-row",
         ),
         pytest.param(
-            Train(method=Method(split_bn=256, w_aligned=0), data=Data(image_size=8)),
+            Train(method=MethodSettings(split_bn=256, w_aligned=0), data=Data(image_size=8)),
             "256 images in 256 groups",
             id="one-pixel",
         ),
@@ -128,7 +136,9 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
         ),
         pytest.param(Train(heads=Heads(tau=1e-6)), "heads.tau must be at least 0.001, got 1e-06", id="tau"),
         pytest.param(
-            Train(method=Method(temperature=1e-12)), "method.temperature must be at least 0.001", id="temperature"
+            Train(method=MethodSettings(temperature=1e-12)),
+            "method.temperature must be at least 0.001",
+            id="temperature",
         ),
         pytest.param(
             Train(optim=Optim(momentum=1)), "optim.momentum must be at least 0 and below 1, got 1", id="momentum"
@@ -196,7 +206,10 @@ def test_what_has_a_range_is_accepted_at_its_ends_and_refused_beyond(key, lowest
     [
         pytest.param(Train(), 4000, "queue holds 4096 keys .* only 3840, .* choose at most 3840", id="queue"),
         pytest.param(
-            Train(method=Method(symmetric=True)), 2047, "holds 4096 keys .* 2047 images makes only 3584", id="symmetric"
+            Train(method=MethodSettings(symmetric=True)),
+            2047,
+            "holds 4096 keys .* 2047 images makes only 3584",
+            id="symmetric",
         ),
         pytest.param(Train(), 100, "batch_size is 256 but there are only 100", id="batch"),
     ],
@@ -207,7 +220,7 @@ def test_a_data_set_that_is_too_small_is_refused_with_a_sentence(run, images, se
 
 
 def test_both_views_of_a_symmetric_step_fill_the_queue():
-    check_size(Train(method=Method(symmetric=True)), 2048)
+    check_size(Train(method=MethodSettings(symmetric=True)), 2048)
 
 
 @pytest.mark.parametrize(
@@ -216,19 +229,19 @@ def test_both_views_of_a_symmetric_step_fill_the_queue():
         pytest.param(augmented(crop_scale=(1, 1), jitter=(2, 3, 4, 0.5), blur=(0, 1), solarize=(1, 0)), id="extremes"),
         pytest.param(Train(seed=2**63 - 1), id="seed"),
         pytest.param(Train(data=Data(image_size=9)), id="four-positions"),
-        pytest.param(Train(data=Data(image_size=8), method=Method(w_aligned=0)), id="no-maps"),
-        pytest.param(Train(method=Method(split_bn=256)), id="rows-are-aligned-vectors"),
-        pytest.param(Train(method=Method(split_bn=256, target="eman"), heads=Heads(num_groups=64)), id="eman"),
+        pytest.param(Train(data=Data(image_size=8), method=MethodSettings(w_aligned=0)), id="no-maps"),
+        pytest.param(Train(method=MethodSettings(split_bn=256)), id="rows-are-aligned-vectors"),
+        pytest.param(Train(method=MethodSettings(split_bn=256, target="eman"), heads=Heads(num_groups=64)), id="eman"),
         pytest.param(Train(heads=Heads(tau=1e-3), optim=Optim(momentum=0)), id="limits"),
-        pytest.param(Train(method=Method(temperature=1e-3), data=Data(embedded_test=2)), id="more-limits"),
-        pytest.param(Train(data=Data(image_size=2), method=Method(w_aligned=0)), id="two-pixels"),
-        pytest.param(Train(method=Method(split_bn=128), heads=Heads(num_groups=64)), id="two-rows"),
-        pytest.param(Train(method=Method(split_bn=3, key_bn="plain")), id="no-groups"),
-        pytest.param(Train(method=Method(split_bn=3, batch_norm="sync")), id="no-groups-with-sync"),
-        pytest.param(Train(method=Method(split_bn=3, target="eman")), id="no-groups-with-eman"),
-        pytest.param(Train(method=Method(queue=1000)), id="a-queue-that-the-batch-does-not-divide"),
-        pytest.param(Train(method=Method(loss="byol", split_bn=3, queue=3)), id="no-keys"),
-        pytest.param(Train(data=Data(batch_size=2), method=Method(loss="byol")), id="two-images"),
+        pytest.param(Train(method=MethodSettings(temperature=1e-3), data=Data(embedded_test=2)), id="more-limits"),
+        pytest.param(Train(data=Data(image_size=2), method=MethodSettings(w_aligned=0)), id="two-pixels"),
+        pytest.param(Train(method=MethodSettings(split_bn=128), heads=Heads(num_groups=64)), id="two-rows"),
+        pytest.param(Train(method=MethodSettings(split_bn=3, key_bn="plain")), id="no-groups"),
+        pytest.param(Train(method=MethodSettings(split_bn=3, batch_norm="sync")), id="no-groups-with-sync"),
+        pytest.param(Train(method=MethodSettings(split_bn=3, target="eman")), id="no-groups-with-eman"),
+        pytest.param(Train(method=MethodSettings(queue=1000)), id="a-queue-that-the-batch-does-not-divide"),
+        pytest.param(Train(method=MethodSettings(loss="byol", split_bn=3, queue=3)), id="no-keys"),
+        pytest.param(Train(data=Data(batch_size=2), method=MethodSettings(loss="byol")), id="two-images"),
     ],
 )
 def test_what_can_run_is_accepted(run):
@@ -237,12 +250,12 @@ def test_what_can_run_is_accepted(run):
 
 def test_groups_of_keys_are_asked_for_of_one_process_only():
     """Several shuffle theirs, unless they are told to split."""
-    checks.check(Train(method=Method(split_bn=3)), processes=2)
+    checks.check(Train(method=MethodSettings(split_bn=3)), processes=2)
     with pytest.raises(LewelError, match="got 128 in 3 groups"):
-        checks.check(Train(method=Method(split_bn=3, key_bn="split")), processes=2)
+        checks.check(Train(method=MethodSettings(split_bn=3, key_bn="split")), processes=2)
     with pytest.raises(LewelError, match="shuffle needs several processes"):
-        checks.check(Train(method=Method(key_bn="shuffle")))
-    checks.check(Train(method=Method(key_bn="shuffle")), processes=2)
+        checks.check(Train(method=MethodSettings(key_bn="shuffle")))
+    checks.check(Train(method=MethodSettings(key_bn="shuffle")), processes=2)
 
 
 @pytest.mark.parametrize(
@@ -253,15 +266,15 @@ def test_settings_of_the_aligned_branch_are_refused_without_it(key, value):
     run = changed(Train(), f"heads.{key}", value)
     checks.check(replace(run, heads=replace(run.heads, num_maps=32 if key == "aligned_width" else 64)))
     with pytest.raises(LewelError, match=f"^heads.{key} {value} says nothing without the aligned branch"):
-        checks.check(replace(run, method=Method(w_aligned=0)))
+        checks.check(replace(run, method=MethodSettings(w_aligned=0)))
 
 
 @pytest.mark.parametrize("method", [{"symmetric": True}, {"key_bn": "plain"}, {"key_bn": "split"}], ids=str)
 def test_settings_of_infonce_are_refused_with_byol(method):
-    checks.check(Train(method=Method(**method)))
+    checks.check(Train(method=MethodSettings(**method)))
     ((name, value),) = method.items()
     with pytest.raises(LewelError, match=f"^method.{name} {value} says nothing where method.loss is byol"):
-        checks.check(Train(method=Method(loss="byol", **method)))
+        checks.check(Train(method=MethodSettings(loss="byol", **method)))
 
 
 SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")

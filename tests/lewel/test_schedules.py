@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lewel.recipe.schema import Data, Method, Optim, Train
+from lewel.recipe.schema import Data, MethodSettings, Optim, Train
 from lewel.run.schedules import learning_rate, target_momentum
 from lewel.run.step import rates
 
@@ -49,7 +49,7 @@ def test_a_constant_rate_does_not_move_after_the_warm_up():
 def test_a_run_scales_lr_with_the_batch_and_counts_steps_over_all_epochs():
     run = Train(
         data=Data(batch_size=1024),
-        method=Method(momentum=0.98, momentum_schedule="cosine"),
+        method=MethodSettings(momentum=0.98, momentum_schedule="cosine"),
         optim=Optim(lr=0.9, warmup_epochs=10),
         epochs=100,
     )

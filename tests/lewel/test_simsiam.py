@@ -16,7 +16,7 @@ from lewel.methods.heads import SimSiamHead
 from lewel.methods.method import Method as Model
 from lewel.methods.objectives.simsiam import symmetric_loss
 from lewel.recipe import checks, presets
-from lewel.recipe.schema import Method, Optim, Train
+from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results.export import export
 from lewel.run import checkpoint
 from lewel.run.session import build
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_continues_bitwise(run, tmp_path):
 def test_settings_that_simsiam_does_not_read_are_refused(setting: dict[str, Any]):
     ((name, value),) = setting.items()
     with pytest.raises(LewelError, match=f"^method.{name} {value} says nothing where method.loss is simsiam"):
-        checks.check(replace(TINY, method=Method(loss="simsiam", **setting)))
+        checks.check(replace(TINY, method=MethodSettings(loss="simsiam", **setting)))
 
 
 @pytest.mark.parametrize("name", ["embedded/simsiam", "embedded/lewel_s"])

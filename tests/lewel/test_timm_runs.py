@@ -10,13 +10,13 @@ import torch
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in, weights
 
 from lewel.cost import memory
-from lewel.recipe.schema import Encoder, Optim
+from lewel.recipe.schema import EncoderSettings, Optim
 from lewel.run import checkpoint
 from lewel.run.session import build
 
 VIT = replace(
     TINY,
-    encoder=Encoder("timm/vit_tiny_patch16_224", "imagenet"),
+    encoder=EncoderSettings("timm/vit_tiny_patch16_224", "imagenet"),
     method=METHODS["lewel_b-eman"],
     optim=Optim("adamw", lr=0.005, decay_all=False),
     epochs=2,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lewel.recipe.schema import Data, Encoder, Heads, Method, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, MethodSettings, Optim, Train
 from lewel.run import checkpoint, optim
 from lewel.run.session import Session, prepare
 from lewel.train import train
@@ -16,9 +16,9 @@ from lewel.watching import log
 
 TINY = Train(
     data=Data(image_size=32, embedded_train=48, embedded_test=16, batch_size=16),
-    encoder=Encoder("tiny", stem="small2"),
+    encoder=EncoderSettings("tiny", stem="small2"),
     heads=Heads(hidden=16, num_maps=8, num_groups=2),
-    method=Method(queue=32, split_bn=2),
+    method=MethodSettings(queue=32, split_bn=2),
     optim=Optim(lr=0.5, warmup_epochs=1),
     epochs=3,
     log_every=1,
@@ -26,7 +26,7 @@ TINY = Train(
 )
 METHODS = {
     "lewel_m": TINY.method,
-    "lewel_b-eman": Method(loss="byol", target="eman", momentum_schedule="cosine"),
+    "lewel_b-eman": MethodSettings(loss="byol", target="eman", momentum_schedule="cosine"),
 }
 
 

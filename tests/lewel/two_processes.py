@@ -17,7 +17,7 @@ from torch import Tensor
 from lewel import distributed
 from lewel.evaluation import features, knn
 from lewel.methods.momentum import shuffle_bn
-from lewel.recipe.schema import Method, Train
+from lewel.recipe.schema import MethodSettings, Train
 from lewel.run import checkpoint
 from lewel.run.session import Session, build, in_parallel, prepare
 from lewel.run.step import Stepper
@@ -27,18 +27,18 @@ from lewel.watching.log import RunLog
 # The first process describes one image of the bank more than the second.
 ODD = replace(TINY, knn_bank=47, epochs=2, knn_every=2)
 SYNCED = {
-    "lewel_b": replace(ODD, method=Method(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
+    "lewel_b": replace(ODD, method=MethodSettings(loss="byol", batch_norm="sync", momentum_schedule="cosine")),
     "lewel_m": replace(ODD, method=replace(TINY.method, batch_norm="sync", gather_negatives=True)),
     "moco_v2-symmetric": replace(ODD, method=replace(TINY.method, batch_norm="sync", w_aligned=0.0, symmetric=True)),
-    "simsiam": replace(ODD, method=Method(loss="simsiam", batch_norm="sync", w_aligned=0.0)),
-    "accumulate": replace(ODD, method=Method(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
+    "simsiam": replace(ODD, method=MethodSettings(loss="simsiam", batch_norm="sync", w_aligned=0.0)),
+    "accumulate": replace(ODD, method=MethodSettings(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
 }
 LOCAL = {  # each process has BN statistics of its own
     "shuffled": replace(ODD, method=replace(TINY.method, key_bn="shuffle")),
-    "eman": replace(ODD, method=Method(loss="byol", target="eman", momentum_schedule="cosine")),
+    "eman": replace(ODD, method=MethodSettings(loss="byol", target="eman", momentum_schedule="cosine")),
 }
 RUNS = SYNCED | LOCAL
-MOVED = replace(ODD, knn_every=0, epochs=2, method=Method(loss="byol", momentum_schedule="cosine"))
+MOVED = replace(ODD, knn_every=0, epochs=2, method=MethodSettings(loss="byol", momentum_schedule="cosine"))
 PASSES = {
     f"{key_bn}-{'gathered' if gathered else 'own'}": replace(
         TINY, seed=3, method=replace(TINY.method, key_bn=key_bn, gather_negatives=gathered, symmetric=True, queue=64)

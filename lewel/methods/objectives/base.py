@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
     has_target: ClassVar[bool] = True
     """whether there is a momentum network; without one none is allocated, and forward gets None for it"""
     unread: ClassVar[tuple[str, ...]] = ()
-    """settings of schema.Method that it does not read: any value but the default is refused"""
+    """settings of schema.MethodSettings that it does not read: any value but the default is refused"""
 
     def __init__(self, run: schema.Train) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Contrast(Objective):
     def finish(self, online: nn.Module, target: nn.Module | None, keys: Tensor | None, momentum: float) -> None:
         """Puts the keys (size N, K) of all processes and passes into the queue; forward let the target follow."""
         if keys is None:
-            raise LewelError("finish takes the keys of the step's passes, Step.keys, for the queue, and got None")
+            raise LewelError("finish takes the keys of the step's passes, Pass.keys, for the queue, and got None")
         self.queue.enqueue(keys)
 
     def _keys(self, target: Embed, images: Tensor, seed: tuple[int, ...]) -> Embedding:

@@ -16,13 +16,13 @@ from lewel.recipe.presets.preset import (
     Preset,
     aligned,
 )
-from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, Optim, Train
 
 NO_BLUR = (0.0, 0.0)  # of 32 pixels nothing would be left
 # Short runs follow parameters alone: EMAN needs thousands of steps to recover from its start.
 CIFAR10_MOCO = Train(
     data=Data("cifar10", image_size=32, augmentation=replace(MOCO_VIEWS, blur=NO_BLUR)),
-    encoder=Encoder("tiny", stem="small"),
+    encoder=EncoderSettings("tiny", stem="small"),
     heads=Heads(hidden=512, num_maps=64, num_groups=8),
     optim=Optim(lr=0.12, weight_decay=5e-4, warmup_epochs=0.5),
     epochs=4,
@@ -37,7 +37,7 @@ CIFAR10_BYOL = replace(
 # queries, whose BN it splits as the keys'.
 MOCO_200 = Train(
     data=replace(CIFAR10_MOCO.data, batch_size=512, augmentation=replace(SIMCLR_VIEWS, blur=NO_BLUR)),
-    encoder=Encoder("resnet18", stem="small"),
+    encoder=EncoderSettings("resnet18", stem="small"),
     heads=Heads(hidden=2048, num_maps=128, num_groups=4),
     method=replace(MOCO_V2, temperature=0.1),
     optim=Optim(lr=0.03, weight_decay=5e-4, warmup_epochs=0),

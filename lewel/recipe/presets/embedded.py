@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lewel.recipe.presets.cifar10 import CIFAR10_MOCO
 from lewel.recipe.presets.preset import BYOL, MOCO_V2, MOCO_VIEWS, SIMSIAM, Preset, aligned
-from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, Optim, Train
 
 # Hue says nothing and small steps are many: so shape is learnt in hundreds of steps.
 VIEWS = replace(MOCO_VIEWS, crop_scale=(0.6, 1.0), flip=0.0, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5, blur=(0.0, 0.0))
@@ -15,7 +15,7 @@ VIEWS = replace(MOCO_VIEWS, crop_scale=(0.6, 1.0), flip=0.0, jitter=(0.4, 0.4, 0
 EMBEDDED_MOCO = replace(
     CIFAR10_MOCO,
     data=Data(name="embedded", image_size=64, batch_size=64, embedded_train=4096, augmentation=VIEWS),
-    encoder=Encoder("tiny", stem="small2", last_stride=1),
+    encoder=EncoderSettings("tiny", stem="small2", last_stride=1),
     heads=Heads(hidden=512, num_maps=64, num_groups=8, tau=0.1, projector="mlp"),
     method=replace(MOCO_V2, queue=1024, split_bn=2, temperature=0.1),
     epochs=12,

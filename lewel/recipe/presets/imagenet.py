@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lewel.recipe.presets.preset import BYOL, BYOL_VIEWS, MOCO_V2, MOCO_VIEWS, SIMSIAM, Preset, aligned
-from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, Optim, Train
 
 MOCO = Train(
     data=Data("folder", image_size=224, batch_size=256, workers=8, augmentation=MOCO_VIEWS),
-    encoder=Encoder("resnet50", stem="imagenet"),
+    encoder=EncoderSettings("resnet50", stem="imagenet"),
     heads=Heads(hidden=2048, num_maps=128, num_groups=4),
     method=replace(MOCO_V2, momentum=0.999, queue=65536),
     # MoCo v2's own rate. LEWEL_M's is twice that, over half the weight of the global loss.

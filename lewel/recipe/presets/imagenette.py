@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lewel.recipe.presets.preset import BYOL, MOCO_V2, SIMCLR_VIEWS, Preset, aligned
-from lewel.recipe.schema import Data, Encoder, Heads, Optim, Train
+from lewel.recipe.schema import Data, EncoderSettings, Heads, Optim, Train
 
 # lightly, with SimCLR's views (see preset.py): SGD 0.06 per 256 images, weight decay 5e-4, on the mean of both
 # directions; here it is their sum, so half the rate and twice the decay are its steps, or, for BYOL (see cifar10.py), a
 # quarter and four times.
 MOCO = Train(
     data=Data("imagenette", image_size=128, workers=8, augmentation=SIMCLR_VIEWS),
-    encoder=Encoder("resnet18", stem="imagenet"),
+    encoder=EncoderSettings("resnet18", stem="imagenet"),
     heads=Heads(hidden=2048, num_maps=128, num_groups=4),
     method=replace(MOCO_V2, symmetric=True, temperature=0.1),
     optim=Optim(lr=0.06 / 2, weight_decay=2 * 5e-4, warmup_epochs=0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lewel.recipe.schema import Augmentation, Method, Train
+from lewel.recipe.schema import Augmentation, MethodSettings, Train
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Preset:
     """what an epoch takes, and on what"""
 
 
-MOCO_V2 = Method(loss="infonce", w_aligned=0.0)
+MOCO_V2 = MethodSettings(loss="infonce", w_aligned=0.0)
 LEWEL_M = replace(MOCO_V2, w_aligned=0.5)
-BYOL = Method(loss="byol", w_aligned=0.0, momentum_schedule="cosine")
+BYOL = MethodSettings(loss="byol", w_aligned=0.0, momentum_schedule="cosine")
 LEWEL_B = replace(BYOL, w_aligned=0.5)
-SIMSIAM = Method(loss="simsiam", w_aligned=0.0)
+SIMSIAM = MethodSettings(loss="simsiam", w_aligned=0.0)
 # As in MoCo v2, and as in LEWEL's official release for its BYOL type.
 MOCO_VIEWS = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), blur=(0.5, 0.5), solarize=(0.0, 0.0))
 # The views that lightly's tables were measured with, BYOL's row too: SimCLRTransform at cj_strength 0.5. In its
