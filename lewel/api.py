@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch.distributed
 from torch import nn
@@ -105,6 +105,8 @@ def train(
     run = plain.changed(run, {"out": out, **settings} if out else settings, source="lewel.train")
     sets, module = _sets(data, run), _module(encoder)
     before = torch.distributed.is_initialized()
+    if not isinstance(resume, (str, os.PathLike)):
+        raise LewelError(f'resume is a checkpoint to continue from, or "auto", got {resume!r}')
     made = start(run, os.fspath(resume), encoder=module, sets=sets)
     if not before:
         distributed.leave()
@@ -140,25 +142,36 @@ def eval(
     run: str | os.PathLike[str],
     data_root: str | os.PathLike[str] = "",
     *,
-    k: tuple[int, ...] | None = None,
+    k: int | tuple[int, ...] | None = None,
     temperature: float | None = None,
     bank: int | None = None,
+    data: Any = None,
+    encoder: Any = None,
 ) -> dict[int, float]:
     """What the features of a run's newest checkpoint are worth: kNN accuracy in percent for each k, as in {200: 41.4}.
 
-    data_root says where the images are now; empty means where they were in training. The others replace knn_k,
-    knn_temperature and knn_bank of the run's recipe.
+    data_root says where the images are now; empty means where they were in training. k, temperature and bank replace
+    those of the run's recipe. A run whose data or encoder came from Python needs them again, as lewel.train takes them.
     """
     if kind != "knn":
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
-    return knn_of(Path(run), os.fspath(data_root), k, temperature, bank)[1]
+    asked = (k,) if isinstance(k, int) else k
+    return knn_of(Path(run), os.fspath(data_root), asked, temperature, bank, data=data, encoder=encoder)[1]
 
 
 def knn_of(
-    folder: Path, data_root: str, k: tuple[int, ...] | None, temperature: float | None, bank: int | None
+    folder: Path,
+    data_root: str,
+    k: tuple[int, ...] | None,
+    temperature: float | None,
+    bank: int | None,
+    *,
+    data: Any = None,
+    encoder: Any = None,
 ) -> tuple[Session, dict[int, float]]:
     """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
-    session = folders.load(folder, data_root)
+    _, _, run = folders.newest(folder)
+    session = folders.load(folder, data_root, encoder=_module(encoder), sets=_sets(data, run))
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
@@ -166,10 +179,13 @@ def knn_of(
 
 
 def maps(
-    run: str | os.PathLike[str], images: list[str | os.PathLike[str]], out: str | os.PathLike[str] = "maps.png"
+    run: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "maps.png",
 ) -> None:
-    """Draws the alignment maps of a run's newest checkpoint over image files, into the picture out."""
-    pictures.over_files(Path(run), [Path(image) for image in images], Path(out))
+    """Draws the alignment maps of a run's newest checkpoint over an image file or several, into the picture out."""
+    named = [images] if isinstance(images, (str, os.PathLike)) else images
+    pictures.over_files(Path(run), [Path(image) for image in named], Path(out))
 
 
 def export(
@@ -179,6 +195,8 @@ def export(
 
     Without out the file lies in the run folder.
     """
+    if to not in get_args(files.Library):
+        raise LewelError(f"to must be one of {', '.join(get_args(files.Library))}, got {to!r}")
     return files.export(Path(run), to, Path(out) if out else None, network)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +32,7 @@ class DataSet(Protocol):
 
 
 class Pairs:
-    """A DataSet as data.files reads one: load(i) gives an RGB image and its label."""
+    """A DataSet as data.files reads one: load(i) gives an RGB image and its label, or a sentence about what it is."""
 
     def __init__(self, dataset: DataSet) -> None:
         self.dataset = dataset
@@ -40,22 +41,40 @@ class Pairs:
         return len(self.dataset)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        item = self.dataset[index]
+        item, where = self.dataset[index], f"item {index} of {type(self.dataset).__name__}"
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise LewelError(
-                f"a data set gives an image and its label, but item {index} of {type(self.dataset).__name__} is "
-                f"a {type(item).__name__}; give (image, label)"
+                f"a data set gives an image and its label, but {where} is a {type(item).__name__}; give (image, label)"
             )
-        image, label = item
-        if not isinstance(image, Image.Image):
-            if not isinstance(image, (np.ndarray, torch.Tensor)) or image.dtype not in (np.uint8, torch.uint8):
-                kind = f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip()
-                raise LewelError(
-                    "an image is a PIL image or uint8, (H, W, 3) as an array and (3, H, W) as a tensor, but that of "
-                    f"item {index} of {type(self.dataset).__name__} is a {kind}; leave out its transform"
-                )
-            image = to_pil_image(image)
-        return image.convert("RGB"), int(label)
+        return _picture(item[0], where), _label(item[1], len(self.dataset.classes), where)
+
+
+def _picture(image: Any, where: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    shape = tuple(getattr(image, "shape", ()))
+    array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and shape[2:] == (3,)
+    tensor = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3
+    if not array and not tensor:
+        kind = " ".join(str(part) for part in (type(image).__name__, getattr(image, "dtype", ""), shape or "") if part)
+        raise LewelError(
+            "an image is a PIL image or uint8, (H, W, 3) as an array and (3, H, W) as a tensor, but that of "
+            f"{where} is a {kind}; leave out its transform"
+        )
+    return to_pil_image(image)
+
+
+def _label(label: Any, classes: int, where: str) -> int:
+    try:
+        number = operator.index(label)  # of a tensor of one integer too, and of no float
+    except TypeError:
+        number = -1
+    if not 0 <= number < classes:
+        raise LewelError(
+            f"a label is the number of a class, 0 to {classes - 1} for the {classes} names in classes, "
+            f"but that of {where} is {label!r}"
+        )
+    return number
 
 
 def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
@@ -68,6 +87,12 @@ def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
             )
         if not len(dataset):
             raise LewelError(f"the {name} set, a {type(dataset).__name__}, is empty")
+        Pairs(dataset).load(0)  # what is wrong with all items is told before anything is written
+    if list(train.classes) != list(test.classes):
+        raise LewelError(
+            f"training and test set must have the same classes, in the same order, got {_few(train.classes)} and "
+            f"{_few(test.classes)}"
+        )
     bank = Pairs(train)
     return Datasets(
         FolderViews(bank, config.augmentation, config.image_size, seed),
@@ -75,3 +100,8 @@ def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
         FolderImages(Pairs(test), config.image_size),
         len(train.classes),
     )
+
+
+def _few(classes: Any) -> str:
+    names = [str(name) for name in classes]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lewel.errors import LewelError
 from lewel.recipe import feature_maps, schema
 
 
@@ -56,11 +58,27 @@ Encoder = ResNet | Wrapped
 
 
 def wrap(module: nn.Module, image_size: int) -> Wrapped:
-    """Makes module an encoder; a pass over one image of image_size pixels a side finds its channels.
+    """module as an encoder, its channels found by a pass over one black image of image_size pixels a side.
 
-    module makes a map (N, C, h, w) of images (N, 3, S, S), or has timm's forward_features. Raises LewelError otherwise.
+    module makes a map (N, C, h, w) of images (N, 3, S, S), or has timm's forward_features. Raises LewelError where it
+    makes no map, cannot take such images, or is not in float32.
     """
-    return Wrapped(module, feature_maps.look(module, image_size))
+    other = next((p.dtype for p in module.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise LewelError(
+            f"an encoder trains in float32, and {type(module).__name__} has {other}; give it as .float(), and choose "
+            "precision bf16 or fp16 for autocast"
+        )
+    try:
+        return Wrapped(module, feature_maps.look(module, image_size))
+    except LewelError:
+        raise
+    except Exception as error:  # whatever a module of somebody's own raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise LewelError(
+            f"{type(module).__name__} cannot take images (1, 3, {image_size}, {image_size}) "
+            f"({type(error).__name__}: {reason}); an encoder makes a feature map of RGB images of data.image_size"
+        ) from error
 
 
 def build(settings: schema.EncoderSettings, image_size: int = 224) -> Encoder:

@@ -43,7 +43,7 @@ backbone = dict(type="{mmseg_type}", depth={depth}, {mmseg_groups}\
 init_cfg=dict(type="Pretrained", checkpoint={path}))  # without prefix
 model = dict(pretrained=None, backbone=backbone)  # images as usual: bgr_to_rgb=True, mean={mean}, std={std}"""
 SAFETENSORS = """\
-encoder = lewel.methods.encoders.build(lewel.recipe.schema.{settings}, {image_size}).eval()
+encoder = lewel.build_encoder(lewel.config.{settings}, {image_size}).eval()
 encoder.load_state_dict(safetensors.torch.load_file({path}))"""
 
 
@@ -173,9 +173,9 @@ def _check_known(encoder: schema.EncoderSettings, to: Library) -> None:
         return
     if encoder.from_timm:
         raise LewelError(
-            f"{to} has no {encoder.name}; export it --to timm, or --to safetensors, which lewel.methods.encoders loads"
+            f"{to} has no {encoder.name}; export it --to timm, or --to safetensors, which lewel.build_encoder loads"
         )
-    instead = "export it --to safetensors, which lewel.methods.encoders loads"
+    instead = "export it --to safetensors, which lewel.build_encoder loads"
     if encoder.name == "tiny":
         raise LewelError(f"{to} has no such encoder as tiny, only lewel has; {instead}")
     if to == "mmseg" and encoder.name.startswith("wide"):

@@ -224,7 +224,8 @@ def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0].split(". ")[0] if str(error) else ""
+    lines = [line.strip() for line in str(error).splitlines()] or [""]
+    text = (lines[1][:200] if lines[0].endswith(":") and len(lines) > 1 else lines[0]).split(". ")[0]
     return text if len(text) > 8 else f"{type(error).__name__} {text}".strip()
 
 

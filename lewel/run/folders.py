@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from lewel.data import Datasets
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.run import checkpoint
@@ -69,15 +72,18 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     return found[-1], state, checkpoint.config_of(state, found[-1])
 
 
-def load(folder: Path, data_root: str = "") -> Session:
+def load(
+    folder: Path, data_root: str = "", *, encoder: nn.Module | None = None, sets: Datasets | None = None
+) -> Session:
     """The session of a run that has finished or stopped: its data sets, and the weights of its newest checkpoint.
 
-    data_root is where the images lie now; "" means where they lay in training. Raises LewelError as newest does.
+    data_root is where the images lie now; "" means where they lay in training. encoder and sets are those of a run that
+    had them from Python. Raises LewelError as newest does.
     """
     path, state, run = newest(folder)
     if data_root:
         run = replace(run, data=replace(run.data, root=data_root))
-    session = prepare(run, folder)
+    session = prepare(run, folder, encoder=encoder, sets=sets)
     checkpoint.load_weights(session.method, state, path)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     return session

@@ -150,6 +150,20 @@ def small_encoder() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU())
 
 
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda run: lewel.train(resume=True), 'resume is a checkpoint to continue from, or "auto", got True'),
+        (lambda run: lewel.export(run, to="onnx"), "to must be one of torchvision, .* got 'onnx'"),
+        (lambda run: lewel.maps(run, "none.png"), "cannot read none.png as an image"),
+    ],
+    ids=["resume", "export", "maps"],
+)
+def test_what_has_another_type_is_a_sentence(call, sentence, finished):
+    with pytest.raises(LewelError, match=sentence):
+        call(finished.folder)
+
+
 class TestEncoder:
     def test_is_trained_in_place_and_named_custom(self, tmp_path, monkeypatch, capsys):
         encoder = small_encoder()
@@ -182,9 +196,11 @@ class TestEncoder:
                 r"Sequential makes \(1, 512\) of \(1, 3, 32, 32\)",
             ),
             (nn.Conv2d(3, 8, 32), "the feature map of Conv2d is one position"),
+            (nn.Conv2d(1, 8, 4), r"Conv2d cannot take images \(1, 3, 32, 32\) \(RuntimeError"),
+            (nn.Conv2d(3, 8, 4).double(), "trains in float32, and Conv2d has torch.float64"),
             (nn.Conv2d(3, 7, 4), "heads.num_groups must divide the 7 channels of custom, got 2"),
         ],
-        ids=["flat", "one-position", "channels"],
+        ids=["flat", "one-position", "gray", "float64", "channels"],
     )
     def test_that_makes_no_map_is_refused(self, module, sentence):
         run = replace(TINY, encoder=EncoderSettings("custom"))
@@ -221,10 +237,13 @@ class Pictures:
             "array": lambda: array,
             "tensor": lambda: torch.from_numpy(array).permute(2, 0, 1),
             "float": lambda: torch.rand(3, 32, 32),
+            "gray": lambda: array[..., 0],
+            "planes": lambda: array.transpose(2, 0, 1),
             "alone": lambda: None,
         }
-        image = kinds[self.kind]()
-        return image if self.kind == "alone" else (image, index % 2)
+        image = kinds.get(self.kind, kinds["pil"])()
+        labels = {"beyond": 2, "below": -1, "half": 0.5, "name": "dark", "tensor": torch.tensor(index % 2)}
+        return image if self.kind == "alone" else (image, labels.get(self.kind, index % 2))
 
 
 class TestData:
@@ -240,6 +259,8 @@ class TestData:
         assert plain.load(runs[0].folder / "config.yaml").data.name == "custom"
         with pytest.raises(LewelError, match=r"the images of this run came from Python \(data.name custom\)"):
             lewel.eval("knn", runs[0].folder)
+        accuracy = lewel.eval("knn", runs[0].folder, k=5, data=(Pictures(32), Pictures(8)))
+        assert accuracy == {5: pytest.approx(100)}  # dark and light are told apart by any network
 
     def test_made_by_lewel_is_that_of_the_recipe(self, tmp_path):
         sets = data.build(TINY.data, TINY.seed)
@@ -260,15 +281,28 @@ class TestData:
         ("train", "sentence"),
         [
             (Pictures(32, "float"), "leave out its transform"),
+            (Pictures(32, "gray"), r"is a ndarray uint8 \(40, 36\)"),
+            (Pictures(32, "planes"), r"is a ndarray uint8 \(3, 40, 36\)"),
+            (Pictures(32, "beyond"), "0 to 1 for the 2 names in classes, but that of item 0 of Pictures is 2"),
+            (Pictures(32, "below"), "item 0 of Pictures is -1"),
+            (Pictures(32, "half"), r"item 0 of Pictures is 0\.5"),
+            (Pictures(32, "name"), "item 0 of Pictures is 'dark'"),
             (Pictures(32, "alone"), r"give \(image, label\)"),
             (Pictures(0), "the training set, a Pictures, is empty"),
             ([1, 2], r"the training set must have a length, items .* list lacks one"),
         ],
-        ids=["float", "no-label", "empty", "list"],
+        ids=["float", "gray", "planes", "beyond", "below", "half", "name", "no-label", "empty", "list"],
     )
-    def test_of_another_form_is_refused(self, train, sentence, tmp_path):
+    def test_of_another_form_is_refused_before_anything_is_written(self, train, sentence, tmp_path):
         with pytest.raises(LewelError, match=sentence):
             lewel.train(out=tmp_path / "run", config=TINY, data=(train, Pictures(8)))
+        assert not (tmp_path / "run").exists()
+
+    def test_whose_classes_differ_is_refused(self, monkeypatch, tmp_path):
+        other = Pictures(8)
+        monkeypatch.setattr(other, "classes", ("light", "dark"), raising=False)
+        with pytest.raises(LewelError, match=r"the same classes, .* got dark, light and light, dark"):
+            lewel.train(out=tmp_path / "run", config=TINY, data=(Pictures(32), other))
 
 
 class TestOwnLoop:
