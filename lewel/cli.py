@@ -23,14 +23,18 @@ COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
 def main() -> None:
     """Entry point; errors that the caller can put right are printed as one sentence, with exit status 2."""
+    leads = os.environ.get("RANK", "0") == "0"  # of several processes the one that speaks for all
     try:
         _dispatch(sys.argv[1:])
     except LewelError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, which all found it before they met
+        if leads:  # all found it before they met
             print(f"lewel: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("lewel: interrupted; --resume auto continues a training run from its newest checkpoint", file=sys.stderr)
+        if leads:
+            print(
+                "lewel: interrupted; --resume auto continues a training run from its newest checkpoint", file=sys.stderr
+            )
         sys.exit(130)
     except OSError as error:
         print(f"lewel: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)

@@ -14,12 +14,13 @@ from lewel.data.loader import NOTICES
 class Preemption:
     """A context in which a signal only sets ``by`` to its name; the loop reads it between steps, saves and stops.
 
-    ``by`` is "" before, and keeps the first name. A second Ctrl-C raises KeyboardInterrupt at once. A signal that was
-    ignored before, as SIGHUP is under nohup, stays ignored.
+    ``by`` is "" before, and keeps the first name. A second Ctrl-C raises KeyboardInterrupt at once, whatever came
+    before. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
         self.by = ""
+        self._interrupted = False  # by Ctrl-C, which may follow another notice
 
     def __enter__(self) -> Preemption:
         here = threading.current_thread() is threading.main_thread()  # no other may take signals
@@ -36,11 +37,13 @@ class Preemption:
             signal.signal(notice, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.by == "SIGINT":
-            raise KeyboardInterrupt
         self.by = self.by or signal.Signals(number).name
-        if number == signal.SIGINT and distributed.rank() == 0:  # print may be what was interrupted
-            os.write(2, b"\nstopping after this step, and saving; Ctrl-C again ends at once\n")
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            if distributed.rank() == 0:  # print may be what was interrupted
+                os.write(2, b"\nstopping after this step, and saving; Ctrl-C again ends at once\n")
         if number == signal.SIGHUP:  # to write to a terminal that is gone would be an error
             for output in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)

@@ -45,11 +45,15 @@ def test_a_second_ctrl_c_ends_at_once(capfd):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_after_another_notice_is_a_first_one():
+@pytest.mark.parametrize("notice", sorted(set(NOTICES) - {signal.SIGINT}), ids=lambda notice: notice.name)
+def test_ctrl_c_after_another_notice_is_a_first_one_and_the_next_a_second(notice, capfd):
     with Preemption() as preemption:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), notice)
         os.kill(os.getpid(), signal.SIGINT)
-    assert preemption.by == "SIGUSR1"
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.by == notice.name
 
 
 def test_what_was_ignored_before_stays_ignored():
