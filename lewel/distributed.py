@@ -34,17 +34,22 @@ class World:
         return self.rank == 0
 
 
-_host_group: Any = None  # for what is known to the host alone: over NCCL it would wait for the device
+# For what is known to the host alone: over NCCL it would wait for the device. With the group that it was made beside.
+_host_group: Any = None
+_beside: Any = None
 
 
 def join() -> World:
     """Joins the process group that torchrun's environment announces, over NCCL with GPUs and gloo without.
 
-    Returns this process's place in it; a run of one process joins nothing. Raises LewelError where there are more
-    processes than GPUs.
+    Returns this process's place in it; a run of one process joins nothing. A group that the caller has initialised is
+    taken as it is; without LOCAL_RANK the process's GPU is then the current one (torch.cuda.set_device). Raises
+    LewelError where there are more processes than GPUs.
     """
-    global _host_group
-    on_gpu, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
+    global _host_group, _beside
+    on_gpu = torch.cuda.is_available()
+    current = torch.cuda.current_device() if on_gpu and dist.is_initialized() else 0
+    local_rank = int(os.environ.get("LOCAL_RANK", current))
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise LewelError(
@@ -55,19 +60,24 @@ def join() -> World:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if announced() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=PATIENCE)
-        _host_group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+    if dist.is_initialized() and _beside is not dist.group.WORLD:
+        on_hosts = "cpu:" in dist.get_backend_config()  # nccl alone has "cuda:nccl"
+        _host_group = dist.group.WORLD if on_hosts else dist.new_group(backend="gloo", timeout=PATIENCE)
+        _beside = dist.group.WORLD
     return World(rank(), size(), device)
 
 
 def announced() -> int:
-    """Number of processes by torchrun's environment, before they have joined."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Number of processes: of the group where there is one, else by torchrun's environment, before they have joined."""
+    return size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def leave() -> None:
     """Destroys the process group that join made; every process calls it at the end of the run."""
+    global _host_group, _beside
     if dist.is_initialized():
         dist.destroy_process_group()
+        _host_group = _beside = None
 
 
 def abandon(error: Exception) -> NoReturn:
