@@ -129,9 +129,14 @@ def _check_data(data: Data) -> None:
                 f"data.{setting} {file} chooses from folders of images, but {data.name} is used as a whole; "
                 "leave it out or choose --data.name folder"
             )
-    if data.download and data.name in ("embedded", "folder"):
+    if data.download and data.name in ("embedded", "folder", CUSTOM):
         raise LewelError(f"data.download fetches sets like cifar10, and {data.name} is none; leave it out")
-    if data.storage == "files" and data.name not in ("folder", "imagenette"):
+    if data.name == CUSTOM and data.storage not in ("auto", "files"):
+        raise LewelError(
+            f"data.storage {data.storage} says where lewel keeps images that it reads itself, and those given in "
+            "Python are read one at a time from their data sets; choose --data.storage auto or files"
+        )
+    if data.storage == "files" and data.name not in ("folder", "imagenette", CUSTOM):
         raise LewelError(f"the {data.name} images are in no files; choose --data.storage memory, device or auto")
     if data.storage == "device" and data.workers:
         raise LewelError(

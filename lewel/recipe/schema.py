@@ -49,8 +49,8 @@ class Data:
     """side of the square images that the network sees, in pixels"""
     storage: Literal["auto", "files", "memory", "device"] = "auto"
     """files: torchvision decodes and augments each sample; memory: the centres of all images are decoded once, and the
-    workers augment batches of them; device: the same on the training device, without workers; auto: files for folder
-    and imagenette, for the others device on a GPU without workers, else memory"""
+    workers augment batches of them; device: the same on the training device, without workers; auto: files for folder,
+    imagenette and custom (which can have no other), else device on a GPU without workers, or memory"""
     embedded_train: int = 6000
     """embedded: number of training images"""
     embedded_test: int = 1000

@@ -277,7 +277,7 @@ def test_settings_of_infonce_are_refused_with_byol(method):
         checks.check(Train(method=MethodSettings(loss="byol", **method)))
 
 
-SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
+SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette", "custom")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -287,9 +287,11 @@ SETS = ("embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette")
         ("classes", "file", ("folder",)),
         ("train_list", "file", ("folder",)),
         ("download", True, ("cifar10", "cifar100", "stl10", "imagenette")),
-        ("storage", "files", ("folder", "imagenette")),
-        ("storage", "memory", SETS),
-        ("root", "x", SETS[1:]),
+        ("storage", "auto", SETS),
+        ("storage", "files", ("folder", "imagenette", "custom")),
+        ("storage", "memory", SETS[:-1]),
+        ("storage", "device", SETS[:-1]),
+        ("root", "x", SETS[1:]),  # of custom it is left out of the recipe
     ],
 )
 def test_settings_of_data_are_accepted_where_something_reads_them(setting, value, fits, name):
