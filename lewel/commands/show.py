@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from lewel.errors import LewelError
+from lewel.evaluation import knn
 from lewel.results import curves
 from lewel.watching import log
 
@@ -34,12 +35,16 @@ def run(arguments: list[str]) -> None:
     logs = {name: _records(folder) for name, folder in zip(_names(command.runs), command.runs, strict=True)}
     out = command.out or (command.runs[0] if len(logs) == 1 else Path()) / "curves.png"
     curves.draw(out, logs)
-    print(table([{"run": name, **summary(records)} for name, records in logs.items()]))
+    neighbours = knn.neighbours(record for records in logs.values() for record in records)
+    print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))
     print(f"wrote {out}")
 
 
-def summary(records: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the log says of the run so far, by the heading of the column; speed is the median over the logged steps."""
+def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dict[str, str]:
+    """What the log says of the run so far, by the heading of the column.
+
+    neighbours are the k whose first and last accuracy are told. Speed is the median over the logged steps.
+    """
     steps = [record for record in records if record["kind"] == "step"]
     # Without the steps that fp16 overflowed in, unless there is no other.
     last = next((step for step in reversed(steps) if math.isfinite(step["loss"])), steps[-1])
@@ -48,16 +53,17 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, str]:
         values = [step[key] for step in steps if key in step]
         return format(median(values), form) if values else "-"
 
-    def accuracy(key: str, place: int) -> str:
-        found = [record[key] for record in records if key in record]
-        return f"{found[place]:.1f}" if found else "-"
+    def accuracies(k: int) -> dict[str, str]:
+        found = [record[key] for record in records if (key := knn.key("knn", k)) in record]
+        name = knn.name(k)
+        first, last = (f"{found[0]:.1f}", f"{found[-1]:.1f}") if found else ("-", "-")
+        return {f"{name} first": first, f"{name} last": last}
 
+    trained = [accuracies(k) for k in neighbours or [knn.USUAL]]
     return {
         "step": str(steps[-1]["step"]),
         "loss": f"{last['loss']:.4g}",
-        "kNN first": accuracy("knn", 0),
-        "kNN last": accuracy("knn", -1),
-        "kNN-20 last": accuracy("knn_20", -1),
+        **{heading: value for columns in trained for heading, value in columns.items()},
         "std of z": f"{last['z_std']:.2f}",
         "images/s": typical("images_per_s", ".0f"),
         "waiting": typical("data_wait", ".1%"),

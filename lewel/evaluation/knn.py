@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 USUAL = 200  # neighbours, whose accuracy has the plain name in a log
+NAMES = ("knn_untrained", "knn_pixels", "knn")  # of the accuracies in a log
 
 
 def key(name: str, k: int) -> str:
     """What the accuracy with k neighbours is called in a log: knn, or knn_20."""
     return name if k == USUAL else f"{name}_{k}"
+
+
+def name(k: int) -> str:
+    """What a person reads for kNN with k neighbours: kNN, or kNN-20."""
+    return "kNN" if k == USUAL else f"kNN-{k}"
+
+
+def accuracies(record: Mapping[str, Any], name: str = "knn") -> dict[int, float]:
+    """The accuracies called name in a record of a log, by their numbers of neighbours, in the record's order."""
+    named = re.compile(rf"{name}(?:_([0-9]+))?")
+    return {int(match[1] or USUAL): record[match[0]] for match in map(named.fullmatch, record) if match}
+
+
+def neighbours(records: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The numbers of neighbours of all accuracies in the records of logs, each once, in the records' order."""
+    return list(dict.fromkeys(k for r in records for name in NAMES for k in accuracies(r, name)))
 
 
 @torch.no_grad()

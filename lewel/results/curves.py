@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from lewel.evaluation import knn
 from lewel.evaluation.health import COLLAPSED
 from lewel.results.figures import FAINT, INK, STYLE, save
 
@@ -42,9 +43,10 @@ class Panel:
     log_from: float | None = None  # the left axis is logarithmic from here on, linear below
 
 
+KNN = Panel("kNN accuracy on the test images, %", {}, limits=(0, None))  # left: a quantity for each k of the logs
 PANELS = (
     Panel("loss", {"loss": "weighted sum", "loss_global": "global", "loss_aligned": "aligned"}),
-    Panel("kNN accuracy on the test images, %", {"knn": "trained", "knn_20": "trained, k = 20"}, limits=(0, None)),
+    KNN,
     Panel("spread of the embedding", {"z_std": "std of normalised z · √K"}, limits=(0, 1.15)),
     Panel(
         "distance of the maps from uniform ones",
@@ -76,10 +78,11 @@ def draw(path: Path, runs: Runs) -> None:
     and each quantity its dashes.
     """
     with matplotlib.rc_context(STYLE):
+        neighbours = knn.neighbours(record for records in runs.values() for record in records)
         figure = Figure(figsize=(13, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
         axes = figure.subplots(2, 3, sharex=True)
         for axis, panel in zip(axes.flat, PANELS, strict=True):
-            _draw_panel(axis, panel, runs)
+            _draw_panel(axis, panel, runs, neighbours if panel is KNN else [])
         for axis in axes[-1]:
             axis.set_xlabel("step")
         if len(runs) > 1:
@@ -97,16 +100,17 @@ def thinned(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.array([(stretch.mean(), stretch.min(), stretch.max()) for stretch in stretches]).T
 
 
-def _draw_panel(axis: Axes, panel: Panel, runs: Runs) -> None:
-    legend = _draw_side(axis, panel.left, runs, first=0)
+def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int]) -> None:
+    """Draws what panel names, and the kNN accuracies with so many neighbours beside their baselines."""
+    accuracies = {knn.key("knn", k): "trained" if k == knn.USUAL else f"trained, k = {k}" for k in neighbours}
+    legend = _draw_side(axis, panel.left | accuracies, runs, first=0)
     if panel.right:
         right = axis.twinx()
         legend += _draw_side(right, panel.right, runs, first=len(panel.left))
         right.set_ylim(*panel.right_limits)
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
-    if "knn" in panel.left:
-        legend += _draw_baselines(axis, runs)
+    legend += _draw_baselines(axis, runs, neighbours)
     if not legend:
         axis.text(0.5, 0.5, "not in the log", color=FAINT, ha="center", transform=axis.transAxes)
     if "z_std" in panel.left:
@@ -125,7 +129,7 @@ def _draw_side(axis: Axes, quantities: dict[str, str], runs: Runs, *, first: int
     legend, single = [], len(runs) == 1
     for part, (key, name) in enumerate(quantities.items(), start=first):
         curves = {index: curve for index, log in enumerate(runs.values()) if (curve := _curve(log, key)).size}
-        dashes = DASHES[0 if single else part]
+        dashes = DASHES[0 if single else part % len(DASHES)]
         for index, (steps, mean, low, high) in curves.items():
             colour = _colour(index, runs, f"C{part}")
             few = "o" if len(steps) < FEW else ""
@@ -137,18 +141,25 @@ def _draw_side(axis: Axes, quantities: dict[str, str], runs: Runs, *, first: int
     return legend
 
 
-def _draw_baselines(axis: Axes, runs: Runs) -> list[Line2D]:
+def _draw_baselines(axis: Axes, runs: Runs, neighbours: Sequence[int]) -> list[Line2D]:
     """Draws kNN before training and on raw pixels as lines, and returns their entries of the legend.
 
-    With one run the entries give the numbers; with several the lines have the runs' colours.
+    With one run the entries give the numbers, and the lines have the colours of the curves with as many neighbours;
+    with several they have the runs' colours.
     """
     legend, single = [], len(runs) == 1
-    for key, (name, dashes) in BASELINES.items():
-        found = [(index, r[key]) for index, log in enumerate(runs.values()) for r in log if key in r]
-        for index, value in found:
-            axis.axhline(value, color=_colour(index, runs, FAINT), linestyle=dashes, linewidth=1)
+    for baseline, (name, dashes) in BASELINES.items():
+        found = [
+            (index, part, record[key])
+            for part, k in enumerate(neighbours)
+            for index, log in enumerate(runs.values())
+            for record in log
+            if (key := knn.key(baseline, k)) in record
+        ]
+        for index, part, value in found:
+            axis.axhline(value, color=_colour(index, runs, f"C{part}"), linestyle=dashes, linewidth=1)
         if found:
-            label = f"{name} {found[0][1]:.1f}" if single else name
+            label = f"{name} {', '.join(f'{value:.1f}' for _, _, value in found)}" if single else name
             legend.append(Line2D([], [], color=FAINT if single else INK, linestyle=dashes, lw=1, label=label))
     return legend
 

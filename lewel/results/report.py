@@ -53,15 +53,16 @@ def summary(session: Session) -> str:
     last = {record["kind"]: record for record in log.read(session.folder / "log.jsonl")}  # of each kind
     start, end = last.get("baselines", {}), last.get("epoch", {})
     images = session.total_steps * session.run.data.batch_size
+    told = (
+        ("raw pixels", knn.accuracies(start, "knn_pixels")),
+        ("the network untrained", knn.accuracies(start, "knn_untrained")),
+        (f"after {end.get('epoch')} epochs", knn.accuracies(end)),
+    )
     rows = [
-        (f"kNN-{k}, {name}", f"{record[key]:.1f} %")
-        for k in session.run.knn_k
-        for name, record, key in (
-            ("raw pixels", start, knn.key("knn_pixels", k)),
-            ("the network untrained", start, knn.key("knn_untrained", k)),
-            (f"after {end.get('epoch')} epochs", end, knn.key("knn", k)),
-        )
-        if key in record
+        (f"kNN-{k}, {name}", f"{accuracies[k]:.1f} %")
+        for k in dict.fromkeys(k for _, accuracies in told for k in accuracies)  # the baselines may have had others
+        for name, accuracies in told
+        if k in accuracies
     ]
     if "step" in last:
         spread = f"{last['step']['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"

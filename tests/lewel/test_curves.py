@@ -68,6 +68,29 @@ def test_one_run_has_a_colour_a_quantity_and_its_baselines(figure):
     assert not figure[0].legends
 
 
+@pytest.mark.parametrize("neighbours", [(5,), (200, 20), (1, 5, 20, 200)], ids=str)
+def test_every_number_of_neighbours_has_a_curve_and_baselines_of_its_colour(neighbours, figure):
+    records = log()
+    for i, k in enumerate(neighbours):
+        suffix = "" if k == 200 else f"_{k}"
+        for record in records:
+            values = {"epoch": {"knn": 40.0}, "baselines": {"knn_untrained": 15.0, "knn_pixels": 20.0}}
+            record.update({key + suffix: value + i for key, value in values.get(record["kind"], {}).items()})
+    for record in records:
+        if 200 not in neighbours:
+            for key in ("knn", "knn_untrained", "knn_pixels"):
+                record.pop(key, None)
+    curves.draw(None, {"a": records})
+    drawn = {float(line.get_ydata()[0]): line.get_color() for line in panel(figure[0], "kNN").lines}
+    assert sorted(drawn) == sorted(value + i for value in (40.0, 15.0, 20.0) for i in range(len(neighbours)))
+    for i in range(len(neighbours)):
+        assert drawn[40.0 + i] == drawn[15.0 + i] == drawn[20.0 + i]
+    assert len(set(drawn.values())) == len(neighbours)
+    named = ["trained" if k == 200 else f"trained, k = {k}" for k in neighbours]
+    assert set(legend(panel(figure[0], "kNN"))[: len(named)]) == set(named)
+    curves.draw(None, {"a": records, "b": log()})  # where quantities have dashes
+
+
 def test_several_runs_have_a_colour_each_and_their_names(figure):
     curves.draw(None, {"calm": log(loss=1.0), "wild": log(loss=2.0, aligned=False)})
     assert [text.get_text() for text in figure[0].legends[0].get_texts()] == ["calm", "wild"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 
 import numpy as np
@@ -23,6 +25,19 @@ def test_summary_shows_the_result_beside_its_baselines(finished):
     text = report.summary(finished)
     for expected in ("raw pixels", "untrained", "after 3 epochs", "std of normalised z", "images/s", "digit's box"):
         assert expected in text
+
+
+def test_summary_has_the_neighbours_that_the_log_has(finished, tmp_path):
+    """Which the recipe of now need not name: a run may go on with others."""
+    records = [
+        {"kind": "baselines", "step": 0, "knn_pixels_5": 21.0, "knn_untrained_5": 12.0},
+        {"kind": "epoch", "step": 9, "epoch": 3, "seconds": 1.0, "knn_7": 43.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = report.summary(dataclasses.replace(finished, folder=tmp_path))
+    told = dict(re.split("  +", line)[:2] for line in text.splitlines() if line.startswith("kNN"))
+    expected = {"raw pixels": ("5", "21.0"), "the network untrained": ("5", "12.0"), "after 3 epochs": ("7", "43.0")}
+    assert told == {f"kNN-{k}, {name}": f"{value} %" for name, (k, value) in expected.items()}
 
 
 def test_a_finished_run_is_loaded_with_its_weights(finished):
