@@ -1,1 +1,11 @@
-"""A run: its parts, its steps, its checkpoints and its folder."""
+"""A run: its parts, its steps, its checkpoints and its folder. Its public parts:
+
+session        prepare: the Session of a recipe, that is data, method and optimizer
+step           Stepper.take: one optimizer step; rates: learning rate and momentum at a step
+optim          build: the optimizer of a method; which parameters decay
+schedules      warm-up, cosine, and the momentum of the momentum network
+checkpoint     save, restore, found, read
+shares         what another number of processes or passes changes for a run that goes on
+folders        choose: the folder of a new run; load: the Session of a saved one
+preemption     Preemption: signals that announce the end
+"""

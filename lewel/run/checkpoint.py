@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
+from lewel.run import shares
 from lewel.run.session import Session
+from lewel.run.shares import Shares
 from lewel.run.step import rates
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
 KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
-# What the next step does not depend on, or, from accumulate on, only where it is computed. epochs: see _check_epochs.
+# What the next step does not depend on, or, from accumulate on, only where it is computed. See _check_epochs for
+# epochs, and shares.refusal for accumulate.
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
     "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers",
@@ -108,14 +111,14 @@ def read(path: Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise CheckpointError(f"{path} is incomplete (it lacks {', '.join(missing)}); {_offer(path)}")
-    return state if state["format"] == FORMAT else _of_this_version(state)
+    return state if state["format"] == FORMAT else _named_as_now(state)
 
 
-def _of_this_version(state: dict[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint 3 as that of a checkpoint 4, in which the objective owns queue and predictors."""
+def _named_as_now(state: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint 3 with the names of a checkpoint 4, where the objective owns queue and predictors."""
     owned = ("queue.", "predictor.", "aligned_predictor.")
     names = {name: f"objective.{name}" if name.startswith(owned) else name for name in state["method"]}
-    return {**state, "format": FORMAT, "method": {names[name]: value for name, value in state["method"].items()}}
+    return {**state, "method": {names[name]: value for name, value in state["method"].items()}}
 
 
 def config_of(state: dict[str, Any], path: Path) -> Train:
@@ -126,9 +129,9 @@ def config_of(state: dict[str, Any], path: Path) -> Train:
 def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
-    Returns what the log should add about it, or "". Raises CheckpointError for another recipe, and for another number
-    of training images, which would change order and schedule. Another number of processes or passes only changes the
-    batches of BN and of the aligned InfoNCE.
+    Returns what the log should add about it, or "". Raises CheckpointError for another recipe; for another number of
+    training images, which would change order and schedule; and for an accumulate that lewel.run.shares refuses. Another
+    number of processes alone only changes the batches of BN and of the aligned InfoNCE.
     """
     state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
@@ -150,6 +153,10 @@ def restore(path: Path, session: Session) -> str:
             f"{path} was trained on {state['images']} images but there are {images} now; "
             "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
         )
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in session.method.modules())
+    before, now = Shares(old, state["processes"], normed), Shares(run, session.world.size, normed)
+    if refused := shares.refusal(before, now):
+        raise CheckpointError(f"{path} {refused}")
     load_weights(session.method, state, path)
     try:
         session.optimizer.load_state_dict(state["optimizer"])
@@ -160,7 +167,7 @@ def restore(path: Path, session: Session) -> str:
     session.steps_done, session.seconds = state["step"], state["seconds"]
     later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
     said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
-    return said + _shares_said(old, state["processes"], run, session.world.size)
+    return said + shares.said(before, now) + (_rounding_said(run) if state["format"] == BEFORE else "")
 
 
 def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:
@@ -186,31 +193,14 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight).copy_(value)
 
 
-def _shares_said(old: Train, processes_before: int, run: Train, processes: int) -> str:
-    """A sentence about what another number of processes or passes changes or leaves; "" where both are the same."""
-    if (old.accumulate, processes_before) == (run.accumulate, processes):
+def _rounding_said(run: Train) -> str:
+    """A sentence about a run of the version before, where this one rounds differently."""
+    if not run.method.aligned or run.precision not in ("bf16", "fp16"):
         return ""
-    before, now = _images_met(old, processes_before), _images_met(run, processes)
-    seen = (
-        f"{who} sees {met} {'as before' if met == before[who] else f'instead of {before[who]}'}"
-        for who, met in now.items()
+    return (
+        f"; an earlier version wrote it, which in {run.precision} rounded the semantic projector and the predictor of "
+        "the aligned embeddings otherwise: the steps from here on are not bit by bit those it would have taken"
     )
-    shares = f"in {processes} processes of {run.accumulate} passes, before in {processes_before} of {old.accumulate}"
-    return f"; {shares}: {', '.join(seen)}"
-
-
-def _images_met(run: Train, processes: int) -> dict[str, str]:
-    """How many images each part sees together, as text: batch norm, that of the keys, and lewel_m's aligned loss."""
-    method, own = run.method, run.data.batch_size // (processes * run.accumulate)
-    met = {"batch norm": f"{own * processes if method.batch_norm == 'sync' else own} images"}
-    if method.loss == "infonce":
-        kind = method.key_bn_among(processes)
-        if kind != "plain":
-            keys = f"{own // method.split_bn} images" if kind == "split" else f"{own} images of all processes"
-            met["batch norm of keys"] = keys
-        if method.aligned:
-            met["the aligned loss"] = f"{own * processes if method.gather_negatives else own} images"
-    return met
 
 
 def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import nn
 from lewel.recipe import plain
 from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results import report
-from lewel.run import checkpoint
+from lewel.run import checkpoint, shares
 from lewel.run.session import Session, prepare
+from lewel.run.shares import Shares
 from lewel.train import train
 from lewel.watching import log
 
@@ -96,10 +98,9 @@ MOVES = {
         replace(TINY, accumulate=2, method=MethodSettings(loss="byol", batch_norm="sync")),
         *(2, 1, "; in 1 processes of 2 passes, before in 2 of 1: batch norm sees 8 images instead of 16 images"),
     ),
-    "passes": (
-        replace(TINY, method=replace(TINY.method, target="eman", gather_negatives=True)),
-        *(1, 2, "; in 1 processes of 1 passes, before in 1 of 2: batch norm sees 16 images instead of 8 images, "),
-        "the aligned loss sees 16 images instead of 8 images",
+    "passes that nothing sees": (
+        replace(TINY, method=MethodSettings(w_aligned=0.0)),
+        *(1, 2, "; in 1 processes of 1 passes, before in 1 of 2: nothing sees more than one image"),
     ),
 }
 
@@ -108,18 +109,36 @@ MOVES = {
 def test_a_run_that_goes_on_in_other_processes_or_passes_says_what_changes(name):
     """Of 16 images a step, in one process now."""
     run, processes, accumulate, *sentence = MOVES[name]
-    said = checkpoint._shares_said(replace(run, accumulate=accumulate), processes, run, 1)
-    assert said == "".join(sentence)
+    normed = name != "passes that nothing sees"
+    before, now = Shares(replace(run, accumulate=accumulate), processes, normed), Shares(run, 1, normed)
+    assert shares.refusal(before, now) == ""
+    assert shares.said(before, now) == "".join(sentence)
 
 
-def test_a_run_goes_on_in_more_passes(tmp_path, capsys):
-    """With BN over all images of both views in either case it would be the same run; here only the first steps are."""
-    whole = run_in(tmp_path / "run", TINY, epochs=2)
-    newest = checkpoint.found(whole.folder / "checkpoints")[-1]
-    run_in(whole.folder, replace(TINY, accumulate=2), resume=newest)
-    assert "in 1 processes of 2 passes, before in 1 of 1: batch norm sees 8 images" in capsys.readouterr().out
-    steps = [record["step"] for record in log.read(whole.folder / "log.jsonl") if record["kind"] == "step"]
-    assert steps == list(range(1, 10))
+@pytest.mark.parametrize(
+    ("before", "now", "sentence"),
+    [
+        ((1, 1), (1, 8), "1 of 8: batch norm would see 2 images instead of 16 images.*the aligned loss would.*ate 1,"),
+        ((8, 1), (2, 2), "2 of 2: batch norm would see 4 images instead of 2 images.*Give --accumulate 4,"),
+        ((2, 1), (4, 2), "4 of 2: batch norm would see 2 images instead of 8 images.*Give --accumulate 1,"),
+    ],
+    ids=["one-gpu", "too-few-passes", "more-processes-and-passes"],
+)
+def test_passes_of_other_images_are_refused(before, now, sentence):
+    """(processes, accumulate) each."""
+    before, now = (Shares(replace(TINY, accumulate=passes), processes, True) for processes, passes in (before, now))
+    assert re.search(sentence, shares.refusal(before, now))
+
+
+def test_a_run_does_not_go_on_in_more_passes(tmp_path, finished):
+    """Batch norm would see half of the images."""
+    newest = finished.folder / "checkpoints" / "step-00000006.pt"
+    session = prepare(replace(TINY, accumulate=2), tmp_path)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step-00000006\.pt was trained in 1 processes of 1 passes.*8 im"
+    ):
+        checkpoint.restore(newest, session)
+    assert session.steps_done == 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
