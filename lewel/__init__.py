@@ -2,10 +2,11 @@
 
 On the command line: python -m lewel train --help. In Python, by the same verbs (docs/extending.md):
 
-train, eval, maps, export      what the commands do, as functions
+train, eval, maps, export      what the commands do, as functions; lewel.eval is no part of import *
 Method                         networks and loss of a recipe as one module, for a loop of one's own
 build_encoder                  the encoder that a recipe names
 config                         the dataclasses of a recipe: config.Train, config.Optim ...
+data                           data.Datasets, the sets of a run that make their views themselves
 OBJECTIVES, Objective, Terms   the table of objectives, and what one of one's own is made of
 """
 
@@ -20,12 +21,14 @@ from lewel.methods.objectives import OBJECTIVES, Objective, Terms  # fills the t
 from lewel.recipe import schema as config
 
 if TYPE_CHECKING:
-    from lewel.api import Run, eval, export, maps
+    from lewel import data
+    from lewel.api import Run, export, maps, train
+    from lewel.api import eval as eval
     from lewel.methods.encoders import build as build_encoder
     from lewel.methods.method import Method
 
-__all__ = [
-    "OBJECTIVES", "Method", "Objective", "Run", "Terms", "build_encoder", "config", "eval", "export", "maps", "train",
+__all__ = [  # without eval, which would take the place of the builtin
+    "OBJECTIVES", "Method", "Objective", "Run", "Terms", "build_encoder", "config", "data", "export", "maps", "train",
 ]  # fmt: skip
 
 # Imported when they are asked for: the op's benchmarks import lewel.errors where torchvision need not be installed.
@@ -37,6 +40,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":
+        return importlib.import_module("lewel.data")
     if name not in _LATER:
         raise AttributeError(f"module 'lewel' has no attribute {name!r}")
     module, _, attribute = _LATER[name].rpartition(".")

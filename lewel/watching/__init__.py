@@ -1,1 +1,5 @@
-"""What a run says while it trains."""
+"""What a run says while it trains. Its public parts:
+
+log            RunLog: records into log.jsonl, lines and a bar for a person; read: the records of a log
+boards         TensorBoard and Weights & Biases, which get the same numbers
+"""

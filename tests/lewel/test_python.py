@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -244,6 +245,19 @@ class Pictures:
         image = kinds.get(self.kind, kinds["pil"])()
         labels = {"beyond": 2, "below": -1, "half": 0.5, "name": "dark", "tensor": torch.tensor(index % 2)}
         return image if self.kind == "alone" else (image, labels.get(self.kind, index % 2))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param("import lewel; lewel.data.Datasets", id="data"),
+        pytest.param("import builtins; from lewel import *; assert eval is builtins.eval; data.Datasets", id="star"),
+    ],
+)
+def test_what_the_documents_name_is_there_before_anything_was_trained(use):
+    subprocess.run(
+        [sys.executable, "-c", use], env=os.environ | {"PYTHONPATH": str(Path(lewel.__file__).parents[1])}, check=True
+    )
 
 
 class TestData:
