@@ -119,9 +119,11 @@ def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int])
         axis.set_yscale("symlog", linthresh=panel.log_from)
         axis.update_datalim([(0, 1)], updatex=False)  # uniform maps, all zero, have no scale of their own
     axis.set_ylim(*panel.limits)
-    axis.set_title(panel.title, loc="left", pad=20, fontweight="bold")
+    columns = 3 if len(legend) <= 3 else 2  # of which one more would reach into the next panel
+    pad = 4 + 16 * max(1, -(-len(legend) // columns))
+    axis.set_title(panel.title, loc="left", pad=pad, fontweight="bold")
     # Between the title and the axes a legend covers no curve.
-    axis.legend(handles=legend, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, handlelength=1.6)
+    axis.legend(handles=legend, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=columns, handlelength=1.6)
 
 
 def _draw_side(axis: Axes, quantities: dict[str, str], runs: Runs, *, first: int) -> list[Line2D]:
