@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import timing
 from lewel import ranges
-from lewel.recipe import presets, schema
+from lewel.recipe import objectives, presets, schema
 from lewel.run.preemption import Preemption
 from lewel.run.session import precision_on, prepare
 from lewel.train import _Loop
@@ -111,7 +111,7 @@ def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
 
 def measure(name: str, run: schema.Train, steps: int) -> Row:
     """The Row of a run with epochs of so many steps, or of as many as fill the queue if those are more."""
-    steps = max(steps, run.method.queue // run.data.batch_size if run.method.loss == "infonce" else 0)
+    steps = max(steps, objectives.find(run.method.loss).least_steps(run))
     whole, seconds = run_epochs(replace(run, data=replace(run.data, embedded_train=steps * run.data.batch_size)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as a run chooses it
     case = {

@@ -1,10 +1,8 @@
-"""Projectors and predictors (B1-B3 of docs/math.md), and the heads that also make aligned representations."""
+"""The MLP of projectors and predictors (B1-B3 of docs/math.md), and the heads that make aligned representations."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,27 +26,6 @@ class MLP(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.out(self.hidden(rows))
-
-
-class MoCoHead(nn.Sequential):
-    """MoCo v2's own projector: Linear, ReLU, Linear with biases, PyTorch's initialisation, no BN."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
-
-
-class SimSiamHead(nn.Sequential):
-    """SimSiam's projector: Linear layers with BN and ReLU, the last with BN alone, which has no weights of its own.
-
-    PyTorch's initialisation, no biases. Its authors take three layers, and two for CIFAR-10.
-    """
-
-    def __init__(self, width: int, hidden: int, out: int, layers: int = 3) -> None:
-        parts: list[nn.Module] = []
-        for _ in range(layers - 1):
-            parts += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
-            width = hidden
-        super().__init__(*parts, nn.Linear(width, out, bias=False), nn.BatchNorm1d(out, affine=False))
 
 
 class AlignedHead(nn.Module, ABC):
@@ -144,15 +121,6 @@ class FixedMapsHead(AlignedHead):
         maps = (F.normalize(heat, dim=1) / self.settings.tau).softmax(-1)
         with torch.autocast(features.device.type, enabled=False):
             return maps, lewel_kernels.align_aggregate(features, maps, self.settings.num_groups)
-
-
-PROJECTORS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "mlp": MLP,
-    "moco": MoCoHead,
-    "simsiam": SimSiamHead,
-    "simsiam2": partial(SimSiamHead, layers=2),
-}
-"""What heads.projector names, beside "auto", which is the objective's own."""
 
 
 def aligned_head(width: int, settings: schema.Heads, backend: str | None) -> AlignedHead:

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from lewel import ranges
 from lewel.errors import LewelError
 from lewel.methods import encoders, split_linear
-from lewel.methods.heads import MLP, PROJECTORS, AlignedHead, aligned_head, gap
+from lewel.methods.heads import MLP, AlignedHead, aligned_head, gap
 from lewel.methods.objectives import OBJECTIVES
 from lewel.methods.objectives.base import Embedding
 from lewel.recipe import objectives, schema
@@ -46,10 +46,9 @@ class Network(nn.Module):
             self.head = aligned_head(width, heads, run.backend)
             if heads.semantic_projector == "separate":
                 self.aligned_head = MLP(width, heads.hidden, heads.aligned_out)
-        elif heads.projector == "auto":
-            self.head = OBJECTIVES[run.method.loss].projector(width, heads)
         else:
-            self.head = PROJECTORS[heads.projector](width, heads.hidden, heads.num_maps)
+            make = objectives.projector(heads.projector, run.method.loss)
+            self.head = make(width, heads.hidden, heads.num_maps)
 
     def forward(self, images: Tensor) -> Embedding:
         """images (N, 3, H, W) -> their Embedding; its aligned part is empty (L = 0) without the aligned branch."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
@@ -28,7 +26,8 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
             synced = _SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             synced.load_state_dict(child.state_dict())
             synced.requires_grad_(all(p.requires_grad for p in child.parameters()))
-            synced.act = getattr(child, "act", synced.act)
+            if isinstance(act := getattr(child, "act", None), nn.Module):
+                synced.act = act
             setattr(module, name, synced)
         else:
             synchronise(child, device)
@@ -38,16 +37,14 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
 class _SyncBatchNorm(nn.BatchNorm2d):
     """x (N, C, ...): mean and variance over N and the rest, of all processes; then act, which timm's BN holds."""
 
-    def __init__(self, *sizes: Any) -> None:
-        super().__init__(*sizes)
-        self.act: nn.Module = nn.Identity()
+    act: nn.Module  # only where the BN that it replaces was timm's; an nn.Identity would be a layer of every BN
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.size() == 1:
-            return self.act(super().forward(x))
+            return self._activated(super().forward(x))
         over = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -64,4 +61,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
             scaled = centred * (self.weight * scale).view(shape) + self.bias.view(shape)
         else:
             scaled = centred * scale.view(shape)
-        return self.act(scaled.to(x.dtype))
+        return self._activated(scaled.to(x.dtype))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        return self.act(x) if hasattr(self, "act") else x

@@ -7,30 +7,64 @@ float32, and the differences in 16 bits, where they have all the bits to themsel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from lewel.errors import LewelError
 
 
 def chain(module: nn.Module, x: Tensor) -> Tensor:
-    """module, a chain of layers in the order of its parts, on the N L rows of x (N, L, width): (N, L, out).
+    """Calls module, a projector or predictor, with the N L rows of x (N, L, width), and returns its output (N, L, out).
 
-    Its BN takes statistics over all rows. Under autocast x is float32, linear layers without bias are split_linear in
-    the dtype of autocast, and the others run in float32.
+    module takes rows (N L, width) and returns rows (N L, out); its BN takes statistics over all of them. Under autocast
+    x is float32, each linear layer without bias that module calls is split_linear in the dtype of autocast, and
+    everything else in module runs in float32. Such a layer must get N L rows, the images' one after the other: else
+    LewelError.
     """
     device, rows = x.device.type, x.flatten(0, 1)
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return module(rows).unflatten(0, x.shape[:2])
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear) and layer.bias is None:
-                rows = split_linear(rows.unflatten(0, x.shape[:2]), layer.weight, dtype).flatten(0, 1)
-            elif not list(layer.children()):
-                rows = layer(rows)
-    return rows.unflatten(0, x.shape[:2])
+    splitting = _Splitting(x.shape[:2], torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False), splitting:
+        return module(rows).unflatten(0, x.shape[:2])
+
+
+class _Splitting(TorchFunctionMode):
+    """Inside it linear layers without bias are split_linear; a mode, so that module's own forward and hooks run."""
+
+    def __init__(self, images: torch.Size, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.images = images  # N, L
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            rows, weight, bias = _linear_arguments(*args, **kwargs)
+            if bias is None:
+                if rows.shape[:-1] != (self.images.numel(),):
+                    raise LewelError(
+                        f"in 16 bits a linear layer without bias in a projector or predictor of aligned vectors must "
+                        f"get their {self.images.numel()} rows, but got {tuple(rows.shape)}; give it a bias, or keep "
+                        "the rows as they come"
+                    )
+                return split_linear(rows.unflatten(0, self.images), weight, self.dtype).flatten(0, 1)
+        return func(*args, **kwargs)
+
+
+def _linear_arguments(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of F.linear, however they were given."""
+    return input, weight, bias
 
 
 def split_linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,11 +72,13 @@ def split_linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
     What the L rows of an image differ by is multiplied in dtype, forward and backward; sums are in float32.
     """
-    return _SplitLinear.apply(x, weight, dtype)
+    return _SplitLinear.apply(x, weight, dtype).view(*x.shape[:2], -1)
 
 
 class _SplitLinear(torch.autograd.Function):
-    """The function behind split_linear: the products of N L rows are in dtype, forward and backward.
+    """The function behind split_linear: x (N, L, in) -> the rows (N L, out); their products are in dtype.
+
+    What it returns is no view, so that a layer may work in place on it.
 
     dx = dy W and dW = sum_n (sum_l dy) mean^T + dy^T (x - mean). The mean is x's own, so its gradient cancels in dx.
     """
@@ -52,8 +88,9 @@ class _SplitLinear(torch.autograd.Function):
         mean = x.mean(1)  # [N, in]
         apart, scale = _narrow((x - mean.unsqueeze(1)).flatten(0, 1), dtype)
         ctx.save_for_backward(mean, apart, scale, weight)
-        y = _times(apart, weight.to(dtype).t(), x.dtype, scale).view(*x.shape[:2], -1)
-        return y.add_((mean @ weight.t()).unsqueeze(1))
+        y = _times(apart, weight.to(dtype).t(), x.dtype, scale)
+        y.view(*x.shape[:2], -1).add_((mean @ weight.t()).unsqueeze(1))
+        return y
 
     @staticmethod
     @once_differentiable
@@ -62,11 +99,12 @@ class _SplitLinear(torch.autograd.Function):
         needs_dx, needs_dw, _ = ctx.needs_input_grad
         dx = dw = None
         with torch.autocast(dy.device.type, enabled=False):
-            rows, dy_scale = _narrow(dy.flatten(0, 1), apart.dtype)
+            rows, dy_scale = _narrow(dy, apart.dtype)
             if needs_dx:
-                dx = _times(rows, weight.to(apart.dtype), dy.dtype, dy_scale).view(*dy.shape[:2], -1)
+                dx = _times(rows, weight.to(apart.dtype), dy.dtype, dy_scale).view(len(mean), -1, mean.shape[1])
             if needs_dw:
-                dw = _times(rows.t(), apart, dy.dtype, dy_scale, scale).addmm_(dy.sum(1).t(), mean)
+                of_images = dy.unflatten(0, (len(mean), -1)).sum(1)
+                dw = _times(rows.t(), apart, dy.dtype, dy_scale, scale).addmm_(of_images.t(), mean)
         return dx, dw, None
 
 

@@ -162,6 +162,7 @@ def _check_encoder(encoder: EncoderSettings) -> None:
 
 def _check_heads(run: Train) -> None:
     heads, method = run.heads, run.method
+    objectives.projector(heads.projector, method.loss)
     if heads.num_maps % heads.num_groups:
         raise LewelError(
             "heads.num_maps must be divisible by heads.num_groups, "

@@ -1,4 +1,7 @@
-"""Which feature map a module makes of an image, and timm's models by name: what a recipe must know of its encoder."""
+"""Which feature map a module makes of an image, and timm's models by name: what a recipe must know of its encoder.
+
+It runs modules, yet is in lewel.recipe: the checks and Train.map_side ask it for the map of a timm model.
+"""
 
 from __future__ import annotations
 

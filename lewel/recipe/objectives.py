@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lewel.errors import LewelError
@@ -13,6 +15,9 @@ class Rules(Protocol):
     names: tuple[str, ...]
     """the method's name without the aligned branch and, where it has one, with it"""
 
+    projectors: Mapping[str, Callable[[int, int, int], Any]]
+    """its projectors by name, its own default first; each is made from input, hidden and output width"""
+
     @classmethod
     def check(cls, run: Any, processes: int) -> None:
         """Raises LewelError for settings that do not go with the objective; called before any data are read."""
@@ -20,6 +25,14 @@ class Rules(Protocol):
     @classmethod
     def check_images(cls, run: Any, images: int) -> None:
         """Raises LewelError for a bad number of training images; called once the data are there."""
+
+    @classmethod
+    def images_met(cls, run: Any, processes: int) -> dict[str, str]:
+        """What beside batch norm sees several images together, and how many, as text."""
+
+    @classmethod
+    def least_steps(cls, run: Any) -> int:
+        """The fewest steps that an epoch must have."""
 
 
 OBJECTIVES: dict[str, type[Rules]] = {}
@@ -33,3 +46,19 @@ def find(loss: str) -> type[Rules]:
             "an objective of your own enters lewel.OBJECTIVES before its runs are made or read"
         )
     return OBJECTIVES[loss]
+
+
+def projector(name: str, loss: str) -> Callable[[int, int, int], Any]:
+    """What makes the projector that heads.projector names in a run of method.loss; "auto" is that objective's first.
+
+    Names are those of all objectives, its own before others'. Raises LewelError for one that there is not.
+    """
+    own = find(loss).projectors
+    if name == "auto":
+        return next(iter(own.values()))
+    known = {key: make for other in OBJECTIVES.values() for key, make in other.projectors.items()} | dict(own)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are auto, {', '.join(sorted(known))}"
+        raise LewelError(f"there is no heads.projector {name}; {meant}")
+    return known[name]

@@ -100,9 +100,10 @@ class Heads:
     """G, channel groups; an image has K / G aligned vectors"""
     tau: float = 1.0
     """temperature of the softmax over positions (E3)"""
-    projector: Literal["auto", "mlp", "moco", "simsiam", "simsiam2"] = "auto"
+    projector: str = "auto"
     """of the global embedding. mlp: with BN, as in the paper; moco: MoCo v2's, without; simsiam: three layers, BN on
-    each; simsiam2: two of them; auto: the method's own, mlp with the aligned branch and for byol"""
+    each; simsiam2: two of them; auto: the method's own, mlp with the aligned branch and for byol; or one of an
+    objective of your own"""
     coupling: Literal["coupled", "separate"] = "coupled"
     """coupled: the projector of the global embedding is read per position; separate: maps have an MLP of their own"""
     maps: Literal["learned", "random", "uniform"] = "learned"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lewel.recipe import objectives
 from lewel.recipe.schema import Train
 
 
@@ -21,18 +22,11 @@ class Shares(NamedTuple):
 
     @property
     def met(self) -> dict[str, str]:
-        """How many images each part sees together, as text: batch norm, that of the keys, lewel_m's aligned loss."""
-        method, own, met = self.run.method, self.run.data.batch_size // self.passes, {}
-        if self.normed:
-            met["batch norm"] = f"{own * self.processes if method.batch_norm == 'sync' else own} images"
-        if method.loss == "infonce":
-            kind = method.key_bn_among(self.processes)
-            if self.normed and kind != "plain":
-                keys = f"{own // method.split_bn} images" if kind == "split" else f"{own} images of all processes"
-                met["batch norm of keys"] = keys
-            if method.aligned:
-                met["the aligned loss"] = f"{own * self.processes if method.gather_negatives else own} images"
-        return met
+        """How many images each part sees together, as text: batch norm, and what the objective names beside it."""
+        own = self.run.data.batch_size // self.passes
+        norm = f"{own * self.processes if self.run.method.batch_norm == 'sync' else own} images"
+        met = {"batch norm": norm} | objectives.find(self.run.method.loss).images_met(self.run, self.processes)
+        return met if self.normed else {who: seen for who, seen in met.items() if not who.startswith("batch norm")}
 
 
 def refusal(before: Shares, now: Shares) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from tiny_runs import TINY, run_in
 from lewel import distributed
 from lewel.errors import LewelError
 from lewel.methods import losses
-from lewel.methods.heads import MLP, CoupledHead, FixedMapsHead, MoCoHead, SeparateHead
+from lewel.methods.heads import MLP, CoupledHead, FixedMapsHead, SeparateHead
 from lewel.methods.method import Embedding
 from lewel.methods.method import Method as Model
 from lewel.methods.momentum import split_bn
+from lewel.methods.objectives import OBJECTIVES, Predict
+from lewel.methods.objectives.contrast import MoCoHead
 from lewel.recipe import checks
 from lewel.recipe.schema import Heads, MethodSettings, Train
 
@@ -97,6 +101,39 @@ def test_losses_are_global_aligned_or_both(loss, w_aligned, kept):
 def test_the_projector_of_moco_v2_is_its_own_or_that_of_lewel(projector, kind):
     method = model(replace(HEADS, projector=projector), replace(TINY.method, w_aligned=0.0))
     assert type(method.online.head) is kind
+
+
+def test_an_objective_brings_projectors_that_recipes_name(monkeypatch):
+    """The first is its own default; runs of other objectives can name each, unless they have one of that name."""
+
+    class First(MLP): ...
+
+    class Second(MLP): ...
+
+    class Own(Predict):
+        projectors: ClassVar = {"first": First, "second": Second, "moco": Second}
+
+    monkeypatch.setitem(OBJECTIVES, "own", Own)
+    heads = {name: replace(HEADS, projector=name) for name in ("auto", "first", "second", "moco", "mlp")}
+    kinds = {
+        loss: [
+            type(model(each, MethodSettings(loss=loss, w_aligned=0.0, queue=32)).online.head) for each in heads.values()
+        ]
+        for loss in ("own", "infonce")
+    }
+    assert kinds["own"] == [First, First, Second, Second, MLP]
+    assert kinds["infonce"] == [MoCoHead, First, Second, MoCoHead, MLP]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("simsian", "did you mean simsiam?"), ("x", "there are auto, mlp, moco, simsiam, simsiam2")],
+)
+def test_a_projector_that_there_is_none_of_is_refused(name, answer):
+    run = replace(TINY, heads=replace(HEADS, projector=name), method=replace(TINY.method, w_aligned=0.0))
+    for build in (checks.check, Model):
+        with pytest.raises(LewelError, match=f"^there is no heads.projector {name}; {re.escape(answer)}"):
+            build(run)
 
 
 def test_random_maps_are_the_same_in_a_run_that_is_repeated(tmp_path):

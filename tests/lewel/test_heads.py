@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lewel.methods.heads import MLP, AlignedHead, CoupledHead, MoCoHead, aligned_head
+from lewel.methods.heads import MLP, AlignedHead, CoupledHead, aligned_head
+from lewel.methods.objectives.contrast import MoCoHead
 from lewel.recipe.schema import Heads
 
 N, C, D, K, G, H, W = 3, 8, 10, 6, 2, 2, 3

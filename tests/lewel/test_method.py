@@ -11,10 +11,11 @@ import torch
 from lewel import distributed
 from lewel.errors import LewelError
 from lewel.methods import losses
-from lewel.methods.heads import MLP, CoupledHead, MoCoHead
+from lewel.methods.heads import MLP, CoupledHead
 from lewel.methods.method import Method as Model
 from lewel.methods.method import Pass
 from lewel.methods.momentum import follow, split_bn
+from lewel.methods.objectives.contrast import MoCoHead
 from lewel.recipe.schema import Data, EncoderSettings, Heads, MethodSettings, Optim, Train
 from lewel.run import optim
 

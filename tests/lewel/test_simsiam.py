@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lewel.cost import memory, plan
 from lewel.errors import LewelError
-from lewel.methods.heads import SimSiamHead
 from lewel.methods.method import Method as Model
-from lewel.methods.objectives.simsiam import symmetric_loss
+from lewel.methods.objectives.simsiam import SimSiamHead, symmetric_loss
 from lewel.recipe import checks, presets
 from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results.export import export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from tiny_runs import METHODS, TINY
 from torch import Tensor, nn
 
+from lewel.errors import LewelError
 from lewel.methods import split_linear
 from lewel.methods.heads import MLP
 from lewel.methods.method import Method
+from lewel.methods.norm import synchronise
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
@@ -111,6 +114,54 @@ class TestChain:
         with torch.autocast("cpu", torch.bfloat16):
             found = split_linear.chain(module, rows().float())
         assert torch.equal(found, module(rows().float().flatten(0, 1)).view(5, 8, 16))
+
+    def test_synchronised_bn_is_applied_as_any_other(self):
+        mlp, x = MLP(64, 16, 8), rows().float()
+        synced = synchronise(copy.deepcopy(mlp), torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = split_linear.chain(synced, x), split_linear.chain(mlp, x)
+        assert torch.equal(found, expected)
+        assert synced.hidden[1].num_batches_tracked == 1
+        found.sum().backward()
+        assert all(p.grad is not None for p in synced.parameters())
+
+    def test_what_a_module_does_is_its_forward_with_its_hooks(self):
+        """A layer may be used twice, out of registration order, and be followed by one that works in place."""
+        torch.manual_seed(0)
+        module, x, seen = Twice(), rows().float(), []
+        for layer in (module, module.twice):
+            layer.register_forward_hook(lambda layer, given, out: seen.append(type(layer)))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = split_linear.chain(module, x)
+        assert seen == [nn.Linear, nn.Linear, Twice]
+        found.square().sum().backward()
+        grad = module.twice.weight.grad.clone()
+        module.zero_grad()
+        expected = module(x.flatten(0, 1)).view(5, 8, 16)
+        expected.square().sum().backward()
+        assert error(found, expected) < 0.01
+        assert error(grad, module.twice.weight.grad) < 0.03
+
+    def test_a_linear_layer_over_other_rows_is_refused(self):
+        module = nn.Sequential(nn.Unflatten(0, (-1, 2)), nn.Linear(64, 4, bias=False))
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(LewelError, match=r"must get their 40 rows, but got \(20, 2, 64\)"),
+        ):
+            split_linear.chain(module, rows().float())
+
+
+class Twice(nn.Module):
+    """Rows (N, 64) -> (N, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 16, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.twice = nn.Linear(64, 64, bias=False)
+
+    def forward(self, rows):
+        return self.last(self.relu(self.twice(self.relu(self.twice(rows)))))
 
 
 @pytest.mark.parametrize(("precision", "splits"), [("fp32", 0), ("bf16", 2 * 2 * 2 + 2 * 2)])

@@ -33,6 +33,7 @@ SYNCED = {
     "simsiam": replace(ODD, method=MethodSettings(loss="simsiam", batch_norm="sync", w_aligned=0.0)),
     "accumulate": replace(ODD, method=MethodSettings(loss="byol", batch_norm="sync", w_aligned=0.0), accumulate=2),
 }
+SYNCED_16 = replace(SYNCED["lewel_b"], precision="bf16")
 LOCAL = {  # each process has BN statistics of its own
     "shuffled": replace(ODD, method=replace(TINY.method, key_bn="shuffle")),
     "eman": replace(ODD, method=MethodSettings(loss="byol", target="eman", momentum_schedule="cosine")),
@@ -109,6 +110,14 @@ def passes() -> dict[str, Any]:
     return found
 
 
+def in_16_bits() -> dict[str, Tensor]:
+    """Of SYNCED_16 after a pass over other images in each process: the BN buffers of what is over aligned vectors."""
+    method = build(SYNCED_16, torch.device("cpu"))[0].double()
+    first, second = (x.chunk(distributed.size())[distributed.rank()] for x in NOISE)
+    method(first, second, 0.5).loss.backward()
+    return {name: value for name, value in method.named_buffers() if "aligned_" in name}
+
+
 def preempted(folder: Path) -> dict[str, Any]:
     """A run of which only the last process gets SIGTERM, in its first step."""
     session, advance, steps = prepare(replace(TINY, epochs=50), folder), RunLog.advance, [0]
@@ -133,6 +142,7 @@ def main(folder: Path) -> None:
         "shuffling": shuffling(),
         "random_maps": random_maps(folder),
         "passes": passes(),
+        "in_16_bits": in_16_bits(),
         "preempted": preempted(folder / "preempted"),
     }
     for name, run in RUNS.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,6 +32,7 @@ class Terms(NamedTuple):
 
 
 Embed = Callable[[Tensor], Embedding]  # a network: images (N, 3, H, W) in
+Projectors = Mapping[str, Callable[[int, int, int], nn.Module]]  # by name; made from input, hidden and output width
 
 
 class Objective(nn.Module, ABC):
@@ -45,16 +46,16 @@ class Objective(nn.Module, ABC):
     has_target: ClassVar[bool] = True
     """whether there is a momentum network; without one none is allocated, and forward gets None for it"""
     unread: ClassVar[tuple[str, ...]] = ()
-    """settings of schema.MethodSettings that it does not read: any value but the default is refused"""
+    """settings of schema.MethodSettings that it does not read: any value but the default is refused. Those that
+    presets of other objectives set are not among them: a run that --method.loss has switched keeps them."""
+    projectors: ClassVar[Projectors] = {"mlp": MLP}
+    """its projectors by the names that heads.projector has for them, in runs of other objectives too; the first is what
+    "auto" means without the branch. Each is called with (width, heads.hidden, heads.num_maps), and the module that
+    it returns takes (N, width) and gives (N, heads.num_maps)"""
 
     def __init__(self, run: schema.Train) -> None:
         super().__init__()
         self.settings = run.method
-
-    @staticmethod
-    def projector(width: int, heads: schema.Heads) -> nn.Module:
-        """The projector that heads.projector "auto" means without the branch: (N, width) -> (N, heads.num_maps)."""
-        return MLP(width, heads.hidden, heads.num_maps)
 
     @abstractmethod
     def forward(
@@ -93,6 +94,16 @@ class Objective(nn.Module, ABC):
                 raise LewelError(
                     f"method.{name} {value} says nothing where method.loss is {run.method.loss}; leave it out"
                 )
+
+    @classmethod
+    def images_met(cls, run: schema.Train, processes: int) -> dict[str, str]:
+        """What beside batch norm sees several images together, and how many, as text, in so many processes."""
+        return {}
+
+    @classmethod
+    def least_steps(cls, run: schema.Train) -> int:
+        """The fewest steps of an epoch that it can be trained with; with a queue, those that fill it."""
+        return 1
 
     @classmethod
     def check_images(cls, run: schema.Train, images: int) -> None:

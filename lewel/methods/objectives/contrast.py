@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from lewel import distributed
 from lewel.errors import LewelError
 from lewel.methods import losses
-from lewel.methods.heads import MoCoHead
 from lewel.methods.key_queue import KeyQueue
 from lewel.methods.momentum import shuffle_bn, split_bn
-from lewel.methods.objectives.base import Embed, Embedding, Objective, Terms, total
+from lewel.methods.objectives.base import Embed, Embedding, Objective, Projectors, Terms, total
 from lewel.recipe import schema
 from lewel.recipe.feature_maps import CUSTOM
+
+
+class MoCoHead(nn.Sequential):
+    """MoCo v2's own projector: Linear, ReLU, Linear with biases, PyTorch's initialisation, no BN."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
 class Contrast(Objective):
     """InfoNCE: first views in the online network are queries, second views in the target are keys. It has the queue."""
 
     names = ("moco_v2", "lewel_m")
+    projectors: ClassVar[Projectors] = {"moco": MoCoHead}
 
     def __init__(self, run: schema.Train) -> None:
         super().__init__(run)
         self.queue = KeyQueue(run.method.queue, run.heads.num_maps)
-
-    @staticmethod
-    def projector(width: int, heads: schema.Heads) -> nn.Module:
-        return MoCoHead(width, heads.hidden, heads.num_maps)
 
     def forward(
         self,
@@ -110,9 +115,25 @@ class Contrast(Objective):
             )
 
     @classmethod
+    def images_met(cls, run: schema.Train, processes: int) -> dict[str, str]:
+        method, own = run.method, run.data.batch_size // (processes * run.accumulate)
+        met, kind = {}, method.key_bn_among(processes)
+        if kind != "plain":
+            keys = f"{own // method.split_bn} images" if kind == "split" else f"{own} images of all processes"
+            met["batch norm of keys"] = keys
+        if method.aligned:
+            met["the aligned loss"] = f"{own * processes if method.gather_negatives else own} images"
+        return met
+
+    @classmethod
+    def least_steps(cls, run: schema.Train) -> int:
+        return -(-run.method.queue // run.keys_per_step)
+
+    @classmethod
     def check_images(cls, run: schema.Train, images: int) -> None:
-        keys = images // run.data.batch_size * run.keys_per_step
-        if run.method.queue > keys:
+        steps = images // run.data.batch_size
+        if steps < cls.least_steps(run):
+            keys = steps * run.keys_per_step
             raise LewelError(
                 f"method.queue holds {run.method.queue} keys but an epoch of {images} images makes only {keys}, so "
                 f"most images would meet an old key of their own among the negatives; choose at most {keys}"

@@ -15,6 +15,8 @@ class Predict(Objective):
     """Compares predictions from the online embeddings of each view with the target's of the other. No negatives."""
 
     names = ("byol", "lewel_b")
+    # temperature, queue and split_bn are not read either, but infonce's presets set them, and so do the recipes of runs
+    # that --method.loss switched from one: refused, these could not go on.
     unread = ("symmetric", "key_bn", "gather_negatives")
 
     def __init__(self, run: schema.Train) -> None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lewel.methods import losses, split_linear
-from lewel.methods.heads import SimSiamHead
-from lewel.methods.objectives.base import Embed, Objective, Terms
+from lewel.methods.objectives.base import Embed, Objective, Projectors, Terms
 from lewel.recipe import schema
+
+
+class SimSiamHead(nn.Sequential):
+    """SimSiam's projector: Linear layers with BN and ReLU, the last with BN alone, which has no weights of its own.
+
+    PyTorch's initialisation, no biases. Its authors take three layers, and two for CIFAR-10.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, layers: int = 3) -> None:
+        parts: list[nn.Module] = []
+        for _ in range(layers - 1):
+            parts += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+            width = hidden
+        super().__init__(*parts, nn.Linear(width, out, bias=False), nn.BatchNorm1d(out, affine=False))
 
 
 class SimSiam(Objective):
@@ -22,7 +35,9 @@ class SimSiam(Objective):
     """
 
     names = ("simsiam", "lewel_s")
+    projectors: ClassVar[Projectors] = {"simsiam": SimSiamHead, "simsiam2": partial(SimSiamHead, layers=2)}
     has_target = False
+    # As of byol: temperature, queue and split_bn are not read, and yet not refused.
     unread = ("target", "momentum", "momentum_schedule", "symmetric", "key_bn", "gather_negatives")
 
     def __init__(self, run: schema.Train) -> None:
@@ -30,10 +45,6 @@ class SimSiam(Objective):
         self.predictor = bottleneck(run.heads.num_maps)
         if run.method.aligned:
             self.aligned_predictor = bottleneck(run.heads.aligned_out)
-
-    @staticmethod
-    def projector(width: int, heads: schema.Heads) -> nn.Module:
-        return SimSiamHead(width, heads.hidden, heads.num_maps)
 
     def forward(
         self, online: Embed, target: None, first: Tensor, second: Tensor, momentum: Any, draw: tuple[int, ...]

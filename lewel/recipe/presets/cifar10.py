@@ -46,8 +46,8 @@ MOCO_200 = Train(
     knn_every=10,
 )
 # lightly, with SimCLR's views (see preset.py): SGD 0.06 per 128 images, weight decay 5e-4. Its loss is half the sum of
-# -cos over both directions, here it is the sum of 2 - 2 cos, whose gradient is four times that: a quarter of the rate
-# and four times the decay are its steps.
+# -cos over both directions, here it is the sum of 2 - 2 cos, whose gradient is four times that: with a
+# quarter of lightly's rate and four times its decay, the optimizer takes the same steps as there.
 BYOL_200 = replace(
     MOCO_200,
     data=replace(MOCO_200.data, batch_size=128),
