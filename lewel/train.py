@@ -50,12 +50,12 @@ def train(session: Session, resume: Path | None) -> bool:
         else:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
         with Preemption() as preemption:
-            return _Loop(session, log, preemption).run()
+            return Loop(session, log, preemption).run()
     finally:
         log.close()
 
 
-class _Loop:
+class Loop:
     """The steps of a session, with what is logged and saved between them."""
 
     def __init__(self, session: Session, log: RunLog, preemption: Preemption) -> None:
@@ -85,10 +85,10 @@ class _Loop:
             if done == run.epochs:
                 return True
             self.since, self.evaluated = time.monotonic(), False
-            self._epoch(done)
+            self.epoch(done)
             self._save()  # before the evaluation, for which a scheduler may not wait
 
-    def _epoch(self, epoch: int) -> None:
+    def epoch(self, epoch: int) -> None:
         """Takes the steps that are left of an epoch, or those up to a signal."""
         session, run = self.session, self.session.run
         first = session.steps_done - epoch * self.per_epoch

@@ -15,7 +15,8 @@ from benchmarks.documents import training
 from benchmarks.training import candidates, step
 from benchmarks.training.candidates import NO_BRANCH, Candidate, StepCase, case_on, make_views, recipe
 from benchmarks.training.step import find_problem, measure
-from lewel.recipe import presets
+from lewel.methods.heads import MLP, MoCoHead
+from lewel.recipe import plain, presets
 from lewel.run.step import Stepper
 
 CASE = StepCase("tiny", image_size=16, batch=8, precision="fp32")
@@ -170,14 +171,38 @@ def test_recipes_are_those_of_the_presets(encoder: str, method: str, heads: tupl
     assert run.preset.startswith("cifar10/" if encoder == "tiny" else "imagenet/")
 
 
+@pytest.mark.parametrize(("encoder", "size"), [("tiny", 32), ("resnet50", 224)])
+@pytest.mark.parametrize("method", candidates.BASELINES)
+def test_a_method_differs_from_its_baseline_in_the_branch_alone(method: str, encoder: str, size: int) -> None:
+    case = StepCase(encoder, size, batch=8, precision="fp32")
+    plain_run, run = (recipe(case, name) for name in (candidates.BASELINES[method], method))
+    told = plain.differences(plain_run, run, ignore=("heads.projector",))
+    assert told == ["method.w_aligned: 0.0 -> 0.5"]
+
+
+@pytest.mark.parametrize(("method", "head"), [("moco_v2", MoCoHead), ("byol", MLP), ("simsiam", MLP)])
+def test_a_baseline_has_the_projector_of_its_method_with_the_branch_or_moco_v2s(method: str, head: type) -> None:
+    assert type(Candidate(CASE, method, NO_BRANCH).method.online.head) is head
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", candidates.METHODS)
+def test_a_step_of_every_method_is_finite(method: str, precision: str) -> None:
+    assert Candidate(replace(CASE, precision=precision), method, "fused").step(*make_views(CASE)[0]).isfinite()
+
+
+def test_what_has_no_precision_of_its_own_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        __main__.main(["step", "--precision", "ambient"])
+    assert exit.value.code == 2
+    assert "invalid choice: 'ambient'" in capsys.readouterr().err
+
+
 def test_every_method_of_the_presets_is_measured_beside_its_baseline() -> None:
     """So that one that is added to the presets needs no change here."""
     known = {preset.run.method.name for preset in presets.PRESETS.values()}
     assert set(candidates.METHODS) == known
-    assert candidates.BASELINES["lewel_m"] == "moco_v2"
-    assert candidates.BASELINES["lewel_b"] == "byol"
-    for method in known:
-        Candidate(CASE, method, "fused").step(*make_views(CASE)[0])
+    assert candidates.BASELINES == {"lewel_m": "moco_v2", "lewel_b": "byol", "lewel_s": "simsiam"}
 
 
 @pytest.mark.parametrize(

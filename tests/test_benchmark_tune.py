@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__
-from benchmarks.gpu import tune, tune_space
+from benchmarks.gpu import tune, tune_compile, tune_space
 from benchmarks.gpu.tune import Tuner
 from benchmarks.gpu.tune_space import Choice, Problem, problems
 
@@ -35,7 +35,7 @@ class Compiles:
         done.set_result([])
         return done
 
-    def submit(self, problem: Problem, choices: Sequence[Choice]) -> list[tune.Asked]:
+    def submit(self, problem: Problem, choices: Sequence[Choice]) -> list[tune_compile.Asked]:
         self.asked[problem.key] = list(choices)
         return [(choice, lambda _, choice=choice: [FAULT] * (choice in self.faulty)) for choice in choices]
 
@@ -202,7 +202,7 @@ def test_what_spills_is_found_by_the_compiler() -> None:
     spills, fits = (
         Choice((("BLOCK_R", 128), ("BLOCK_K", 256), ("BLOCK_D", 64)), warps, 3) for warps in (4, 8)
     )  # fmt: skip
-    with tune.Compiler(90, 1) as compiler:
+    with tune_compile.Compiler(90, 1) as compiler:
         (_, faults), (_, none) = compiler.submit(problem, [spills, fits])
         assert "spills registers" in faults(200.0)[0]
         assert none(200.0) == []
@@ -242,7 +242,7 @@ def test_where_nothing_can_be_tuned_a_sentence_says_so(
 def test_a_rehearsal_writes_no_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tables = {path: path.read_text() for path in map(tune.table_of, ("sm80", "sm90"))}
     monkeypatch.setattr("benchmarks.heap.keep_heap", lambda: True)  # not in the process of the other tests
-    monkeypatch.setattr(tune, "Compiler", lambda *_: NotCompiled())
+    monkeypatch.setattr(tune_compile, "Compiler", lambda *_: NotCompiled())
     monkeypatch.setattr(tune, "TINY_BATCHES", (1,))
     monkeypatch.setattr(tune, "TINY_CHOICES", 1)
     with pytest.raises(SystemExit) as done:

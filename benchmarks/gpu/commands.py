@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from benchmarks import options, recording, timing
-from benchmarks.gpu import session, tune, tune_space
+from benchmarks.gpu import session, tune, tune_compile, tune_space
 from benchmarks.op.providers import KERNELS
 from benchmarks.op.report import markdown
 from lewel_kernels import BACKENDS
@@ -127,7 +127,7 @@ def run_tune(given: argparse.Namespace) -> None:
     dtypes = list(dict.fromkeys(given.dtype))
     every = tune_space.problems({name: shapes[name] for name in given.shape}, dtypes, tuner.capability)
     # A core is left to this process, which launches.
-    with tune.Compiler(tuner.capability, max(1, (os.cpu_count() or 2) - 1)) as compiler:
+    with tune_compile.Compiler(tuner.capability, max(1, (os.cpu_count() or 2) - 1)) as compiler:
         found = tuner.run(every, compiler)
     if not found:
         sys.exit("Nothing was timed.")

@@ -30,7 +30,8 @@ for _run in _RUNS:
 # A method with the aligned branch, and the same without it.
 BASELINES = {name: replace(method, w_aligned=0.0).name for name, method in METHODS.items() if method.aligned}
 ENCODERS = feature_maps.RESNETS
-PRECISIONS = get_args(get_type_hints(schema.Train)["precision"])
+# "ambient" is for those who call a method under an autocast of their own.
+PRECISIONS = tuple(name for name in get_args(get_type_hints(schema.Train)["precision"]) if name != "ambient")
 BATCH = 128
 NUM_BATCHES = 4
 # Small, so that the weights stay sane on noise for as long as it takes. The work does not depend on it.
@@ -63,14 +64,20 @@ def case_on(device: str, encoder: str, image_size: int, batch: int, precision: s
 def recipe(case: StepCase, method: str) -> schema.Train:
     """The recipe of a method's first preset for ImageNet, or for CIFAR-10 with the tiny encoder, on the case's images.
 
-    Where there is only one of the two, it serves both. The queue and SplitBN are shrunk to what the batch divides.
+    Where there is only one of the two, it serves both. A baseline has the recipe of its method with the aligned branch,
+    with w_aligned = 0: the heads too, of which MoCo v2's projector alone leaves out the BN. The queue and SplitBN are
+    shrunk to what the batch divides.
 
     Raises:
         LewelError: it cannot be trained.
     """
     sets = (SMALL, LARGE) if case.encoder == "tiny" else (LARGE, SMALL)
-    mine = [run for run in _RUNS if run.method.name == method]
+    with_branch = next((aligned for aligned, baseline in BASELINES.items() if baseline == method), method)
+    mine = [run for run in _RUNS if run.method.name == with_branch]
     run = next(run for where in sets for run in mine if run.preset.startswith(where))
+    if with_branch != method:
+        projector = run.heads.projector if method == "moco_v2" else "mlp"
+        run = replace(run, method=replace(run.method, w_aligned=0.0), heads=replace(run.heads, projector=projector))
     stem = "imagenet" if case.image_size >= 128 else "small"
     run = replace(
         run,

@@ -21,7 +21,7 @@ from lewel import ranges
 from lewel.recipe import objectives, presets, schema
 from lewel.run.preemption import Preemption
 from lewel.run.session import precision_on, prepare
-from lewel.train import _Loop
+from lewel.train import Loop
 from lewel.watching.log import RunLog
 
 REST = "benchmarks: rest"  # of a step, outside of all ranges
@@ -96,15 +96,15 @@ def run_epochs(run: schema.Train) -> tuple[float, dict[str, float]]:
         if session.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         with contextlib.closing(log):
-            loop = _Loop(session, log, Preemption())
-            loop._epoch(0)
+            loop = Loop(session, log, Preemption())
+            loop.epoch(0)
             timing.synchronise(device)
             start = time.perf_counter()
-            loop._epoch(1)
+            loop.epoch(1)
             timing.synchronise(device)
             whole = time.perf_counter() - start
             with profile(activities=activities) as profiled, record_function(REST):
-                loop._epoch(2)
+                loop.epoch(2)
                 timing.synchronise(device)
     return whole, seconds_of(profiled.events() or ())
 

@@ -26,7 +26,7 @@ from lewel.results import report
 from lewel.run import checkpoint
 from lewel.run.session import prepare
 from lewel.run.step import Outcome
-from lewel.train import _Loop, train
+from lewel.train import Loop, train
 from lewel.watching import log
 
 
@@ -278,7 +278,7 @@ def test_replaced_images_are_those_of_all_processes(tmp_path, monkeypatch):
     session.world = replace(session.world, size=3)
     session.sets = replace(session.sets, folders=(SimpleNamespace(replaced=4), SimpleNamespace(replaced=1)))
     outcome = Outcome(torch.tensor(1.0), {"global": torch.tensor(2.0)}, torch.randn(4, 8))
-    numbers = _Loop(session, None, None)._numbers(outcome)
+    numbers = Loop(session, None, None)._numbers(outcome)
     assert numbers["replaced"] == 15
     assert (numbers["loss"], numbers["loss_global"]) == (1, 2)
 

@@ -18,7 +18,7 @@ from lewel.recipe.schema import Optim, Train
 from lewel.run import session
 from lewel.run.session import prepare
 from lewel.run.step import Outcome, Stepper
-from lewel.train import _Loop
+from lewel.train import Loop
 from lewel.train import train as train_session
 
 LARS = Optim(name="lars", decay_all=False, warmup_epochs=1)
@@ -133,8 +133,8 @@ def test_an_epoch_reads_the_device_on_logged_steps_only(
 
     monkeypatch.setattr(health, "read", read)
     for name in ("_log_baselines", "_log_epoch"):
-        monkeypatch.setattr(sys.modules[_Loop.__module__], name, lambda *_: None)
-    monkeypatch.setattr(_Loop, "_save", lambda _: None)
+        monkeypatch.setattr(sys.modules[Loop.__module__], name, lambda *_: None)
+    monkeypatch.setattr(Loop, "_save", lambda _: None)
     with Operators():
         assert train_session(prepared, None)
     assert at == [1, 5, 8]
