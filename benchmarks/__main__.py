@@ -20,6 +20,8 @@ COMMANDS = {
         "step": "what a training step of each method costs: without the aligned branch, with eager lines, with the op",
         "parts": "where the time of a training run goes, in percent of a step",
         "loss": "the aligned InfoNCE as the batch grows, plain and blocked",
+        "head-affine": "what pixels_affine would save and cost in the trainer's head",
+        "projector": "errors and time of the semantic projector in 16 bits",
     },
     "gpu": {
         "build": "compile the kernels of both GPU backends, and say what became of them",

@@ -50,8 +50,10 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_method_and_variant_is_a_recorded_row(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of those with small heads; that the others take a step is another test."""
+    sizes = ["--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"]
     with pytest.raises(SystemExit) as exit:
-        __main__.main(["step", "--image-size", "16", "--batch", "8", "--precision", "fp32", "--seconds", "0.01"])
+        __main__.main(["step", *sizes, "--method", "moco_v2", "lewel_m", "byol", "lewel_b"])
     assert not exit.value.code
     (device,) = recording.devices()
     rows = recording.latest(device, "step")
@@ -284,15 +286,15 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: dict[str, int]) ->
 def test_a_small_gpu_measures_what_fits(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried = short_of_memory(monkeypatch, {"moco_v2": 128, "byol": 40})
+    tried = short_of_memory(monkeypatch, {"moco_v2": 128, "byol": 40, "simsiam": 128})
     with pytest.raises(SystemExit) as exit:
         __main__.main(["step"])
     assert not exit.value.code
-    moco, byol = ["moco_v2", "lewel_m"], ["byol", "lewel_b"]
-    assert tried == [(moco, 128), (byol, 128), (byol, 64), (byol, 32)]
+    moco, byol, simsiam = ([base, method] for method, base in candidates.BASELINES.items())
+    assert tried == [(moco, 128), (byol, 128), (byol, 64), (byol, 32), (simsiam, 128)]
     rows = recording.latest(recording.devices()[0], "step")
     assert {(row["method"], row["case"]["batch"]) for row in rows} == {
-        ("moco_v2", 128), ("lewel_m", 128), ("byol", 32), ("lewel_b", 32)
+        ("moco_v2", 128), ("lewel_m", 128), ("byol", 32), ("lewel_b", 32), ("simsiam", 128), ("lewel_s", 128)
     }  # fmt: skip
     assert "byol, lewel_b: the device has too little memory for batch 64; trying 32" in capsys.readouterr().out
 
@@ -309,7 +311,7 @@ def test_a_step_that_measures_nothing_fails(
     arguments: list[str], told: str, recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if arguments == ["step"]:
-        short_of_memory(monkeypatch, {"moco_v2": 0, "byol": 0})
+        short_of_memory(monkeypatch, {"moco_v2": 0, "byol": 0, "simsiam": 0})
     with pytest.raises(SystemExit) as exit:
         __main__.main(arguments)
     assert exit.value.code == "Nothing was measured."

@@ -20,7 +20,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {  # with the generators of the blocks t
     "README.md": ("speed",),
     "docs/performance.md": (
         "predictions", "speed", "overhead", "step", "passes", "prologue", "saved", "memory", "growth", "dense",
-        "branch", "infonce", "parts", "gpus",
+        "branch", "infonce", "parts", "gpus", "head-affine", "projector",
     ),
 }  # fmt: skip
 PICTURES = "docs/benchmarks"
@@ -42,6 +42,8 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "dense": performance.dense,
     "infonce": training.infonce,
     "gpus": gpus.gpus,
+    "head-affine": training.head_affine,
+    "projector": training.projector,
 }
 
 

@@ -14,7 +14,7 @@ from benchmarks.heap import MIB
 from benchmarks.op.cases import Case, Shape
 from benchmarks.op.cost import MODES, least
 from benchmarks.op.report import markdown
-from benchmarks.recording import Record, circumstances
+from benchmarks.recording import Record, circumstances, identity
 from benchmarks.training import aligned_loss
 from lewel.methods.method import Method
 from lewel.recipe import schema
@@ -175,3 +175,42 @@ def infonce(device: str) -> str:
         + "Half of a GPU's memory would hold at most this many images with it:\n\n"
         + markdown(["GPU", "N on one rank, plain", "the largest measured"], fits)
     )
+
+
+def head_affine(device: str) -> str:
+    """Tables of the coupled head with its batch norm eager and inside the op: memory of a step, time of the head."""
+    records = latest(device, "head-affine")
+    found: dict[str, dict[str, Record]] = {}
+    for r in records:
+        found.setdefault(identity(r, ("case",)), {})[r["variant"]] = r
+    sizes, times, processes = [], [], 0
+    for eager, affine in ((pair["eager"], pair["pixels_affine"]) for pair in found.values()):
+        case = eager["case"]
+        if "preset" in case:
+            processes = case["processes"]
+            e, a = eager["step_bytes"], affine["step_bytes"]
+            sizes.append([case["preset"], f"{e / MIB:,.0f}", f"{a / MIB:,.0f}", f"{100 * (1 - a / e):.1f} %"])
+        else:
+            about = [case["precision"], str(case["images"])]
+            times.append([*about, f"{eager['p50']:.1f}", f"{affine['p50']:.1f}", f"{affine['speedup']:.2f}"])
+    header = ["preset", "eager MiB", "pixels_affine MiB", "less"]
+    return (
+        f"A step of one of {processes} processes in bf16, counted on tensors without contents.\n\n"
+        + markdown(header, sizes)
+        + f"\nForward and backward of LEWEL_B's head. {circumstances(records)}.\n\n"
+        + markdown(["precision", "images", "eager ms", "pixels_affine ms", "x eager"], times)
+    )
+
+
+def projector(device: str) -> str:
+    """Table of the semantic projector in several precisions: relative errors against float64, and time."""
+    records = latest(device, "projector")
+    header = ["projector", "images", "W R, differences", "output, differences", "dR", "dW", "ms"]
+    lines = [
+        [r["variant"], str(r["case"]["images"]), *(f"{error:.1e}" for error in r["errors"].values()),
+         "" if r["p50"] is None else f"{r['p50']:.0f}"]
+        for r in records
+    ]  # fmt: skip
+    c, spread = records[0]["case"], 100 * records[0]["spread"]
+    about = f"C={c['C']}, D={c['D']}, K={c['K']}; {c['rows']} rows of an image differ from their mean by {spread:.1f} %"
+    return f"{about} of their size. {circumstances(records)}.\n\n" + markdown(header, lines)

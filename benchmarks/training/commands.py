@@ -1,4 +1,4 @@
-"""The commands that measure the trainer: step, parts, loss."""
+"""The commands that measure the trainer: step, parts, loss, head-affine, projector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from benchmarks import options, recording
 from benchmarks.op.measure import sentence
 from benchmarks.options import count
-from benchmarks.training import aligned_loss, candidates, parts, step
+from benchmarks.training import aligned_loss, candidates, head_affine, parts, projector, step
 from benchmarks.training.candidates import BATCH, ENCODERS, METHODS, PRECISIONS, StepCase
 from lewel.errors import LewelError
 
@@ -38,7 +38,20 @@ def _loss(command: argparse.ArgumentParser) -> None:
     options.measures(command, run_loss)
 
 
-COMMANDS = {"step": _step, "parts": _parts, "loss": _loss}
+def _head_affine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", type=count, default=4, help="of a batch that the head is timed on; default: 4")
+    options.seconds(command, 10.0, "each precision")
+    options.measures(command, run_head_affine)
+
+
+def _projector(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", type=count, default=8, help="default: 8")
+    command.add_argument("--fp16", action="store_true", help="also in float16; on a CPU of two images, without a time")
+    options.seconds(command, 20.0, "all ways together")
+    options.measures(command, run_projector)
+
+
+COMMANDS = {"step": _step, "parts": _parts, "loss": _loss, "head-affine": _head_affine, "projector": _projector}
 
 
 def cases(given: argparse.Namespace) -> list[StepCase]:
@@ -82,4 +95,26 @@ def run_loss(given: argparse.Namespace) -> None:
         for row in rows:
             aligned_loss.print_row(row)
         recorder.append(rows)
+    recorder.finish()
+
+
+def run_head_affine(given: argparse.Namespace) -> None:
+    recorder = recording.begin("head-affine", given)
+    for preset in head_affine.PRESETS:
+        recorder.append(head_affine.count_memory(preset))
+    for precision in ("fp32", "bf16"):
+        recorder.append(head_affine.measure(given.images, precision, given.device, given.seconds))
+    recorder.finish()
+
+
+def run_projector(given: argparse.Namespace) -> None:
+    recorder = recording.begin("projector", given)
+    rows = projector.measure(given.images, ("float32", "bfloat16"), given.device, given.seconds)
+    if given.fp16:
+        emulated = torch.device(given.device).type == "cpu"
+        images, seconds = (projector.EMULATED_IMAGES, 0.0) if emulated else (given.images, given.seconds)
+        rows += projector.measure(images, ("float16",), given.device, seconds)
+    for row in rows:
+        projector.print_row(row)
+    recorder.append(rows)
     recorder.finish()

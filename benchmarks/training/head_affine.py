@@ -1,16 +1,13 @@
 """Whether the coupled head should hand its batch norm and ReLU to the op (pixels_affine): memory of a step, and time.
 
 The head below does it, exactly; the trainer's does not (docs/performance.md says why).
-
-python -m benchmarks.training.head_affine [--images 8] [--device cuda]
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,12 +16,15 @@ from torch import Tensor, nn
 
 import lewel_kernels
 from benchmarks import timing
+from benchmarks.heap import MIB
 from lewel.cost import memory
 from lewel.methods import heads
 from lewel.methods.heads import CoupledHead
-from lewel.recipe import presets, schema
+from lewel.recipe import presets
 
 PRESETS = ("imagenet/lewel_b_eman_200", "imagenet/lewel_m_200", "cifar10/lewel_b_200")
+PROCESSES = 8
+WIDTH, SIDE = 2048, 7  # of a ResNet-50's map at 224
 
 
 class Statistics(torch.autograd.Function):
@@ -65,52 +65,60 @@ class AffineHead(CoupledHead):
         return z, lewel_kernels.fused_align_aggregate(features, self.mlp.out.weight, **options)
 
 
-HEADS = {"eager": CoupledHead, "pixels_affine": AffineHead}
+HEADS: dict[str, Callable[..., CoupledHead]] = {"eager": CoupledHead, "pixels_affine": AffineHead}
 
 
-def print_memory() -> None:
-    print("| preset, one of 8 processes, bf16 | eager MiB | pixels_affine MiB | less |\n|---|---|---|---|")
-    for preset in PRESETS:
-        run = replace(presets.get(preset), precision="bf16")
-        needed = []
-        for head in HEADS.values():
-            with mock.patch.object(heads, "CoupledHead", head):
-                needed.append(memory.expect(run, processes=8).total)
-        print(f"| {preset} | {needed[0] / 2**20:,.0f} | {needed[1] / 2**20:,.0f} | {1 - needed[1] / needed[0]:.1%} |")
+@dataclass
+class Memory:
+    """Bytes of one process at the peak of a preset's step in bf16 with one of HEADS, counted on fake tensors."""
+
+    case: dict[str, object]
+    variant: str
+    step_bytes: int
 
 
-def print_time(images: int, device: str, rounds: int) -> None:
-    """Prints the time of forward and backward of each head, in turns, for LEWEL_B on a ResNet-50's map at 224."""
-    settings = schema.Heads(hidden=4096, num_maps=256, num_groups=4)
-    made = {name: head(2048, settings, None).to(device) for name, head in HEADS.items()}
-    features = torch.randn(images, 2048, 7, 7, device=device).relu().contiguous(memory_format=torch.channels_last)
-    features.requires_grad_()
-    print(f"\nhead, {images} images, {device}, {torch.get_num_threads()} threads\n| precision | eager ms | "
-          "pixels_affine ms |\n|---|---|---|")  # fmt: skip
-    for precision in ("fp32", "bf16"):
-        seconds: dict[str, list[float]] = {name: [] for name in made}
-        for _ in range(rounds + 1):  # the first is a warm-up
-            for name, head in made.items():
-                start = time.perf_counter()
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                    z, pooled = head(features)
-                torch.autograd.grad(z.float().sum() + pooled.square().sum(), [features, *head.parameters()])
-                timing.synchronise(device)
-                seconds[name].append(time.perf_counter() - start)
-        print(
-            f"| {precision} | " + " | ".join(f"{1e3 * statistics.median(t[1:]):.0f}" for t in seconds.values()) + " |"
-        )
+@dataclass
+class Time:
+    """Milliseconds of forward and backward of one of HEADS, LEWEL_B's on a ResNet-50's map."""
+
+    case: dict[str, object]
+    variant: str
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+    speedup: float  # against eager
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    print_memory()
-    print_time(options.images, options.device, options.rounds)
+def count_memory(preset: str) -> list[Memory]:
+    """Counts and prints a step's bytes with each head."""
+    run = replace(presets.get(preset), precision="bf16")
+    rows = []
+    for name, head in HEADS.items():
+        with mock.patch.object(heads, "CoupledHead", head):
+            total = memory.expect(run, processes=PROCESSES).total
+        rows.append(Memory({"preset": preset, "processes": PROCESSES, "precision": run.precision}, name, total))
+        print(f"  {preset:<28}{name:<15}{total / MIB:10,.0f} MiB")
+    return rows
 
 
-if __name__ == "__main__":
-    main()
+def measure(images: int, precision: str, device: str, seconds: float) -> list[Time]:
+    """Times each head on random features of so many images, and prints it; precision is fp32 or bf16."""
+    settings = presets.get(PRESETS[0]).heads
+    features = torch.randn(images, WIDTH, SIDE, SIDE, device=device).relu()
+    features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def step(head: nn.Module) -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            z, pooled = head(features)
+        torch.autograd.grad(z.float().sum() + pooled.square().sum(), [features, *head.parameters()])
+
+    calls = {name: partial(step, head(WIDTH, settings, None).to(device)) for name, head in HEADS.items()}
+    times = timing.interleave(calls, device, seconds)
+    case: dict[str, object] = {"images": images, "width": WIDTH, "side": SIDE, "precision": precision}
+    rows = []
+    for name, own in times.items():
+        p20, p50, p80 = (1e3 * q for q in timing.quantiles(own))
+        rows.append(row := Time(case, name, p20, p50, p80, len(own), timing.ratio(times["eager"], own)))
+        print(f"  {f'{images} images, {precision}':<28}{name:<15}{p50:10.1f} ms  x {row.speedup:.2f}")
+    return rows

@@ -1,19 +1,15 @@
-"""The semantic projector in 16 bits: what is lost of the differences between an image's rows, and its time.
-
-python -m benchmarks.training.projector [--images 8] [--fp16] [--device cuda]
-"""
+"""The semantic projector in 16 bits: what is lost of the differences between an image's rows, and its time."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import lewel_kernels
 from benchmarks import timing
@@ -21,7 +17,26 @@ from lewel.methods import split_linear
 from lewel.methods.heads import MLP
 
 C, D, K, G, P = 2048, 4096, 256, 4, 49  # LEWEL_B on a ResNet-50 at 224
-Way = Callable[[MLP, Tensor], Tensor]
+EMULATED_IMAGES = 2  # in float16 on a CPU, which takes sixty times as long
+Way = Callable[[nn.Module, Tensor], Tensor]  # to run layers on the rows of x (N, L, C)
+
+
+@dataclass
+class Row:
+    """A way to compute the projector: relative errors in the Frobenius norm against float64, and milliseconds.
+
+    ``errors`` are of what the rows of an image differ by, behind the first layer (W R) and the last (output), and of
+    the gradients; ``spread`` is |R - mean| / |R|. What is emulated is not timed.
+    """
+
+    case: dict[str, int]
+    variant: str
+    errors: dict[str, float]
+    spread: float
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    samples: int = 1
 
 
 def representations(images: int) -> Tensor:
@@ -35,25 +50,26 @@ def representations(images: int) -> Tensor:
         return lewel_kernels.fused_align_aggregate(wide, weight, pixels=pixels, num_groups=G, backend="reference")
 
 
-def first_weight(mlp: MLP) -> Tensor:
-    return dict(mlp.named_parameters())["hidden.0.weight"]
+def plain(layers: nn.Module, x: Tensor) -> Tensor:
+    return layers(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def rows_of(layer: MLP, x: Tensor) -> Tensor:
-    """The projector without splitting, on the rows of x (N, L, C): (N, L, K)."""
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+def under(dtype: torch.dtype, way: Way, layers: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, dtype):
+        return way(layers, x)
 
 
-def linear(mlp: MLP, x: Tensor) -> Tensor:
-    return F.linear(x, first_weight(mlp))
+def ways(dtype: str) -> dict[str, Way]:
+    if dtype == "float32":
+        return {dtype: plain}
+    both = {"autocast": plain, "split": split_linear.chain}
+    return {f"{dtype}, {name}": partial(under, getattr(torch, dtype), way) for name, way in both.items()}
 
 
-def under(dtype: torch.dtype, way: Way) -> Way:
-    def run(mlp: MLP, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype):
-            return way(mlp, x)
-
-    return run
+def first_layer(mlp: MLP) -> nn.Linear:
+    layer = mlp.hidden[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def gradients(way: Way, mlp: MLP, x: Tensor, weigh: Tensor) -> tuple[Tensor, ...]:
@@ -61,7 +77,7 @@ def gradients(way: Way, mlp: MLP, x: Tensor, weigh: Tensor) -> tuple[Tensor, ...
     x = x.detach().requires_grad_()
     out = way(mlp, x).to(x.dtype)
     loss = (F.normalize(out, dim=-1) * weigh.to(out.dtype)).sum()
-    return out.detach(), *torch.autograd.grad(loss, [x, first_weight(mlp)])
+    return out.detach(), *torch.autograd.grad(loss, [x, first_layer(mlp).weight])
 
 
 def apart(x: Tensor) -> Tensor:
@@ -73,48 +89,30 @@ def error(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth).norm() / truth.norm())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--fp16", action="store_true", help="also in float16, which CPUs are slow at")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+def measure(images: int, dtypes: Sequence[str], device: str, seconds: float) -> list[Row]:
+    """A row for float32, or two for a 16-bit dtype; all of them interleaved for ``seconds``, 0 to time none."""
     torch.manual_seed(0)
-    r, mlp = representations(options.images), MLP(C, D, K)
-    weigh = F.normalize(torch.randn(options.images, K // G, K).double(), dim=-1)
-    r, mlp, weigh = r.to(options.device), mlp.to(options.device), weigh.to(options.device)
-    wide = copy.deepcopy(mlp).double()
-    first = first_weight(wide).detach()
-    signal = apart(r) @ first.t()
-    truth = gradients(rows_of, wide, r, weigh)
-    ways: dict[str, tuple[Way, Way]] = {"float32": (rows_of, linear)}
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        if name == "bfloat16" or options.fp16:
-            ways[f"{name}, autocast"] = under(dtype, rows_of), under(dtype, linear)
-            ways[f"{name}, split"] = (
-                under(dtype, split_linear.chain),
-                lambda m, x, dtype=dtype: split_linear.split_linear(x, first_weight(m), dtype),  # type: ignore[misc]
-            )
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    x = r.float()
-    for _ in range(options.rounds):
-        for name, (way, _) in ways.items():
-            start = time.perf_counter()
-            gradients(way, mlp, x, weigh)
-            timing.synchronise(options.device)
-            seconds[name].append(time.perf_counter() - start)
-    print(f"C={C} D={D} K={K}, {options.images} images of {K // G} rows; |R - mean| / |R| {error(r - apart(r), r):.2%}")
-    print("| projector | W R, apart | output, apart | dR | dW | ms |\n|---|---|---|---|---|---|")
-    for name, (way, layer) in ways.items():
-        found = gradients(way, copy.deepcopy(mlp), x, weigh)
+    r, mlp = representations(images).to(device), MLP(C, D, K).to(device)
+    weigh = F.normalize(torch.randn(images, K // G, K).double(), dim=-1).to(device)
+    wide, x = copy.deepcopy(mlp).double(), r.float()
+    signal = apart(plain(first_layer(wide), r).detach())
+    output, *truth = gradients(plain, wide, r, weigh)
+    every = {name: way for dtype in dtypes for name, way in ways(dtype).items()}
+    calls = {name: partial(gradients, way, mlp, x, weigh) for name, way in every.items()}
+    times = timing.interleave(calls, device, seconds) if seconds else {}
+    rows = []
+    for name, way in every.items():
+        out, *found = calls[name]()
         with torch.no_grad():
-            hidden = layer(mlp, x)
-        errors = [error(apart(hidden), signal), error(apart(found[0]), apart(truth[0]))]
-        errors += [error(mine, theirs) for mine, theirs in zip(found[1:], truth[1:], strict=True)]
-        cells = " | ".join(f"{value:.1e}" for value in errors)
-        print(f"| {name} | {cells} | {1e3 * statistics.median(seconds[name]):.0f} |")
+            errors = {"W R": error(apart(way(first_layer(mlp), x)), signal), "output": error(apart(out), apart(output))}
+        errors |= {of: error(mine, wanted) for of, mine, wanted in zip(("dR", "dW"), found, truth, strict=True)}
+        row = Row({"C": C, "D": D, "K": K, "images": images, "rows": K // G}, name, errors, error(r - apart(r), r))
+        if own := times.get(name):
+            (row.p20, row.p50, row.p80), row.samples = (1e3 * q for q in timing.quantiles(own)), len(own)
+        rows.append(row)
+    return rows
 
 
-if __name__ == "__main__":
-    main()
+def print_row(row: Row) -> None:
+    told = "".join(f"{of:>8} {value:.1e}" for of, value in row.errors.items())
+    print(f"  {row.variant:<20}{row.case['images']} images{told}" + ("" if row.p50 is None else f"{row.p50:10.1f} ms"))
