@@ -45,7 +45,7 @@ def _head_affine(command: argparse.ArgumentParser) -> None:
 
 
 def _projector(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--images", type=count, default=8, help="default: 8")
+    command.add_argument("--images", type=count, default=16, help="default: 16")
     command.add_argument("--fp16", action="store_true", help="also in float16; on a CPU of two images, without a time")
     options.seconds(command, 20.0, "all ways together")
     options.measures(command, run_projector)
