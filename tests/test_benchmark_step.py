@@ -15,7 +15,6 @@ from benchmarks.documents import training
 from benchmarks.training import candidates, step
 from benchmarks.training.candidates import NO_BRANCH, Candidate, StepCase, case_on, make_views, recipe
 from benchmarks.training.step import find_problem, measure
-from lewel.methods.heads import MLP, MoCoHead
 from lewel.recipe import plain, presets
 from lewel.run.step import Stepper
 
@@ -182,9 +181,9 @@ def test_a_method_differs_from_its_baseline_in_the_branch_alone(method: str, enc
     assert told == ["method.w_aligned: 0.0 -> 0.5"]
 
 
-@pytest.mark.parametrize(("method", "head"), [("moco_v2", MoCoHead), ("byol", MLP), ("simsiam", MLP)])
-def test_a_baseline_has_the_projector_of_its_method_with_the_branch_or_moco_v2s(method: str, head: type) -> None:
-    assert type(Candidate(CASE, method, NO_BRANCH).method.online.head) is head
+@pytest.mark.parametrize(("method", "head"), [("moco_v2", "MoCoHead"), ("byol", "MLP"), ("simsiam", "MLP")])
+def test_a_baseline_has_the_projector_of_its_method_with_the_branch_or_moco_v2s(method: str, head: str) -> None:
+    assert type(Candidate(CASE, method, NO_BRANCH).method.online.head).__name__ == head
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
