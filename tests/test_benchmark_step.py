@@ -263,7 +263,7 @@ def test_the_step_is_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(taken) == 1
     after = [p for p in candidate.method.parameters() if p.requires_grad]
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if a.ndim > 1)
-    assert candidate.method.queue.pointer == 8
+    assert candidate.method.objective.queue.pointer == 8
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: dict[str, int]) -> list[tuple[list[str], int]]:
