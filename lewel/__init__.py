@@ -31,7 +31,7 @@ __all__ = [  # without eval, which would take the place of the builtin
     "OBJECTIVES", "Method", "Objective", "Run", "Terms", "build_encoder", "config", "data", "export", "maps", "train",
 ]  # fmt: skip
 
-# Imported when they are asked for: the op's benchmarks import lewel.errors where torchvision need not be installed.
+# Imported when they are asked for: lewel --help and lewel presets need neither torchvision nor matplotlib.
 _LATER = {
     "Method": "lewel.methods.method.Method",
     "build_encoder": "lewel.methods.encoders.build",
