@@ -28,7 +28,7 @@ def chain(module: nn.Module, x: Tensor) -> Tensor:
     LewelError.
     """
     device, rows = x.device.type, x.flatten(0, 1)
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if x.is_meta or not torch.is_autocast_enabled(device):  # meta tensors know no autocast
         return module(rows).unflatten(0, x.shape[:2])
     splitting = _Splitting(x.shape[:2], torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False), splitting:
