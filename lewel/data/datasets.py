@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from lewel.data import embedded, folder, named
+from lewel.data import embedded, layout, named
 from lewel.data.files import FolderImages, FolderViews
+from lewel.data.folder import Folder
 from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
 from lewel.data.loader import CPU, Images, TwoViews
 from lewel.errors import LewelError
@@ -24,7 +25,7 @@ class Datasets:
     test: Images
     num_classes: int
     test_boxes: torch.Tensor | None = None  # embedded: (N, 4) float32, x0 y0 x1 y1 in pixels, half open
-    folders: tuple[folder.Folder, ...] = ()
+    folders: tuple[Folder, ...] = ()
 
     @property
     def replaced(self) -> int:
@@ -55,8 +56,8 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
     if config.name in named.PIXELS:
         train_pixels, test_pixels, num_classes = named.pixels(config)
         return Datasets(*_held(config, seed, place, train_pixels, test_pixels), num_classes)
-    root = config.root if config.name == "folder" else str(named.imagenette(config))
-    train_folder, test_folder, names = folder.find(root, config.classes, config.train_list)
+    root = "".join(config.roots) if config.name == "folder" else str(named.imagenette(config))
+    train_folder, test_folder, names = layout.find(config, root)
     folders = (train_folder, test_folder)
     if storage == "files":
         return Datasets(*_read(config, seed, *folders), len(names), folders=folders)
@@ -87,9 +88,7 @@ def _held(
     )
 
 
-def _read(
-    config: Data, seed: int, train: folder.Folder, test: folder.Folder
-) -> tuple[FolderViews, FolderImages, FolderImages]:
+def _read(config: Data, seed: int, train: Folder, test: Folder) -> tuple[FolderViews, FolderImages, FolderImages]:
     return (
         FolderViews(train, config.augmentation, config.image_size, seed),
         FolderImages(train, config.image_size),

@@ -19,8 +19,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tv
 
-from lewel.data.folder import contents, existing
 from lewel.data.in_memory import Pixels
+from lewel.data.layout import contents, existing
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 
@@ -101,10 +101,15 @@ def _what_is_wrong(kind: Any, name: str, root: Path) -> str:
 
 def _root(config: Data, holds: str) -> Path:
     """data.root, or its parent where data.root is the unpacked folder `holds` itself."""
-    if config.root and config.download:
-        root = Path(config.root).expanduser()
+    if len(config.roots) > 1:
+        raise LewelError(
+            f"{config.name} is one set, got {len(config.roots)} places in data.root; name the one it is in"
+        )
+    given = config.roots[0] if config.roots else ""
+    if given and config.download:
+        root = Path(given).expanduser()
     else:
-        root = existing(config.root, f"the folder that holds {holds}, or will hold it after --data.download")
+        root = existing(given, f"the folder that holds {holds}, or will hold it after --data.download")
     return root.parent if root.name == holds and config.name in PIXELS else root
 
 

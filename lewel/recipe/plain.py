@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -83,6 +84,8 @@ def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
 def _value(kind: Any, value: Any, key: str, source: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".", source)  # type: ignore[arg-type]
+    if isinstance(kind, UnionType) and isinstance(value, (list, tuple)):
+        kind = next((each for each in get_args(kind) if get_origin(each) is tuple), kind)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         fits = any(value == choice and type(value) is type(choice) for choice in choices)  # 2.0 and true are no 1 or 2
@@ -92,7 +95,8 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
         if listed and items[-1] is Ellipsis:
             items = items[:1] * len(value)
         fits = listed and len(value) == len(items)
-        expected = "a list of numbers" if items[-1:] == (Ellipsis,) else f"{len(items)} numbers"
+        what = "strings" if items[:1] == (str,) else "numbers"
+        expected = f"a list of {what}" if items[-1:] == (Ellipsis,) else f"{len(items)} {what}"
         if fits:
             return tuple(_value(item, v, key, source) for item, v in zip(items, value, strict=True))
     elif kind is float:

@@ -35,16 +35,26 @@ class Data:
     """Which images, at which size."""
 
     name: Literal["embedded", "folder", "cifar10", "cifar100", "stl10", "imagenette", "custom"] = "embedded"
-    """embedded: digits among clutter, made in seconds; folder: train/ and test|val/ with a folder a class (ImageNet);
-    custom: data sets that were given in Python"""
-    root: str = ""
-    """the folder that holds the images, or, for a set by name, its unpacked archive"""
+    """embedded: digits among clutter, made in seconds; folder: image files (ImageNet, or your own); custom: data sets
+    that were given in Python"""
+    root: str | tuple[str, ...] = ""
+    """folder: where the images are: one folder or several, with or without train/ and class folders, or a file that
+    lists images; a set by name: the folder that holds its unpacked archive"""
+    eval: str = ""
+    """folder: labelled images for kNN, where those of root have no labels: class folders, with or without train/ and
+    test|val/ around them"""
     download: bool = False
     """a set by name: fetch it into root if it is not there"""
     classes: str = ""
     """folder: a file with one class folder a line, the only ones used (ImageNet-100)"""
     train_list: str = ""
     """folder: a file with one training image a line, the only ones used (the 1 % and 10 % lists)"""
+    exif_rotate: bool = False
+    """folder: whether an image is turned as its EXIF orientation says; torchvision does not"""
+    max_pixels: int = 178_956_970
+    """folder: images of more pixels are not read: while one is, it takes 3 bytes a pixel and more"""
+    max_unreadable: float = 0.25
+    """folder: a run ends when more than this share of the images cannot be read; fewer are replaced by others"""
     image_size: int = 64
     """side of the square images that the network sees, in pixels"""
     storage: Literal["auto", "files", "memory", "device"] = "auto"
@@ -60,6 +70,12 @@ class Data:
     workers: int = 0
     """processes that prepare batches; the run is the same for any number"""
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The places that root names; none where it is empty."""
+        given = (self.root,) if isinstance(self.root, str) else self.root
+        return tuple(root for root in given if root)
 
 
 @dataclass(frozen=True)
@@ -198,6 +214,9 @@ class Train:
     heads: Heads = field(default_factory=Heads)
     method: MethodSettings = field(default_factory=MethodSettings)
     optim: Optim = field(default_factory=Optim)
+    init: str = ""
+    """weights of the encoder to start from, in the online and the momentum network: torchvision, timm, a file of
+    weights (the authors' too) or a run; empty means fresh ones. A run that is continued has its own"""
     epochs: int = 20
     seed: int = 0
     """fixes initial weights, order and augmentation; the embedded images are the same for every seed"""
