@@ -30,6 +30,9 @@ from lewel.watching import boards, log
 __all__ = ["Run", "eval", "export", "maps", "start", "train"]
 
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that lewel.train has trained."""
@@ -77,8 +80,9 @@ def train(
 
     Args:
         out: the run folder; empty means runs/<preset>, with a number if that is taken.
-        data: the folder with the images; or two data sets of one's own, (train, test), see lewel.data.own.DataSet; or a
-            lewel.data.Datasets, which makes its views itself. None leaves the recipe's.
+        data: the folder with the images, several, or a file that lists images; or two data sets of one's own, (train,
+            test), see lewel.data.own.DataSet; or a lewel.data.Datasets, which makes its views itself. None leaves the
+            recipe's.
         preset: a recipe by name; without one, and without config, the default one, lewel_m on the embedded set.
         config: a YAML recipe, or a config.Train, to start from instead of a preset.
         encoder: a module that makes a feature map (N, C, h, w) of images (N, 3, H, W), trained in place.
@@ -99,9 +103,9 @@ def train(
         run = config
     else:
         run = presets.get(preset) if preset else plain.load(config) if config else schema.Train()
-    if isinstance(data, (str, os.PathLike)):
+    if places := _places_of(data):
         name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
-        settings = {"data.name": name, "data.root": data, **settings}
+        settings = {"data.name": name, "data.root": places[0] if len(places) == 1 else places, **settings}
     run = plain.changed(run, {"out": out, **settings} if out else settings, source="lewel.train")
     sets, module = _sets(data, run), _module(encoder)
     before = torch.distributed.is_initialized()
@@ -140,8 +144,9 @@ def start(
 def eval(
     kind: Literal["knn"],
     run: str | os.PathLike[str],
-    data_root: str | os.PathLike[str] = "",
+    data_root: Paths = "",
     *,
+    data_eval: str | os.PathLike[str] = "",
     k: int | tuple[int, ...] | None = None,
     temperature: float | None = None,
     bank: int | None = None,
@@ -150,18 +155,21 @@ def eval(
 ) -> dict[int, float]:
     """What the features of a run's newest checkpoint are worth: kNN accuracy in percent for each k, as in {200: 41.4}.
 
-    data_root says where the images are now; empty means where they were in training. k, temperature and bank replace
-    those of the run's recipe. A run whose data or encoder came from Python needs them again, as lewel.train takes them.
+    data_root says where the images are now; empty means where they were in training. data_eval names labelled images to
+    compare, for a run on images without labels (data.eval). k, temperature and bank replace those of the run's recipe.
+    A run whose data or encoder came from Python needs them again, as lewel.train takes them.
     """
     if kind != "knn":
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
     asked = (k,) if isinstance(k, int) else k
-    return knn_of(Path(run), os.fspath(data_root), asked, temperature, bank, data=data, encoder=encoder)[1]
+    places, labelled = _places_of(data_root) or _places_of(data), os.fspath(data_eval)
+    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[1]
 
 
 def knn_of(
     folder: Path,
-    data_root: str,
+    data_root: tuple[str, ...],
+    data_eval: str,
     k: tuple[int, ...] | None,
     temperature: float | None,
     bank: int | None,
@@ -171,7 +179,14 @@ def knn_of(
 ) -> tuple[Session, dict[int, float]]:
     """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
     _, _, run = folders.newest(folder)
-    session = folders.load(folder, data_root, encoder=_module(encoder), sets=_sets(data, run))
+    checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
+    sets = _sets(data, run)
+    session = folders.load(folder, data_root, data_eval=data_eval, encoder=_module(encoder), sets=sets)
+    if not session.sets.num_classes:
+        raise LewelError(
+            f"kNN compares labels, and the images of {folder} have none; --data-eval ROOT (in Python data_eval) names "
+            "labelled images, in a folder for each class"
+        )
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
@@ -212,15 +227,23 @@ def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
     return folder, path
 
 
+def _places_of(given: Any) -> tuple[str, ...]:
+    """The places that a path or a list of paths names; none for anything else."""
+    named = given if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(place, (str, os.PathLike)) for place in named):
+        return ()
+    return tuple(os.fspath(place) for place in named if place != "")
+
+
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
-    if given is None or isinstance(given, (str, os.PathLike, Mapping)):
+    if given is None or isinstance(given, Mapping) or _places_of(given):
         return None
     if isinstance(given, data.Datasets):
         return given
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return own.build(given[0], given[1], run.data, run.seed)
     raise LewelError(
-        f"data is a folder, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
+        "data is a folder or several, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
         f"got a {type(given).__name__}"
     )
 

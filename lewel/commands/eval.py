@@ -17,8 +17,10 @@ class KnnCommand:
 
     run: tyro.conf.Positional[Path]
     """run folder"""
-    data_root: str = ""
-    """where the images are now; empty means where they were in training"""
+    data_root: tuple[str, ...] = ()
+    """where the images are now, as data.root of lewel train; empty means where they were in training"""
+    data_eval: str = ""
+    """labelled images to compare, for a run on images without labels; empty means those of training"""
     k: tuple[int, ...] | None = None
     """numbers of neighbours that vote; None means the recipe's knn_k, like the two below"""
     temperature: float | None = None
@@ -34,6 +36,8 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session, accuracies = knn_of(command.run, command.data_root, command.k, command.temperature, command.bank)
+    session, accuracies = knn_of(
+        command.run, command.data_root, command.data_eval, command.k, command.temperature, command.bank
+    )
     told = ", ".join(f"kNN-{k} {accuracy:.2f} %" for k, accuracy in accuracies.items())
     print(f"{command.run}: {told} after epoch {session.epochs_done}")

@@ -13,7 +13,7 @@ from lewel.errors import LewelError
 from lewel.methods.objectives import OBJECTIVES
 from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Train
-from lewel.run.session import Session, check_size, precision_on
+from lewel.run.session import Session, check_size, precision_on, with_labels
 from lewel.run.step import rates
 
 MIB = 2**20
@@ -27,12 +27,14 @@ def text(run: Train, processes: int) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
     checks.check(run, processes=processes)
-    images, whence = _images(run)
+    images, whence, sets = _images(run)
+    run = run if sets is None else with_labels(run, sets)
     check_size(run, images)
     needed = memory.expect(run, processes)
     return "\n".join(
         [
             resolved(run, images, needed.trained, device),
+            *found(sets),
             f"training images: {whence}",
             _schedule(run, images // run.data.batch_size),
             _table(run, processes, needed),
@@ -40,17 +42,23 @@ def text(run: Train, processes: int) -> str:
     )
 
 
-def _images(run: Train) -> tuple[int, str]:
-    """Number of training images, and in words where it is from."""
+def _images(run: Train) -> tuple[int, str, data.Datasets | None]:
+    """Number of training images, in words where it is from, and the sets where they were looked for."""
     published = presets.published_images(run)
     if run.data.name == "embedded":
-        return run.data.embedded_train, "as many as data.embedded_train says"
-    if published is not None and not run.data.root:
-        return published, f"the published number of the set of {run.preset}; --data.root has them counted"
+        return run.data.embedded_train, "as many as data.embedded_train says", None
+    if published is not None and not run.data.roots:
+        return published, f"the published number of the set of {run.preset}; --data.root has them counted", None
     # From files none is decoded before it is asked for.
-    images = len(data.build(replace(run.data, storage="files", download=False), run.seed).train)
+    sets = data.build(replace(run.data, storage="files", download=False), run.seed)
+    images = len(sets.train)
     differs = f"; the set of {run.preset} has {published:,}" if published not in (None, images) else ""
-    return images, f"counted in {run.data.root}{differs}"
+    return images, f"counted in {', '.join(run.data.roots)}{differs}", sets
+
+
+def found(sets: data.Datasets | None) -> list[str]:
+    """What was found where the images are, in lines; none for sets that lie in no folders."""
+    return sets.found.lines() if sets is not None and sets.found is not None else []
 
 
 def _schedule(run: Train, steps: int) -> str:
@@ -82,7 +90,7 @@ def _table(run: Train, processes: int, needed: memory.Memory) -> str:
 def recipe_of(session: Session) -> str:
     """What lewel train prints before the first step: the whole recipe, and what follows from it and from the data."""
     trained = sum(p.numel() for p in session.method.parameters() if p.requires_grad)
-    return resolved(session.run, len(session.sets.train), trained, session.device)
+    return "\n".join([resolved(session.run, len(session.sets.train), trained, session.device), *found(session.sets)])
 
 
 def resolved(run: Train, images: int, trained: int, device: torch.device) -> str:

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 
 from lewel.data import embedded, layout, named
-from lewel.data.files import FolderImages, FolderViews
+from lewel.data.files import FolderImages, FolderViews, Labelled
 from lewel.data.folder import Folder
+from lewel.data.found import Found
 from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
+from lewel.data.layout import Layout
 from lewel.data.loader import CPU, Images, TwoViews
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
@@ -23,9 +25,10 @@ class Datasets:
     train: TwoViews
     bank: Images  # the training split as it is evaluated, where it has labels
     test: Images
-    num_classes: int
+    num_classes: int  # 0: nothing has labels, and bank and test are the training images
     test_boxes: torch.Tensor | None = None  # embedded: (N, 4) float32, x0 y0 x1 y1 in pixels, half open
     folders: tuple[Folder, ...] = ()
+    found: Found | None = None  # of images in folders
 
     @property
     def replaced(self) -> int:
@@ -56,13 +59,11 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
     if config.name in named.PIXELS:
         train_pixels, test_pixels, num_classes = named.pixels(config)
         return Datasets(*_held(config, seed, place, train_pixels, test_pixels), num_classes)
-    root = "".join(config.roots) if config.name == "folder" else str(named.imagenette(config))
-    train_folder, test_folder, names = layout.find(config, root)
-    folders = (train_folder, test_folder)
+    at = layout.find(config, config.roots if config.name == "folder" else [str(named.imagenette(config))])
+    folders = tuple(split for split in (at.train, at.bank, at.test) if split is not None)
     if storage == "files":
-        return Datasets(*_read(config, seed, *folders), len(names), folders=folders)
-    decoded = (decode(split, config.image_size) for split in folders)
-    return Datasets(*_held(config, seed, place, *decoded), len(names), folders=folders)
+        return Datasets(*_read(config, seed, at), at.num_classes, folders=folders, found=at.found)
+    return Datasets(*_decoded(config, seed, place, at), at.num_classes, folders=folders, found=at.found)
 
 
 def storage_for(config: Data, device: torch.device) -> Literal["files", "memory", "device"]:
@@ -88,9 +89,28 @@ def _held(
     )
 
 
-def _read(config: Data, seed: int, train: Folder, test: Folder) -> tuple[FolderViews, FolderImages, FolderImages]:
-    return (
-        FolderViews(train, config.augmentation, config.image_size, seed),
-        FolderImages(train, config.image_size),
-        FolderImages(test, config.image_size),
-    )
+def _read(config: Data, seed: int, at: Layout) -> tuple[FolderViews, FolderImages, FolderImages]:
+    size = config.image_size
+    views, bank = FolderViews(at.train, config.augmentation, size, seed), at.bank
+    if at.test is None:
+        return views, FolderImages(at.train, size), FolderImages(at.train, size)
+    if bank is None and at.labelled < len(at.train):
+        return views, FolderImages(Labelled(at.train, at.labelled), size), FolderImages(at.test, size)
+    return views, FolderImages(bank if bank is not None else at.train, size), FolderImages(at.test, size)
+
+
+def _decoded(
+    config: Data, seed: int, place: torch.device, at: Layout
+) -> tuple[MemoryViews, MemoryImages, MemoryImages]:
+    train = decode(at.train, config.image_size)
+    if at.test is None:
+        return _held(config, seed, place, train, train)
+    views, bank, test = _held(config, seed, place, train, decode(at.test, config.image_size))
+    if at.bank is not None:
+        apart = decode(at.bank, config.image_size)
+        bank = MemoryImages(apart.images.to(place), apart.labels)
+    elif at.labelled < len(at.train):
+        images, labels = bank.images[: at.labelled], bank.labels[: at.labelled]
+        has = labels >= 0  # where one that cannot be read shows an image without a label there is none
+        bank = MemoryImages(images if has.all() else images[has], labels[has])
+    return views, bank, test

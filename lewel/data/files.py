@@ -10,6 +10,7 @@ from PIL import Image
 
 from lewel.data import per_sample
 from lewel.data.loader import CPU, BatchKey, Views
+from lewel.errors import LewelError
 from lewel.recipe.schema import Augmentation
 
 
@@ -19,6 +20,23 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+class Labelled:
+    """The first count images of a split, those that have labels."""
+
+    def __init__(self, split: Split, count: int) -> None:
+        self.split, self.count = split, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        for step in range(self.count):
+            image, label = self.split.load((index + step) % self.count)
+            if label >= 0:  # else an image without a label took the place of one that cannot be read
+                return image, label
+        raise LewelError(f"none of the {self.count} images with labels can be read")
 
 
 class FolderViews:

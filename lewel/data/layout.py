@@ -1,92 +1,161 @@
-"""Finds the images below data.root: ROOT/train/CLASS/... and ROOT/test/CLASS/... (or val/)."""
+"""Finds the images that a run trains on and, where there are labels, those that kNN compares."""
 
 from __future__ import annotations
 
-import difflib
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lewel.data import listing
+from lewel.data import labels, listing, places
 from lewel.data.folder import Folder
+from lewel.data.found import LOOKED_AT, Found
+from lewel.data.labels import Compared, Item
+from lewel.data.splits import Source, read
+from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, few, shown
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 
-LAYOUT = "a folder with train/ and test/ (or val/), each with one folder of images per class"
+EXPECTED = (
+    "a folder of images, with or without train/ and test/ (or val/) that hold a folder for each class; several of "
+    "these; or a file that lists images, one a line"
+)
 
 
-def find(config: Data, root: str) -> tuple[Folder, Folder, tuple[str, ...]]:
-    """(training split, test split, class names) under root; a LewelError says what is missing."""
-    folder = existing(root, LAYOUT)
-    train = folder / "train"
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    for split in (train, test):
-        if not split.is_dir():
-            wanted = "train" if split is train else "test or val"
-            raise LewelError(f"data.root {folder} holds no folder {wanted}; {contents(folder)}. Expected {LAYOUT}")
-    names, test_names = _classes(train), _classes(test)
-    if config.classes:
-        used = listing.classes(config.classes, names, train)
-        names, test_names = (tuple(name for name in found if name in used) for found in (names, test_names))
-    if names != test_names:
-        odd = sorted(set(names) ^ set(test_names))
-        where = train if odd[0] in names else test
-        raise LewelError(
-            f"{train} and {test} must hold the same class folders, but {len(odd)} are in one of them only, "
-            f"among them {odd[0]!r} in {where}"
-        )
-    return _split(train, names, config, config.train_list), _split(test, names, config), names
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a run are."""
+
+    train: Folder
+    labelled: int  # so many of train come first and have labels, the others have -1
+    bank: Folder | None  # the labelled images of data.eval, in place of those of train
+    test: Folder | None  # None where nothing has labels
+    num_classes: int
+    found: Found
 
 
-def _split(split: Path, class_names: tuple[str, ...], config: Data, train_list: str = "") -> Folder:
-    paths: list[Path] = []
-    labels: list[int] = []
-    listed = listing.images(train_list, split) if train_list else None
-    for label, name in enumerate(class_names):
-        found = listing.images_below(split / name)
-        if not found:
-            raise LewelError(
-                f"the class folder {split / name} holds no images "
-                f"(files ending in {', '.join(listing.EXTENSIONS)}); put some in, or remove the folder"
-            )
-        if listed is not None:
-            found = [path for path in found if path in listed]
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise LewelError(f"data.train_list {train_list} lists no image of the classes in use ({class_names[0]}, ...)")
-    return Folder(paths, labels, split, config)
+def find(config: Data, roots: Sequence[str]) -> Layout:
+    """The images below roots, as config chooses from them. Raises LewelError where there are none, or lists do not fit.
+
+    Those with labels come first; after them those of a root without labels and those beside the class folders.
+    """
+    if not roots:
+        raise LewelError(f"data.root is empty; --data.root must name {EXPECTED}")
+    passed = PassedOver()
+    sources = [read(places.named(root, EXPECTED), passed) for root in roots]
+    used = _used(config, sources)
+    names = labels.common_classes([source for source in sources if source.test], used)
+    items = _once(list(_items(sources, names)), sources, passed)
+    items = _chosen(config, sources, items, used, passed)
+    if not items:
+        raise LewelError(_nothing(sources, passed))
+    found = Found(
+        where=few([source.train.folder for source in sources]),
+        kinds=Counter(ending(item.path) for item in items),
+        folders=Counter(item.folder for item in items if item.folder),
+        sample=[items[i].path for i in _spaced(len(items))],
+        turned=config.exif_rotate,
+        beside=[source.beside for source in sources if source.beside],
+        passed=passed,
+    )
+    bank = [item for item in items if item.label >= 0]
+    compared = labels.of_eval(config.eval, found.in_eval) if config.eval else _compared(sources, names, bank)
+    found.labels = compared.said
+    return Layout(
+        _folder(items, found.where, config),
+        len(bank),
+        _folder(compared.bank, config.eval, config) if config.eval else None,
+        _folder(compared.test, compared.tested, config) if compared.names else None,
+        len(compared.names),
+        found,
+    )
 
 
-def existing(root: str, expected: str) -> Path:
-    """The folder that data.root names; a LewelError says what was expected there."""
-    if not root:
-        raise LewelError(f"data.root is empty; --data.root must name {expected}")
-    folder = Path(root).expanduser()
-    if folder.is_file():
-        raise LewelError(f"data.root {folder} is a file; unpack it and name the folder. Expected {expected}")
-    if not folder.is_dir():
-        raise LewelError(f"data.root {folder} is not a folder; {_nearby(folder)} Expected {expected}")
-    return folder
+def _spaced(count: int) -> Iterator[int]:
+    """LOOKED_AT numbers below count at equal distances, or all."""
+    most = min(count, LOOKED_AT)
+    return (i * count // most for i in range(most))
 
 
-def _classes(split: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    if not names:
-        raise LewelError(f"{split} holds no class folders; {contents(split)}. Expected {LAYOUT}")
-    return names
+def _folder(items: Sequence[Item], where: str, config: Data) -> Folder:
+    return Folder([Path(item.path) for item in items], [item.label for item in items], Path(where), config)
 
 
-def contents(folder: Path) -> str:
-    """What folder holds, as a clause for an error message that says what is missing from it."""
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    if not names:
-        return "it is empty"
-    return f"it holds {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _items(sources: Sequence[Source], names: Sequence[str]) -> Iterator[Item]:
+    """Every training image, those with a label first."""
+    for source in sources:
+        if source.test:
+            yield from labels.labelled(source.train, names)
+    for source in sources:
+        for path, name in zip(source.train.paths, source.train.classes, strict=True):
+            if not source.test or name not in names:
+                yield Item(path, -1, name)
 
 
-def _nearby(folder: Path) -> str:
-    """Why a path is no folder, as a clause for an error message: its first missing part, and a similar name there."""
-    parent = folder.absolute()
-    while not parent.is_dir():
-        missing, parent = parent.name, parent.parent
-    close = difflib.get_close_matches(missing, [entry.name for entry in parent.iterdir()], n=1)
-    return f"there is no {missing} in {parent}" + (f", did you mean {close[0]}?" if close else ".")
+def _once(items: list[Item], sources: Sequence[Source], passed: PassedOver) -> list[Item]:
+    """items without those that lie below two of the sources; within one a folder is read once already."""
+    if len(sources) == 1:
+        return items
+    identities = Identities()
+    kept: dict[str, Item] = {}
+    for item in items:
+        if kept.setdefault(identities.of(item.path), item) is not item:
+            passed.add("images that data.root names twice", item.path)
+    return list(kept.values())
+
+
+def _used(config: Data, sources: Sequence[Source]) -> set[str] | None:
+    """The class folders that data.classes lists, or None for all."""
+    if not config.classes:
+        return None
+    names = sorted(set().union(*(source.train.names | source.train.empty for source in sources)))
+    return listing.classes(config.classes, names, few([source.train.folder for source in sources]))
+
+
+def _chosen(
+    config: Data, sources: Sequence[Source], items: list[Item], used: set[str] | None, passed: PassedOver
+) -> list[Item]:
+    """Those of items that data.classes and data.train_list choose."""
+    listed = None
+    if config.train_list:
+        starts = [place for source in sources for place in source.places]
+        listed = listing.chosen(config.train_list, [item.path for item in items], starts, passed)
+        items = [item for item in items if item.path in listed]
+    if used is None:
+        return items
+    left_out = [item.path for item in items if item.folder not in used]
+    if left_out:
+        which = "images that data.train_list lists and" if config.train_list else "images that"
+        passed.add(f"{which} are not in a class of data.classes", left_out[0], len(left_out))
+    kept = [item for item in items if item.folder in used]
+    if listed is not None and not kept:
+        raise LewelError(f"data.train_list {config.train_list} lists no image of the classes in use ({min(used)}, ...)")
+    return kept
+
+
+def _nothing(sources: Sequence[Source], passed: PassedOver) -> str:
+    """The sentence about places without a single image."""
+    where = few([shown(source.train.folder) for source in sources])
+    there = places.contents(Path(sources[0].train.folder))
+    lines = passed.lines()
+    return (
+        f"there are no images in data.root {where}: {there}"
+        + (f"; passed over: {few(lines, 3)}" if lines else "")
+        + f". Images are files ending in {', '.join(EXTENSIONS)}"
+    )
+
+
+def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item]) -> Compared:
+    """What kNN compares where data.root has labels; else nothing, and the sentence about it."""
+    splits = [source.test for source in sources if source.test]
+    test = _once([item for split in splits for item in labels.labelled(split, names)], sources, PassedOver())
+    if bank and test:
+        where = few([source.train.folder for source in sources if source.test])
+        return labels.compared(names, bank, test, where, few([split.folder for split in splits]))
+    why = sources[0].why or "no training image that is used has a label"
+    own = next((source for source in sources if not source.test and len(source.train.names) > 1), None)
+    remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
+    if own is not None:
+        remedy += f"; to take the class folders of {own.root}: --data.eval {shlex.quote(own.root)}"
+    return Compared((), [], [], f"kNN is off: {why}. {remedy}")

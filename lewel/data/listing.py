@@ -1,78 +1,191 @@
-"""Which images a folder holds, and which of them a file names: lists of classes (ImageNet-100) and of images (1 %)."""
+"""Files that list what is used: images to train on, classes (ImageNet-100), training images (the 1 % and 10 %)."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import re
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
+from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, order, shown
 from lewel.errors import LewelError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+NAMED = 3  # bad lines that a sentence quotes
+LABELS = "lines with a label behind the path, which is not used: labels come from folders"
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Every image below folder, hidden files left out, in an order that does not depend on the file system."""
-    found = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(filter(_is_image, found))
-
-
-def classes(file: str, names: tuple[str, ...], split: Path) -> set[str]:
-    """The class folders that file lists. Raises LewelError for one that is not among names, the folders in split."""
-    listed = _lines(file, "data.classes")
+def classes(file: str, names: Sequence[str], where: str) -> set[str]:
+    """The class folders that file lists. Raises LewelError for one that is not among names, the folders in where."""
+    listed = [bare for line in _lines(file, "data.classes") if (bare := _without_comment(line))]
     unknown = [name for name in listed if name not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        meant = f"did you mean {shown(near[0])}?" if near else "there are no class folders there."
         raise LewelError(
-            f"data.classes {file} lists {len(unknown)} classes that have no folder in {split}, the first "
-            f"{unknown[0]!r}; did you mean {near}? Expected one class folder a line"
+            f"data.classes {file} lists {len(unknown)} classes that have no folder in {where}, the first "
+            f"{unknown[0]!r}; {meant} Expected one class folder a line"
         )
     return set(listed)
 
 
-def images(file: str, split: Path) -> set[Path]:
-    """The images below split that file lists.
+def images(file: str, passed: PassedOver) -> list[str]:
+    """The paths of the images that file lists, each once, in order; a relative path starts from file's own folder.
 
-    A line is a path below split or a bare file name. A bare name is looked up in the class before its first "_", then
-    among all images. Raises LewelError for a line that names no image, or a bare name that several images have.
+    Raises LewelError for lines that name no image.
     """
-    listed = _lines(file, "data.train_list")
-    paths = {line: split / line if "/" in line else split / line.partition("_")[0] / line for line in listed}
-    found = {line: path for line, path in paths.items() if _is_image(path) and path.is_file()}
-    bare = [line for line in listed if line not in found and "/" not in line]
-    if bare:
-        named = defaultdict(list)
-        for path in images_below(split):
-            named[path.name].append(path)
-        for line in bare:
-            if len(named[line]) > 1:
-                raise LewelError(
-                    f"data.train_list {file} lists {line}, the name of {len(named[line])} images, among them "
-                    f"{named[line][0]} and {named[line][1]}; write its path below {split}"
-                )
-            if named[line]:
-                found[line] = named[line][0]
-    missing = [line for line in listed if line not in found]
-    if missing:
+    folder, identities = os.path.dirname(file), Identities()
+    found: dict[str, str] = {}
+    bad: list[tuple[str, str]] = []
+    for line in _lines(file, "data.root"):
+        readings = ((os.path.join(folder, os.path.expanduser(text)), labelled) for text, labelled in _readings(line))
+        path, labelled = next((reading for reading in readings if os.path.isfile(reading[0])), ("", False))
+        if not path:
+            bad.append((line, _why_no_image([os.path.join(folder, line)])))
+        elif ending(path) not in ("", *EXTENSIONS):  # without a suffix it may be anything, and somebody named it
+            bad.append((line, f"{ending(path)} files are not read"))
+        else:
+            _told(passed, line, labelled, path, identities.of(path), found)
+    if bad:
         raise LewelError(
-            f"data.train_list {file} lists {len(missing)} images that are not in {split}, the first {missing[0]!r}; "
-            "expected one image a line: its path below that folder, or its name"
+            f"data.root {file} lists {len(bad):,} images that are not there: {_quoted(bad)}; expected one image a "
+            f"line, its path absolute or from {folder or '.'}, the folder of the list"
         )
-    return set(found.values())
+    return sorted(found.values(), key=order)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def chosen(file: str, among: Sequence[str], places: Sequence[str], passed: PassedOver) -> set[str]:
+    """Those of the images among that file lists.
+
+    A line is a path, absolute, from one of places or from file's own folder, or a bare file name. A bare name is looked
+    up in the class before its first "_", then among all images. Raises LewelError for lines that name none of the
+    images, or a bare name that several have.
+    """
+    look = _Among(file, among, [*places, os.path.dirname(file)])
+    found: dict[str, str] = {}
+    bad: list[tuple[str, str]] = []
+    for line in _lines(file, "data.train_list"):
+        readings = ((look.up(text), labelled) for text, labelled in _readings(line))
+        path, labelled = next((reading for reading in readings if reading[0]), (None, False))
+        if path is None:
+            bad.append((line, _why_no_image([os.path.join(place, line) for place in look.places])))
+        else:
+            _told(passed, line, labelled, path, path, found)
+    if bad:
+        raise LewelError(
+            f"data.train_list {file} lists {len(bad):,} images that are not in {', '.join(places[:1])}"
+            f"{' and the other places' * (len(places) > 2)}, the first {_quoted(bad)}; "
+            "expected one image a line: its path, absolute or from that folder, or its name"
+        )
+    return set(found)
+
+
+class _Among:
+    """Finds an image by what a list calls it."""
+
+    def __init__(self, file: str, images: Sequence[str], places: Sequence[str]) -> None:
+        self.file, self.places, self.images = file, list(dict.fromkeys(places)), set(images)
+        self.identities = Identities()
+        self._real: dict[str, str] = {}
+        self._named: defaultdict[str, list[str]] = defaultdict(list)
+
+    def up(self, text: str) -> str | None:
+        tries: tuple[Callable[[str], str | None], ...] = (self._by_path, self._by_real_path)
+        tries = tries if os.sep in text else (self._in_its_class, self._by_path, self._by_name, self._by_real_path)
+        return next((path for attempt in tries if (path := attempt(text))), None)
+
+    def _by_path(self, text: str) -> str | None:
+        paths = (os.path.normpath(os.path.join(place, text)) for place in self.places)
+        return next((path for path in paths if path in self.images), None)
+
+    def _in_its_class(self, name: str) -> str | None:
+        return self._by_path(os.path.join(name.partition("_")[0], name))
+
+    def _by_real_path(self, text: str) -> str | None:
+        """Through links, or from another working directory than the images' own paths."""
+        if not self._real:
+            self._real = {self.identities.of(path): path for path in self.images}
+        paths = (os.path.join(place, os.path.expanduser(text)) for place in self.places)
+        return next((self._real[real] for path in paths if (real := os.path.realpath(path)) in self._real), None)
+
+    def _by_name(self, name: str) -> str | None:
+        if not self._named:
+            for path in sorted(self.images, key=order):
+                self._named[os.path.basename(path)].append(path)
+        paths = self._named.get(name, [])
+        if len(paths) > 1:
+            raise LewelError(
+                f"data.train_list {self.file} lists {name}, the name of {len(paths)} images, among them "
+                f"{shown(paths[0])} and {shown(paths[1])}; write its path below {self.places[0]}"
+            )
+        return paths[0] if paths else None
+
+
+def _told(passed: PassedOver, line: str, labelled: bool, path: str, identity: str, found: dict[str, str]) -> None:
+    """Adds the image at path to found, and tells passed what of the line is not used."""
+    if labelled:
+        passed.add(LABELS, line)
+    if identity in found:
+        passed.add("images that are listed twice", path)
+    found.setdefault(identity, path)
+
+
+def _readings(line: str) -> Iterator[tuple[str, bool]]:
+    """What a line may mean, the whole of it first, and whether a label is left out: "path", "path label", "path,label".
+
+    A path may hold blanks, commas and the sign of a comment.
+    """
+    yield line, False
+    if bare := _without_comment(line):
+        if bare != line:
+            yield bare, False
+        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", bare))):
+            yield bare[: mark.start()], True
+
+
+def _without_comment(line: str) -> str:
+    return re.sub(r"(^|\s)#.*", "", line).strip()
+
+
+def _why_no_image(paths: Sequence[str]) -> str:
+    """Why none of paths is an image that is used."""
+    there = next((path for path in paths if os.path.exists(path)), None)
+    if there is None:
+        return "there is no such file"
+    if os.path.isdir(there):
+        return "a folder"
+    return "not below it" if ending(there) in EXTENSIONS else f"{ending(there) or 'files without suffix'} is not read"
+
+
+def _quoted(bad: Sequence[tuple[str, str]]) -> str:
+    named = ", ".join(f"{line!r} ({why})" for line, why in bad[:NAMED])
+    return named + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
 
 
 def _lines(file: str, setting: str) -> list[str]:
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", _text(file, setting))]
+    lines = [line for line in lines if _without_comment(line)]
+    if not lines:
+        raise LewelError(f"{setting} {file} lists nothing; expected one name a line")
+    return lines
+
+
+def _text(file: str, setting: str) -> str:
     try:
-        text = Path(file).expanduser().read_text()
+        with open(os.path.expanduser(file), "rb") as stream:
+            content = stream.read(8192)
+            encoding = _encoding(content)
+            if encoding != "utf-16" and b"\0" in content:
+                raise LewelError(f"{setting} {file} is a file, but no text that lists names")
+            content += stream.read()
+        # A name that is no text to its file system is found by its bytes.
+        return content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")
     except (OSError, UnicodeDecodeError) as error:
         raise LewelError(f"cannot read {setting}: {error}") from None
-    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
-    if not any(lines):
-        raise LewelError(f"{setting} {file} lists nothing; expected one name a line")
-    return [line for line in lines if line]
+
+
+def _encoding(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        return "utf-16"
+    return "utf-8-sig"

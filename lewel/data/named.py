@@ -20,7 +20,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tv
 
 from lewel.data.in_memory import Pixels
-from lewel.data.layout import contents, existing
+from lewel.data.places import contents, existing
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 

@@ -119,9 +119,10 @@ def _check_data(data: Data) -> None:
                 f"data.embedded_test must be at least 2, got {data.embedded_test}: "
                 "the best map is chosen on one half of the images and measured on the other"
             )
-        if data.root:
+        if data.roots:
             raise LewelError(
-                f"data.root {data.root} says nothing about the embedded images; add --data.name folder or leave it out"
+                f"data.root {' '.join(data.roots)} says nothing about the embedded images; add --data.name folder or "
+                "leave it out"
             )
     for setting, file in (("classes", data.classes), ("train_list", data.train_list)):
         if file and data.name != "folder":
@@ -129,6 +130,7 @@ def _check_data(data: Data) -> None:
                 f"data.{setting} {file} chooses from folders of images, but {data.name} is used as a whole; "
                 "leave it out or choose --data.name folder"
             )
+    check_eval(data)
     if data.download and data.name in ("embedded", "folder", CUSTOM):
         raise LewelError(f"data.download fetches sets like cifar10, and {data.name} is none; leave it out")
     if data.name == CUSTOM and data.storage not in ("auto", "files"):
@@ -142,6 +144,15 @@ def _check_data(data: Data) -> None:
         raise LewelError(
             f"data.storage device needs --data.workers 0, got {data.workers}: "
             "workers cannot reach images on a GPU; --data.storage memory lets them prepare batches"
+        )
+
+
+def check_eval(data: Data) -> None:
+    """Raises LewelError for a data.eval that nothing would read, which `lewel eval knn` may give too."""
+    if data.eval and data.name != "folder":
+        raise LewelError(
+            f"data.eval {data.eval} names labelled images beside those of --data.name folder, but {data.name} has its "
+            "own labels; leave it out"
         )
 
 

@@ -37,7 +37,7 @@ def write(session: Session) -> None:
         "",
         f"wrote {drawn}" + (f" and {maps}" if aligned else ""),
         f"next: {python} -m lewel show {folder}",
-        f"      {python} -m lewel eval knn {folder}",
+        f"      {python} -m lewel eval knn {folder}" + ("" if session.sets.num_classes else " --data-eval LABELLED"),
     ]
     if aligned:
         lines.append(f"      {python} -m lewel maps {folder} YOUR_IMAGE.jpg ...")

@@ -73,16 +73,22 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
 
 
 def load(
-    folder: Path, data_root: str = "", *, encoder: nn.Module | None = None, sets: Datasets | None = None
+    folder: Path,
+    data_root: tuple[str, ...] = (),
+    *,
+    data_eval: str = "",
+    encoder: nn.Module | None = None,
+    sets: Datasets | None = None,
 ) -> Session:
     """The session of a run that has finished or stopped: its data sets, and the weights of its newest checkpoint.
 
-    data_root is where the images lie now; "" means where they lay in training. encoder and sets are those of a run that
-    had them from Python. Raises LewelError as newest does.
+    data_root and data_eval say where the images lie now; empty means where they lay in training. encoder and sets are
+    those of a run that had them from Python. Raises LewelError as newest does.
     """
     path, state, run = newest(folder)
-    if data_root:
-        run = replace(run, data=replace(run.data, root=data_root))
+    if data_root or data_eval:
+        places = replace(run.data, root=data_root or run.data.root, eval=data_eval or run.data.eval)
+        run = replace(run, data=places)
     session = prepare(run, folder, encoder=encoder, sets=sets)
     checkpoint.load_weights(session.method, state, path)
     session.steps_done, session.seconds = state["step"], state["seconds"]

@@ -68,6 +68,7 @@ def prepare(
     run = from_python(run, encoder, sets)
     if sets is None:
         sets = data.build(run.data, run.seed, world.device)
+    run = with_labels(run, sets)
     check_size(run, len(sets.train))
     _check_shares(run, sets, world.size)
     torch.backends.cudnn.benchmark = True  # images have one size
@@ -85,6 +86,11 @@ def from_python(run: Train, encoder: nn.Module | None, sets: data.Datasets | Non
     if encoder is not None:
         run = replace(run, encoder=replace(run.encoder, name=CUSTOM))
     return run if sets is None else replace(run, data=replace(run.data, name="custom", root=""))
+
+
+def with_labels(run: Train, sets: data.Datasets) -> Train:
+    """run without kNN where no image has a label."""
+    return run if sets.num_classes else replace(run, knn_every=0)
 
 
 def build(run: Train, device: torch.device, encoder: nn.Module | None = None) -> tuple[Method, torch.optim.Optimizer]:

@@ -1,0 +1,83 @@
+"""What was found where the images are, in a few lines that are said once, before training."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+from PIL import ExifTags, Image
+
+from lewel.data.walk import PassedOver, kinds, shown
+
+LOOKED_AT = 64  # images whose headers are read, at equal distances
+
+
+@dataclass
+class Found:
+    """What lewel.data.layout found. lines opens a few of the images, the rest is known."""
+
+    where: str
+    kinds: Counter[str] = field(default_factory=Counter)  # training images by suffix
+    folders: Counter[str] = field(default_factory=Counter)  # training images by class folder
+    sample: list[str] = field(default_factory=list)  # training images to look at
+    turned: bool = False  # whether data.exif_rotate turns them
+    labels: str = ""  # the sentence about kNN: from which images, or why it is off
+    beside: list[str] = field(default_factory=list)  # what lies beside train/ and is not used
+    passed: PassedOver = field(default_factory=PassedOver)
+    in_eval: PassedOver = field(default_factory=PassedOver)  # passed over in data.eval
+
+    def lines(self) -> list[str]:
+        """What to print: training images by kind, folders and size, what kNN has, what was passed over and why."""
+        count = f"{self.kinds.total():,} training images in {shown(self.where)}"
+        sizes, notes = look(self.sample, self.turned)
+        lines = ["; ".join(part for part in (f"found {count}: {kinds(self.kinds)}", self._folders(), sizes) if part)]
+        lines += [f"  {shown(line)}" for line in (*notes, self.labels, *self.beside) if line]
+        lines += [f"  passed over: {line}" for line in self.passed.lines()]
+        return lines + [f"  passed over in data.eval: {line}" for line in self.in_eval.lines()]
+
+    def _folders(self) -> str:
+        if not self.folders:
+            return ""
+        (most, large), (least, small) = self.folders.most_common()[0], self.folders.most_common()[-1]
+        if len(self.folders) == 1:
+            return f"in one folder, {shown(most)}"
+        each = f"{large:,} each" if large == small else f"{small:,} ({shown(least)}) to {large:,} ({shown(most)})"
+        return f"in {len(self.folders):,} folders of {each}"
+
+
+def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
+    """The sizes of images in words, and a sentence for each thing that training makes of them unasked."""
+    sizes: list[tuple[int, int]] = []
+    rotated = transparent = several = broken = 0
+    for path in paths:
+        try:
+            with warnings.catch_warnings(), Image.open(path) as image:
+                warnings.simplefilter("ignore")
+                sizes.append(image.size)
+                # Of a PNG without it in front, asking would decode the whole.
+                orientation = 1
+                if image.format != "PNG" or "exif" in image.info:
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                rotated += orientation in range(2, 9)
+                transparent += image.has_transparency_data
+                several += getattr(image, "is_animated", False)
+        except Exception:  # whatever a decoder makes of a broken file; training tells of it by name
+            broken += 1
+    of = f"of {len(paths)} that were looked at"
+    how = "are turned as EXIF says" if turned else "have an EXIF rotation, ignored without --data.exif-rotate"
+    notes = (
+        (rotated, how),
+        (transparent, "have transparency, which is dropped"),
+        (several, "hold several pictures, of which the first is used"),
+        (broken, "cannot be read"),
+    )
+    return _sizes(sizes), [f"{of}, {count} {what}" for count, what in notes if count]
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> str:
+    if not sizes:
+        return ""
+    small, large = (pick(sizes, key=lambda size: (size[0] * size[1], size)) for pick in (min, max))
+    text = "{}x{}".format(*small) + ("" if small == large else " to {}x{}".format(*large)) + " pixels"
+    return text if len(sizes) < LOOKED_AT else f"{text} in {LOOKED_AT} looked at"

@@ -1,0 +1,130 @@
+"""Which images have labels that kNN can use."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lewel.data import places
+from lewel.data.splits import TESTS, Source, Split, read
+from lewel.data.walk import EXTENSIONS, PassedOver, shown
+from lewel.errors import LewelError
+
+LABELLED = "a folder with a folder of images for each class, or with train/ and test/ (or val/) that hold these"
+TEST_EVERY = 5  # where there are no test images, every fifth image of a class is one
+
+
+class Item(NamedTuple):
+    """An image: its path, the number of its class or -1, and the class folder it lies in or ""."""
+
+    path: str
+    label: int
+    folder: str
+
+
+def common_classes(sources: Sequence[Source], used: Container[str] | None) -> tuple[str, ...]:
+    """The class folders, among those used, that all splits of sources have in common, sorted.
+
+    Raises LewelError where one split has a class that another has not.
+    """
+    splits = [split for source in sources for split in (source.train, source.test) if split is not None]
+    if not splits:
+        return ()
+    first, *others = splits
+    names = {name for name in first.names if used is None or name in used}
+    for split in others:
+        here = {name for name in split.names if used is None or name in used}
+        if odd := sorted(names ^ here):
+            raise LewelError(_differ(first, split, odd, odd[0] in names))
+    empty = next((name for name in sorted(first.empty) if used is not None and name in used), None)
+    if empty:
+        raise LewelError(_holds_none(first, empty))
+    return tuple(sorted(names))
+
+
+def _differ(first: Split, other: Split, odd: Sequence[str], in_first: bool) -> str:
+    having, lacking = (first, other) if in_first else (other, first)
+    if odd[0] in lacking.empty:
+        return _holds_none(lacking, odd[0])
+    return (
+        f"{shown(first.folder)} and {shown(other.folder)} must hold the same class folders, but {len(odd)} are in one "
+        f"of them only, among them {odd[0]!r} in {shown(having.folder)}"
+    )
+
+
+def _holds_none(split: Split, name: str) -> str:
+    return (
+        f"the class folder {shown(os.path.join(split.folder, name))} holds no images "
+        f"(files ending in {', '.join(EXTENSIONS)}); put some in, or remove the folder"
+    )
+
+
+def labelled(split: Split, names: Sequence[str]) -> list[Item]:
+    """The images of split in the class folders names, each with the number of its own."""
+    number = {name: label for label, name in enumerate(names)}
+    return [Item(path, number[name], name) for path, name in split.labelled() if name in number]
+
+
+class Compared(NamedTuple):
+    """The images that kNN compares, all of them with labels, and a sentence about them."""
+
+    names: tuple[str, ...]  # of the classes; none where kNN is off
+    bank: list[Item]
+    test: list[Item]
+    said: str
+    tested: str = ""  # where the test images are
+
+
+def compared(
+    names: tuple[str, ...], bank: list[Item], test: list[Item], where: str, tested: str, how: str = ""
+) -> Compared:
+    """What kNN compares, told: the images of bank are in where, those of test in tested."""
+    classes = f"{len(names):,} classes" if len(names) > 1 else "one class"
+    said = f"kNN: {len(bank):,} images of {classes} in the bank ({where}), {len(test):,} test images ({how or tested})"
+    if len(names) == 1:
+        said += (
+            f". It means nothing: with {names[0]} alone every answer is right, 100 %; --data.eval names images of "
+            "several classes, --knn-every 0 leaves it out"
+        )
+    return Compared(names, bank, test, said, tested)
+
+
+def of_eval(root: str, passed: PassedOver) -> Compared:
+    """The labelled images of data.eval. Raises LewelError where it has none."""
+    source = read(places.existing(root, LABELLED, "data.eval"), passed)
+    train, test = source.train, source.test
+    if test is not None:
+        names = common_classes([source], None)
+        return compared(names, labelled(train, names), labelled(test, names), train.folder, test.folder)
+    inside = [name for name in TESTS if name in train.names]
+    if inside and train.folder == source.root:
+        raise LewelError(
+            f"data.eval {root} holds {inside[0]}/ but no train/, so its folders are no classes; name the folder that "
+            f"holds the class folders: --data.eval {os.path.join(source.root, inside[0])}"
+        )
+    if not train.names:
+        raise LewelError(
+            f"data.eval {root} has no labels: there are no class folders with images in {shown(train.folder)}, "
+            f"{places.contents(Path(train.folder))}. Expected {LABELLED}"
+        )
+    names = tuple(sorted(train.names))
+    bank, held = _without_every_fifth(labelled(train, names))
+    if not held:
+        raise LewelError(
+            f"data.eval {root} has no test/ or val/ of its own, and no class has {TEST_EVERY} images, of which one "
+            f"would be a test image. Expected {LABELLED}"
+        )
+    return compared(names, bank, held, train.folder, train.folder, f"every {TEST_EVERY}th of a class there")
+
+
+def _without_every_fifth(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """items in two parts, without and with every fifth image of a class."""
+    seen: Counter[int] = Counter()
+    parts: tuple[list[Item], list[Item]] = [], []
+    for item in items:
+        seen[item.label] += 1
+        parts[seen[item.label] % TEST_EVERY == 0].append(item)
+    return parts

@@ -1,0 +1,128 @@
+"""What one place holds: its training images by class folder, and the test images that go with them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lewel.data import listing
+from lewel.data.walk import EXTENSIONS, PassedOver, ending, few, images_below, is_passed_over, shown
+
+TESTS = ("test", "val", "valid", "validation")  # folders with test images; the first that fits train/ is used
+
+
+@dataclass
+class Split:
+    """Images in the order of their paths."""
+
+    folder: str  # or the file that lists them
+    paths: list[str]
+    classes: list[str]  # of each image the class folder it lies in, "" for one beside these
+    empty: set[str] = field(default_factory=set)  # class folders without images
+
+    @property
+    def names(self) -> set[str]:
+        """The class folders that hold images."""
+        return set(self.classes) - {""}
+
+    def labelled(self) -> Iterator[tuple[str, str]]:
+        """Path and class folder of each image that has one."""
+        return ((path, name) for path, name in zip(self.paths, self.classes, strict=True) if name)
+
+
+@dataclass
+class Source:
+    """A place that data.root or data.eval names."""
+
+    root: str
+    train: Split
+    test: Split | None = None
+    why: str = ""
+    """why there are no labels, where test is None"""
+    beside: str = ""
+    """what else is there and is not used, as a sentence"""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the paths of a list may start."""
+        return (self.train.folder, self.root) if os.path.isdir(self.root) else (os.path.dirname(self.root),)
+
+
+def read(place: Path, passed: PassedOver) -> Source:
+    """What a folder holds, or a file lists: the images of train/ where there is one, else all."""
+    root = str(place)
+    if place.is_file():
+        paths = listing.images(root, passed)
+        classes = [os.path.basename(os.path.dirname(path)) for path in paths]
+        why = f"{root} is a list of images, and labels come from train/ and test/ or val/ in a folder"
+        return Source(root, Split(root, paths, classes), why=why)
+    folder = os.path.join(root, "train")
+    if not os.path.isdir(folder):
+        train = _split(root, passed)
+        tests = [f"{name}/" for name in TESTS if name in train.names]
+        beside = f"{root} holds no train/, so all images below it are trained on, those of {few(tests)} too"
+        why = f"{root} holds no train/ with class folders and test/ or val/ beside it"
+        return Source(root, train, why=why, beside=beside if tests else "")
+    train = _split(folder, passed)
+    test, why = _test(root, train, passed)
+    return Source(root, train, test, why, _beside(root, test))
+
+
+def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, str]:
+    """The test images that have the class folders of train, or why there are none."""
+    if not train.names:
+        return None, f"{train.folder} holds no class folders"
+    unfit = []
+    for name in TESTS:
+        folder = os.path.join(root, name)
+        if not os.path.isdir(folder):
+            continue
+        found = PassedOver()
+        split = _split(folder, found)
+        if split.names & train.names:
+            passed.join(found)
+            if loose := split.classes.count(""):
+                first = split.paths[split.classes.index("")]
+                passed.add("test images beside the class folders, which have no label", first, loose)
+            return split, ""
+        unfit.append(f"{name}/")
+    if not unfit:
+        return None, f"{root} holds no folder test or val"
+    return None, f"{few(unfit)} in {root} {'hold' if len(unfit) > 1 else 'holds'} none of the class folders of train/"
+
+
+def _split(folder: str, passed: PassedOver) -> Split:
+    paths = images_below(folder, passed)
+    start = len(os.path.join(folder, ""))
+    classes = [path[start:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
+    empty = _folders(folder) - set(classes)
+    for name in empty:
+        passed.add("folders without images", os.path.join(folder, name))
+    return Split(folder, paths, classes, empty)
+
+
+def _folders(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir() and not is_passed_over(entry.name)}
+    except OSError:  # of which images_below has told
+        return set()
+
+
+def _beside(root: str, test: Split | None) -> str:
+    """What lies in root beside train/ and the test images, and how it would be used."""
+    used = {"train"} | ({os.path.basename(test.folder)} if test else set())
+    others = sorted(_folders(root) - used, key=lambda name: (name in TESTS, name))
+    with os.scandir(root) as entries:
+        images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
+    parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} images"] if images else [])
+    if not parts:
+        return ""
+    place = os.path.join(root, others[0]) if others else "FOLDER"
+    return (
+        f"not used, beside {' and '.join(f'{name}/' for name in sorted(used, reverse=True))} in {root}: {few(parts)}; "
+        f"to train on more, name it too: --data.root {shlex.quote(root)} {shlex.quote(place)}"
+    )

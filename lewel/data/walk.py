@@ -1,0 +1,173 @@
+"""Every image below a folder, in an order that does not depend on the file system, and what was passed over."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import stat
+from collections import Counter
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+# Folders that systems make for themselves beside one's own, in small letters.
+OF_SYSTEMS = (
+    "@eadir", "@__thumb", "#recycle", "@recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information",
+)  # fmt: skip
+NOT_READ = "files of kinds that are not read"
+
+
+class PassedOver:
+    """What was passed over: by reason how often, and the first path in order."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.kinds: Counter[str] = Counter()  # of NOT_READ, by suffix
+
+    def add(self, reason: str, path: str, count: int = 1) -> None:
+        self.counts[reason] += count
+        self.first[reason] = min(self.first.get(reason, path), path, key=order)
+
+    def join(self, other: PassedOver) -> None:
+        """Adds what other has."""
+        for reason, count in other.counts.items():
+            self.add(reason, other.first[reason], count)
+        self.kinds += other.kinds
+
+    def lines(self) -> list[str]:
+        """A line for each reason."""
+        return [
+            f"{count:,} {reason}{self._by_kind() if reason == NOT_READ else ''}, such as {shown(self.first[reason])}"
+            for reason, count in self.counts.most_common()
+        ]
+
+    def _by_kind(self) -> str:
+        return f" ({kinds(self.kinds)})"
+
+
+def images_below(folder: str, passed: PassedOver) -> list[str]:
+    """The paths of every image below folder, in order; what is no image is told to passed.
+
+    Links are followed, and each real folder is read once: real ones first, so that a folder has its own path where it
+    lies below, and a link that leads back adds nothing. No file is looked at but where a link leads to.
+    """
+    return sorted(_Walk(folder, passed).found, key=order)
+
+
+def order(path: str) -> str:
+    """The key that sorts paths part by part, as Path sorts them."""
+    return path.replace(os.sep, "\0")
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a folder of this name is hidden or a system's own."""
+    return name.startswith(".") or name.lower() in OF_SYSTEMS
+
+
+def ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def shown(path: str) -> str:
+    """path as it can be printed anywhere: what is no text of it, and what would break the line, is "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in path)
+
+
+def kinds(counts: Counter[str]) -> str:
+    """How many files there are of each suffix."""
+    return few([f"{count:,} {shown(kind) or 'without suffix'}" for kind, count in counts.most_common()])
+
+
+def few(names: list[str], most: int = 6) -> str:
+    """The first of names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class _Walk:
+    def __init__(self, top: str, passed: PassedOver) -> None:
+        self.passed = passed
+        self.found: list[str] = []
+        self.home = os.path.realpath(top)
+        self.seen: set[tuple[int, int]] = set()  # device and inode of each folder
+        self.links: list[tuple[str, str]] = []  # to folders, with the key that orders them
+        self._read(top)
+        while self.links:
+            _, link = heapq.heappop(self.links)
+            self._follow(link)
+
+    def _follow(self, link: str) -> None:
+        target = os.path.join(os.path.realpath(link), "")
+        places = (self.home, os.path.realpath(os.path.dirname(link)))
+        if any(os.path.join(place, "").startswith(target) for place in places):
+            self.passed.add("links that lead back to a folder they lie in", link)
+        else:
+            self._read(link)
+
+    def _read(self, top: str) -> None:
+        """Takes what is below top without following links to folders, which are kept for later."""
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in self.seen:
+                    self.passed.add("folders that are read under another path already", folder)
+                    continue
+                self.seen.add((status.st_dev, status.st_ino))
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        self._take(entry, folders)
+            except OSError as error:
+                self.passed.add(f"folders that cannot be listed ({error.strerror})", folder)
+
+    def _take(self, entry: os.DirEntry[str], folders: list[str]) -> None:
+        if entry.name[0] == ".":
+            self.passed.add("hidden files and folders", entry.path)
+        elif entry.is_symlink():
+            self._take_link(entry)
+        elif entry.is_file(follow_symlinks=False):
+            self._take_file(entry)
+        elif not entry.is_dir(follow_symlinks=False):
+            self.passed.add("pipes, sockets and devices", entry.path)  # to open one may wait for ever
+        elif is_passed_over(entry.name):
+            self.passed.add("folders of a system's own", entry.path)
+        else:
+            folders.append(entry.path)
+
+    def _take_link(self, link: os.DirEntry[str]) -> None:
+        try:
+            mode = link.stat().st_mode
+        except OSError:
+            self.passed.add("links that lead nowhere", link.path)
+            return
+        if stat.S_ISDIR(mode):
+            heapq.heappush(self.links, (order(link.path), link.path))
+        elif stat.S_ISREG(mode):
+            self._take_file(link)
+        else:
+            self.passed.add("pipes, sockets and devices", link.path)
+
+    def _take_file(self, entry: os.DirEntry[str]) -> None:
+        kind = ending(entry.name)
+        if kind in EXTENSIONS:
+            self.found.append(entry.path)
+        else:
+            self.passed.add(NOT_READ, entry.path)
+            self.passed.kinds[kind] += 1
+
+
+class Identities:
+    """Tells whether two paths name one file, whatever links are on the way."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        """The real path of path."""
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)
