@@ -20,6 +20,7 @@ class Found:
     where: str
     kinds: Counter[str] = field(default_factory=Counter)  # training images by suffix
     folders: Counter[str] = field(default_factory=Counter)  # training images by class folder
+    labelled: bool = False  # whether all these folders are classes
     sample: list[str] = field(default_factory=list)  # training images to look at
     turned: bool = False  # whether data.exif_rotate turns them
     labels: str = ""  # the sentence about kNN: from which images, or why it is off
@@ -33,17 +34,18 @@ class Found:
         sizes, notes = look(self.sample, self.turned)
         lines = ["; ".join(part for part in (f"found {count}: {kinds(self.kinds)}", self._folders(), sizes) if part)]
         lines += [f"  {shown(line)}" for line in (*notes, self.labels, *self.beside) if line]
-        lines += [f"  passed over: {line}" for line in self.passed.lines()]
-        return lines + [f"  passed over in data.eval: {line}" for line in self.in_eval.lines()]
+        lines += [f"  passed over, {line}" for line in self.passed.lines()]
+        return lines + [f"  passed over in data.eval, {line}" for line in self.in_eval.lines()]
 
     def _folders(self) -> str:
         if not self.folders:
             return ""
         (most, large), (least, small) = self.folders.most_common()[0], self.folders.most_common()[-1]
+        what = "class folder" if self.labelled else "folder"
         if len(self.folders) == 1:
-            return f"in one folder, {shown(most)}"
+            return f"in one {what}, {shown(most)}"
         each = f"{large:,} each" if large == small else f"{small:,} ({shown(least)}) to {large:,} ({shown(most)})"
-        return f"in {len(self.folders):,} folders of {each}"
+        return f"in {len(self.folders):,} {what}s of {each}"
 
 
 def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from lewel.data import labels, listing, places
 from lewel.data.folder import Folder
 from lewel.data.found import LOOKED_AT, Found
 from lewel.data.labels import Compared, Item
-from lewel.data.splits import Source, read
+from lewel.data.splits import TESTS, Source, read
 from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, few, shown
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
@@ -55,13 +55,17 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
         kinds=Counter(ending(item.path) for item in items),
         folders=Counter(item.folder for item in items if item.folder),
         sample=[items[i].path for i in _spaced(len(items))],
+        labelled=all(item.label >= 0 for item in items if item.folder),
         turned=config.exif_rotate,
         beside=[source.beside for source in sources if source.beside],
         passed=passed,
     )
     bank = [item for item in items if item.label >= 0]
     compared = labels.of_eval(config.eval, found.in_eval) if config.eval else _compared(sources, names, bank)
+    unlabelled = len(items) - len(bank)
     found.labels = compared.said
+    if bank and unlabelled and not config.eval:
+        found.labels += f"; {unlabelled:,} training images have no label"
     return Layout(
         _folder(items, found.where, config),
         len(bank),
@@ -84,12 +88,13 @@ def _folder(items: Sequence[Item], where: str, config: Data) -> Folder:
 
 def _items(sources: Sequence[Source], names: Sequence[str]) -> Iterator[Item]:
     """Every training image, those with a label first."""
+    known = set(names)
     for source in sources:
         if source.test:
             yield from labels.labelled(source.train, names)
     for source in sources:
         for path, name in zip(source.train.paths, source.train.classes, strict=True):
-            if not source.test or name not in names:
+            if not source.test or name not in known:
                 yield Item(path, -1, name)
 
 
@@ -141,7 +146,7 @@ def _nothing(sources: Sequence[Source], passed: PassedOver) -> str:
     lines = passed.lines()
     return (
         f"there are no images in data.root {where}: {there}"
-        + (f"; passed over: {few(lines, 3)}" if lines else "")
+        + (f"; passed over, {few(lines, 3)}" if lines else "")
         + f". Images are files ending in {', '.join(EXTENSIONS)}"
     )
 
@@ -154,7 +159,7 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
         where = few([source.train.folder for source in sources if source.test])
         return labels.compared(names, bank, test, where, few([split.folder for split in splits]))
     why = sources[0].why or "no training image that is used has a label"
-    own = next((source for source in sources if not source.test and len(source.train.names) > 1), None)
+    own = next((source for source in sources if not source.test and len(source.train.names - set(TESTS)) > 1), None)
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
         remedy += f"; to take the class folders of {own.root}: --data.eval {shlex.quote(own.root)}"

@@ -13,7 +13,7 @@ from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, order, s
 from lewel.errors import LewelError
 
 NAMED = 3  # bad lines that a sentence quotes
-LABELS = "lines with a label behind the path, which is not used: labels come from folders"
+LABELS = "labels behind the paths of a list (labels come from folders)"
 
 
 def classes(file: str, names: Sequence[str], where: str) -> set[str]:
@@ -49,7 +49,7 @@ def images(file: str, passed: PassedOver) -> list[str]:
             _told(passed, line, labelled, path, identities.of(path), found)
     if bad:
         raise LewelError(
-            f"data.root {file} lists {len(bad):,} images that are not there: {_quoted(bad)}; expected one image a "
+            f"data.root {file} has {len(bad):,} lines that name no image: {_quoted(bad)}; expected one image a "
             f"line, its path absolute or from {folder or '.'}, the folder of the list"
         )
     return sorted(found.values(), key=order)
@@ -177,7 +177,7 @@ def _text(file: str, setting: str) -> str:
             content = stream.read(8192)
             encoding = _encoding(content)
             if encoding != "utf-16" and b"\0" in content:
-                raise LewelError(f"{setting} {file} is a file, but no text that lists names")
+                raise LewelError(f"{setting} {file} is a file, but no text that lists names; name a list, or a folder")
             content += stream.read()
         # A name that is no text to its file system is found by its bytes.
         return content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")

@@ -118,7 +118,7 @@ def _beside(root: str, test: Split | None) -> str:
     others = sorted(_folders(root) - used, key=lambda name: (name in TESTS, name))
     with os.scandir(root) as entries:
         images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
-    parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} images"] if images else [])
+    parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} image{'s' * (images > 1)}"] if images else [])
     if not parts:
         return ""
     place = os.path.join(root, others[0]) if others else "FOLDER"

@@ -38,12 +38,12 @@ class PassedOver:
     def lines(self) -> list[str]:
         """A line for each reason."""
         return [
-            f"{count:,} {reason}{self._by_kind() if reason == NOT_READ else ''}, such as {shown(self.first[reason])}"
+            f"{reason}: {self._counted(reason, count)}{', such as' if count > 1 else ','} {shown(self.first[reason])}"
             for reason, count in self.counts.most_common()
         ]
 
-    def _by_kind(self) -> str:
-        return f" ({kinds(self.kinds)})"
+    def _counted(self, reason: str, count: int) -> str:
+        return kinds(self.kinds) if reason == NOT_READ else f"{count:,}"
 
 
 def images_below(folder: str, passed: PassedOver) -> list[str]:
@@ -66,6 +66,7 @@ def is_passed_over(name: str) -> bool:
 
 
 def ending(name: str) -> str:
+    """The suffix of a file name or path in small letters, with its dot; "" where there is none."""
     return os.path.splitext(name)[1].lower()
 
 

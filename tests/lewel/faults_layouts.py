@@ -2,13 +2,461 @@
 
 from __future__ import annotations
 
-from fault import TRAIN, Fault, labelled
+import os
+from pathlib import Path
+
+from fault import OF_FILES, TRAIN, Ended, Fault, labelled, picture, pictures
+from PIL import Image
+
+import lewel
+from lewel.watching import log
+
+OFF = "kNN is off: "
+
+
+def trained_without_labels(ended: Ended) -> None:
+    """The run is whole, with pictures and a report, and nothing in it speaks of kNN."""
+    run = ended.folder / "run"
+    for name in ("report.txt", "maps.png", "curves.png", "checkpoints"):
+        assert (run / name).exists(), name
+    records = log.read(run / "log.jsonl")
+    assert "epoch" in {record["kind"] for record in records}
+    assert not [key for record in records for key in record if key.startswith("knn")]
+    assert "kNN" not in (run / "report.txt").read_text()
+
+
+def compared(ended: Ended) -> None:
+    """The run has an accuracy before and after."""
+    kinds = {record["kind"]: record for record in log.read(ended.folder / "run" / "log.jsonl")}
+    assert "knn_pixels" in kinds["baselines"]
+    assert "knn" in kinds["epoch"]
+
+
+def nothing_written(ended: Ended) -> None:
+    assert not (ended.folder / "run").exists()
+
+
+def classes(folder: Path, count: int = 10) -> None:
+    for name in ("ant", "bee"):
+        pictures(folder / name, count)
+
+
+def as_imagenet(root: Path) -> None:
+    """root/train, and root/val with its test images."""
+    labelled(root)
+    (root / "test").rename(root / "val")
+
+
+def listed(folder: Path, *lines: str, name: str = "list.txt") -> None:
+    (folder / name).write_text("\n".join(lines))
+
+
+def tiny_imagenet(folder: Path) -> None:
+    as_imagenet(folder / "set")
+    pictures(folder / "set" / "test" / "images", 5)
+
+
+def imagenet_with_empty_test(folder: Path) -> None:
+    as_imagenet(folder / "set")
+    (folder / "set" / "test").mkdir()
+
+
+def imagenet_with_empty_classes_in_test(folder: Path) -> None:
+    as_imagenet(folder / "set")
+    for name in ("ant", "bee"):
+        (folder / "set" / "test" / name).mkdir(parents=True)
+
+
+def beside_the_classes(folder: Path) -> None:
+    labelled(folder / "set")
+    pictures(folder / "set" / "train", 40)
+
+
+def several(folder: Path) -> None:
+    """The second place links to the first."""
+    labelled(folder / "set")
+    pictures(folder / "more" / "2020" / "may", 9, "jpg")
+    (folder / "more" / "again").symlink_to("../set/train")
+
+
+def in_a_list(folder: Path) -> None:
+    pictures(folder / "pictures", 12)
+    names = [f"../pictures/{i:03}.png" for i in range(10)]
+    (folder / "lists").mkdir()
+    lines = [*names[:3], f"{names[3]} 7", f"{names[4]},7", f"{names[5]}\t7", "", "# a comment", *names[6:]]
+    lines += [str(folder / "pictures" / "010.png"), names[0]]
+    (folder / "lists" / "all.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+
+
+def in_a_list_with_holes(folder: Path) -> None:
+    pictures(folder / "pictures", 12)
+    lines = [f"pictures/{i:03}.png" for i in range(14)]
+    listed(folder, *lines, "pictures", "tiny.yaml")
+
+
+def loops(folder: Path) -> None:
+    """24 training images, and links to what they lie in."""
+    labelled(folder / "set", train=12)
+    for name in ("ant", "bee"):
+        inside = folder / "set" / "train" / name
+        for link, to in (("up", ".."), ("root", "../.."), ("itself", ".")):
+            (inside / link).symlink_to(to)
+    (folder / "set" / "train" / "ant" / "gone.png").symlink_to("nowhere.png")
+    (folder / "set" / "train" / "ant" / "circle").symlink_to("circle")
+
+
+def odd_files(folder: Path) -> None:
+    labelled(folder / "set")
+    ant = folder / "set" / "train" / "ant"
+    for ending in ("pgm", "jfif", "jpe", "pbm", "pnm", "avif", "jp2", "heic"):
+        picture(ant / "odd.png").rename(ant / f"odd.{ending}")
+    picture(ant / "odd.png").rename(ant / "odd")
+    picture(ant / "._000.png")
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found"):
+        picture(ant / name / "000.png")
+    picture(folder / "set" / "train" / "@eaDir" / "000.png")
+    (folder / "set" / "train" / "cat").mkdir()
+    os.mkfifo(ant / "pipe.png")
+    pictures(folder / "set" / "unlabeled", 3)
+    picture(folder / "set" / "cover.jpg")
+
+
+def listed_in_every_form(folder: Path) -> None:
+    """Each of 16 images once."""
+    labelled(folder / "set", train=10)
+    (folder / "link").symlink_to("set/train/bee")
+    lines = [f"../train/ant/{i:03}.png" for i in range(3)]
+    lines += [f"./ant/{i:03}.png" for i in range(3, 5)]
+    lines += [str(folder / "set" / "train" / "ant" / f"{i:03}.png") for i in range(5, 7)]
+    lines += ["train/ant/007.png", "set/train/ant/008.png", "ant/009.png 0", "bee/000.png,1", "bee/001.png\t1"]
+    lines += [f"link/{i:03}.png" for i in range(2, 4)] + [str(folder / "link" / "004.png"), "bee/005.png  # a comment"]
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+
+
+def listed_that_are_not_there(folder: Path) -> None:
+    labelled(folder / "set")
+    picture(folder / "elsewhere.png")
+    listed(folder, *(f"ant/{i:03}.png" for i in range(8)), "ant/008.png", str(folder / "elsewhere.png"), "ant")
+
+
+def listed_beyond_the_classes(folder: Path) -> None:
+    labelled(folder / "set", train=10)
+    listed(folder, *(f"{name}/{i:03}.png" for name in ("ant", "bee") for i in range(9)))
+    (folder / "classes.txt").write_bytes(b"\xef\xbb\xbfant\r\n")
+
+
+def trained_flat(folder: Path) -> None:
+    """A run on images without labels, and labelled ones."""
+    pictures(folder / "set", 20)
+    classes(folder / "known")
+    lewel.train(config=OF_FILES, data=folder / "set", out=folder / "run")
+
+
+def headers(folder: Path) -> None:
+    pictures(folder / "set", 14)
+    image = Image.new("RGB", (60, 50))
+    image.getexif()[0x0112] = 6
+    image.save(folder / "set" / "turned.jpg", exif=image.getexif())
+    image.convert("RGBA").save(folder / "set" / "clear.png")
+    (folder / "set" / "broken.jpg").write_bytes(b"")
+
 
 ROWS = (
     Fault(
         name="labelled",
         arrange=lambda folder: labelled(folder / "set"),
         command=f"{TRAIN} --data.root set --out run",
-        says=("kNN-200", "16 training images"),
+        says=("kNN-200", "found 16 training images in set/train: 16 .png; in 2 class folders of 8 each; 40x32 pixels"),
+        left=compared,
+    ),
+    Fault(
+        name="flat",
+        arrange=lambda folder: pictures(folder / "set", 20),
+        command=f"{TRAIN} --data.root set --out run",
+        says=("found 20 training images in set", OFF, "--data.eval ROOT names labelled images", "knn_every: 0"),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="flat train",
+        arrange=lambda folder: pictures(folder / "set" / "train", 20),
+        command=f"{TRAIN} --data.root set --out run",
+        says=(f"{OFF}set/train holds no class folders",),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="class folders alone",
+        arrange=lambda folder: classes(folder / "set"),
+        command=f"{TRAIN} --data.root set --out run",
+        says=("found 20 training images", OFF, "--data.eval set"),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="class folders alone, decoded once",
+        arrange=lambda folder: classes(folder / "set"),
+        command=f"{TRAIN} --data.root set --out run --data.storage memory",
+        says=(OFF,),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="class folders compared",
+        arrange=lambda folder: classes(folder / "set"),
+        command=f"{TRAIN} --data.root set --data.eval set --out run",
+        says=("kNN: 16 images of 2 classes in the bank (set), 4 test images (every 5th of a class there)",),
+        left=compared,
+    ),
+    Fault(
+        name="train without test",
+        arrange=lambda folder: classes(folder / "set" / "train"),
+        command=f"{TRAIN} --data.root set --out run",
+        says=(f"{OFF}set holds no folder test or val",),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="flat beside labelled",
+        arrange=lambda folder: (pictures(folder / "set", 20), labelled(folder / "known")),
+        command=f"{TRAIN} --data.root set --data.eval known --out run",
+        says=(
+            "20 training images",
+            "kNN: 16 images of 2 classes in the bank (known/train), 4 test images (known/test)",
+        ),
+        left=compared,
+    ),
+    Fault(
+        name="nested deeply",
+        arrange=lambda folder: [pictures(folder / "set" / "2020" / str(i) / "raw", 6) for i in range(3)],
+        command=f"{TRAIN} --data.root set --out run",
+        says=("found 18 training images", OFF),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="several places",
+        arrange=several,
+        command=f"{TRAIN} --data.root set more --out run",
+        says=(
+            "found 25 training images in set/train, more",
+            "images that data.root names twice: 16",
+            "9 training images",
+        ),
+        left=compared,
+    ),
+    Fault(
+        name="a list of images",
+        arrange=in_a_list,
+        command=f"{TRAIN} --data.root lists/all.txt --out run",
+        says=("found 11 training images", "labels come from folders", "images that are listed twice: 1", OFF),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="a list of images that are not there",
+        arrange=in_a_list_with_holes,
+        command=f"{TRAIN} --data.root list.txt --out run",
+        says=("4 lines that name no image", "'pictures/012.png' (there is no such file)", "'pictures' (a folder)"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="an archive",
+        arrange=lambda folder: (folder / "set.tar.gz").write_bytes(b""),
+        command=f"{TRAIN} --data.root set.tar.gz --out run",
+        says=("set.tar.gz is a file; unpack it",),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="an image for a folder",
+        arrange=lambda folder: picture(folder / "one.png"),
+        command=f"{TRAIN} --data.root one.png --out run",
+        says=("one.png is a file, but no text that lists names",),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="no image that is read",
+        arrange=lambda folder: [
+            picture(folder / "set" / "0.png").rename(folder / "set" / f"{i}.avif") for i in range(3)
+        ],
+        command=f"{TRAIN} --data.root set --out run",
+        says=("there are no images in data.root set", "3 .avif", ".jpg"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="flat labels",
+        arrange=lambda folder: (pictures(folder / "set", 20), pictures(folder / "known", 20)),
+        command=f"{TRAIN} --data.root set --data.eval known --out run",
+        says=("data.eval known has no labels", "there are no class folders", "a folder of images for each class"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="labels in val alone",
+        arrange=lambda folder: (pictures(folder / "set", 20), classes(folder / "known" / "val")),
+        command=f"{TRAIN} --data.root set --data.eval known --out run",
+        says=("its folders are no classes", "--data.eval known/val"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="labels for a set that has its own",
+        arrange=lambda folder: classes(folder / "known"),
+        command=f"{TRAIN} --data.name embedded --data.eval known --out run",
+        says=("data.eval known names labelled images beside those of --data.name folder",),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="val beside a flat test",
+        arrange=tiny_imagenet,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("4 test images (set/val)", "not used", "test/"),
+        left=compared,
+    ),
+    Fault(
+        name="val beside an empty test",
+        arrange=imagenet_with_empty_test,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("4 test images (set/val)",),
+        left=compared,
+    ),
+    Fault(
+        name="val beside empty classes of test",
+        arrange=imagenet_with_empty_classes_in_test,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("4 test images (set/val)",),
+        left=compared,
+    ),
+    Fault(
+        name="images beside class folders",
+        arrange=beside_the_classes,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("found 56 training images", "kNN: 16 images", "40 training images have no label"),
+        left=compared,
+    ),
+    Fault(
+        name="images beside class folders, decoded once",
+        arrange=beside_the_classes,
+        command=f"{TRAIN} --data.root set --data.storage memory --out run",
+        says=("found 56 training images", "kNN: 16 images"),
+        left=compared,
+    ),
+    Fault(
+        name="one class",
+        arrange=lambda folder: [pictures(folder / "set" / split / "ant", 12) for split in ("train", "test")],
+        command=f"{TRAIN} --data.root set --out run",
+        says=("It means nothing", "100 %", "--knn-every 0"),
+        left=compared,
+    ),
+    Fault(
+        name="links that loop",
+        arrange=loops,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "found 24 training images",
+            "links that lead back to a folder they lie in: 6, such as set/train/ant/itself",
+            "links that lead nowhere: 2",
+        ),
+    ),
+    Fault(
+        name="odd files and folders",
+        arrange=odd_files,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "found 21 training images in set/train: 16 .png, 1 .pgm, 1 .jfif, 1 .jpe",
+            "files of kinds that are not read: 1 ",
+            ".avif",
+            "1 without suffix",
+            "folders of a system's own: 5",
+            "hidden files and folders: 2",
+            "folders without images: 1, set/train/cat",
+            "pipes, sockets and devices: 1, set/train/ant/pipe.png",
+            "unlabeled/, 1 image; to train on more, name it too: --data.root set set/unlabeled",
+        ),
+    ),
+    Fault(
+        name="headers",
+        arrange=headers,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=(
+            "40x32 to 60x50 pixels",
+            "of 17 that were looked at, 1 have an EXIF rotation, ignored without --data.exif-rotate",
+            "1 have transparency, which is dropped",
+            "1 cannot be read",
+        ),
+    ),
+    Fault(
+        name="a dry run of images without labels",
+        arrange=in_a_list,
+        command=f"{TRAIN} --data.root lists/all.txt --dry-run",
+        says=("found 11 training images", "counted in lists/all.txt", OFF, "knn_every: 0"),
+    ),
+    Fault(
+        name="listed in every form",
+        arrange=listed_in_every_form,
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --out run",
+        says=("found 16 training images", "in 2 class folders of 6 (bee) to 10 (ant)", "labels behind the paths"),
+    ),
+    Fault(
+        name="listed and not there",
+        arrange=listed_that_are_not_there,
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --out run",
+        says=(
+            "lists 3 images that are not in set/train",
+            "'ant/008.png' (there is no such file)",
+            "not below",
+            "a folder",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="listed in no class of use",
+        arrange=listed_beyond_the_classes,
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --data.classes classes.txt --out run",
+        says=("found 9 training images", "that data.train_list lists and are not in a class of data.classes: 9"),
+    ),
+    Fault(
+        name="listed without labels",
+        arrange=lambda folder: (
+            pictures(folder / "set", 20),
+            listed(folder, *(f"{i:03}.png 1" for i in range(0, 20, 2))),
+        ),
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --out run",
+        says=("found 10 training images in set", OFF),
+        left=trained_without_labels,
+    ),
+    Fault(
+        name="other classes in test",
+        arrange=lambda folder: (labelled(folder / "set"), picture(folder / "set" / "train" / "cat" / "0.png")),
+        command=f"{TRAIN} --data.root set --out run",
+        says=("must hold the same class folders", "'cat' in set/train"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="kNN of a run without labels",
+        arrange=trained_flat,
+        command="eval knn run",
+        says=("kNN compares labels, and the images of run have none", "--data-eval ROOT"),
+        status=2,
+    ),
+    Fault(
+        name="kNN of a run without labels, given some",
+        arrange=trained_flat,
+        command="eval knn run --data-eval known",
+        says=("run: kNN-200",),
+    ),
+    Fault(
+        name="continued with labels",
+        arrange=trained_flat,
+        command=f"{TRAIN} --data.root set --data.eval known --epochs 1 --out run --resume auto",
+        says=("kNN: 16 images of 2 classes", "continuing after step 2"),
+    ),
+    Fault(
+        name="a user who is not there",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.root ~nobody-of-this-name/set --out run",
+        says=("is not a folder",),
+        status=2,
+        left=nothing_written,
     ),
 )
