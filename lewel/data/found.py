@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import ExifTags, Image
 
-from lewel.data.walk import PassedOver, kinds, shown
+from lewel.data.walk import PassedOver, kinds, ranked, shown
 
 LOOKED_AT = 64  # images whose headers are read, at equal distances
 
@@ -40,7 +40,7 @@ class Found:
     def _folders(self) -> str:
         if not self.folders:
             return ""
-        (most, large), (least, small) = self.folders.most_common()[0], self.folders.most_common()[-1]
+        (most, large), *_, (least, small) = ranked(self.folders) * 2  # of one folder too
         what = "class folder" if self.labelled else "folder"
         if len(self.folders) == 1:
             return f"in one {what}, {shown(most)}"

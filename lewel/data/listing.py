@@ -137,11 +137,12 @@ def _readings(line: str) -> Iterator[tuple[str, bool]]:
     A path may hold blanks, commas and the sign of a comment.
     """
     yield line, False
-    if bare := _without_comment(line):
-        if bare != line:
-            yield bare, False
-        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", bare))):
-            yield bare[: mark.start()], True
+    bare = _without_comment(line)
+    if bare != line:
+        yield bare, False
+    for text in dict.fromkeys((bare, line)):
+        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", text))):
+            yield text[: mark.start()], True
 
 
 def _without_comment(line: str) -> str:

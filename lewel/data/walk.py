@@ -39,7 +39,7 @@ class PassedOver:
         """A line for each reason."""
         return [
             f"{reason}: {self._counted(reason, count)}{', such as' if count > 1 else ','} {shown(self.first[reason])}"
-            for reason, count in self.counts.most_common()
+            for reason, count in ranked(self.counts)
         ]
 
     def _counted(self, reason: str, count: int) -> str:
@@ -77,7 +77,12 @@ def shown(path: str) -> str:
 
 def kinds(counts: Counter[str]) -> str:
     """How many files there are of each suffix."""
-    return few([f"{count:,} {shown(kind) or 'without suffix'}" for kind, count in counts.most_common()])
+    return few([f"{count:,} {shown(kind) or 'without suffix'}" for kind, count in ranked(counts)])
+
+
+def ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    """What was counted, the most frequent first, and of equals the first by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def few(names: list[str], most: int = 6) -> str:

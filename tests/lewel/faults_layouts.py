@@ -361,10 +361,8 @@ ROWS = (
         arrange=odd_files,
         command=f"{TRAIN} --data.root set --out run",
         says=(
-            "found 21 training images in set/train: 16 .png, 1 .pgm, 1 .jfif, 1 .jpe",
-            "files of kinds that are not read: 1 ",
-            ".avif",
-            "1 without suffix",
+            "found 21 training images in set/train: 16 .png, 1 .jfif, 1 .jpe, 1 .pbm, 1 .pgm, 1 .pnm",
+            "files of kinds that are not read: 1 without suffix, 1 .avif, 1 .heic, 1 .jp2, such as",
             "folders of a system's own: 5",
             "hidden files and folders: 2",
             "folders without images: 1, set/train/cat",

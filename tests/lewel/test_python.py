@@ -94,7 +94,7 @@ class TestSettings:
             ({"preset": "embedded/lewel"}, "did you mean embedded/lewel_"),
             ({"preset": "embedded/lewel_m", "config": "a.yaml"}, "preset and config both name a recipe"),
             ({"encoder": "resnet18"}, "encoder is a torch.nn.Module or a table of settings"),
-            ({"data": 3}, "data is a folder, two data sets"),
+            ({"data": 3}, "data is a folder or several, two data sets"),
             ({"method": {"loss": "triplet"}}, "method.loss must be one of infonce, byol, simsiam"),
         ],
         ids=str,
@@ -290,6 +290,29 @@ class TestData:
                     Pictures(1)[i][0].save(tmp_path / split / label / f"{i}.png")
         run = lewel.train(out=tmp_path / "run", config=TINY, data=tmp_path, epochs=1)
         assert (run.config.data.name, run.config.data.root) == ("folder", str(tmp_path))
+
+    def test_is_several_folders(self, tmp_path):
+        for place in ("here", "there"):
+            (tmp_path / place).mkdir()
+            for i in range(16):
+                Pictures(1)[i][0].save(tmp_path / place / f"{i}.png")
+        run = lewel.train(
+            out=tmp_path / "run", config=TINY, data=[tmp_path / "here", str(tmp_path / "there")], epochs=1
+        )
+        assert (run.config.data.name, run.config.knn_every) == ("folder", 0)
+        assert run.config.data.roots == (str(tmp_path / "here"), str(tmp_path / "there"))
+        assert len(run.session.sets.train) == 32
+        with pytest.raises(LewelError, match="kNN compares labels"):
+            lewel.eval("knn", run.folder)
+        assert lewel.eval("knn", run.folder, data_eval=self.known(tmp_path)) == {200: 50.0, 20: 50.0}
+
+    def known(self, folder):
+        """Ten images in each of two classes, all alike."""
+        for label in ("a", "b"):
+            (folder / "known" / label).mkdir(parents=True)
+            for i in range(10):
+                Pictures(1)[0][0].save(folder / "known" / label / f"{i}.png")
+        return folder / "known"
 
     @pytest.mark.parametrize(
         ("train", "sentence"),

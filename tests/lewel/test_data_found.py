@@ -1,0 +1,250 @@
+"""Which images are found, in which order, with which labels, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fault import labelled, picture, pictures
+from PIL import Image
+
+from lewel.data import build, eval_batches
+from lewel.data.found import look
+from lewel.data.walk import EXTENSIONS, PassedOver, images_below, shown
+from lewel.errors import LewelError
+from lewel.recipe.schema import Data
+
+
+def sets_of(*roots: Path, **settings):
+    return build(Data(name="folder", root=tuple(map(str, roots)), image_size=16, **settings), seed=0)
+
+
+def paths_of(split) -> list[str]:
+    return [os.fsdecode(path) for path in split.paths]
+
+
+def below(folder: Path) -> list[str]:
+    return [path.removeprefix(f"{folder}/") for path in images_below(str(folder), PassedOver())]
+
+
+def passed(folder: Path) -> dict[str, int]:
+    told = PassedOver()
+    images_below(str(folder), told)
+    return dict(told.counts)
+
+
+class TestWalk:
+    def test_order_is_that_of_sorted_paths_whatever_the_system_says(self, tmp_path, monkeypatch):
+        names = ("a/1.png", "a-b/1.png", "a.png", "a/b/1.png", "a/b.png", "B/1.png", "a b/1.png", "z/10.png", "z/9.png")
+        for name in names:
+            picture(tmp_path / name)
+        expected = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*.png"))]
+        assert below(tmp_path) == expected
+        scandir = os.scandir
+
+        class Backwards:
+            def __init__(self, folder):
+                with scandir(folder) as entries:
+                    self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+            def __enter__(self) -> Sequence[os.DirEntry[str]]:
+                return self.entries
+
+            def __exit__(self, *_):
+                pass
+
+        monkeypatch.setattr(os, "scandir", Backwards)
+        assert below(tmp_path) == expected
+
+    def test_a_folder_has_its_own_path_where_a_link_comes_first(self, tmp_path):
+        picture(tmp_path / "set" / "b" / "0.png")
+        (tmp_path / "set" / "a").symlink_to("b")
+        assert below(tmp_path / "set") == ["b/0.png"]
+        assert passed(tmp_path / "set") == {"folders that are read under another path already": 1}
+
+    def test_a_folder_that_two_links_lead_to_is_read_once(self, tmp_path):
+        picture(tmp_path / "elsewhere" / "deep" / "0.png")
+        for name, to in (("b", "elsewhere"), ("a", "elsewhere/deep")):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            (tmp_path / "set" / name).symlink_to(tmp_path / to)
+        assert below(tmp_path / "set") == ["a/0.png"]
+
+    def test_links_that_lead_back_from_outside_add_nothing(self, tmp_path):
+        picture(tmp_path / "root" / "train" / "ant" / "0.png")
+        picture(tmp_path / "root" / "test" / "ant" / "0.png")
+        picture(tmp_path / "outside" / "0.png")
+        (tmp_path / "root" / "train" / "ant" / "out").symlink_to(tmp_path / "outside")
+        (tmp_path / "outside" / "back").symlink_to(tmp_path / "root")
+        assert below(tmp_path / "root" / "train") == ["ant/0.png", "ant/out/0.png"]
+        assert passed(tmp_path / "root" / "train") == {"links that lead back to a folder they lie in": 1}
+
+    def test_a_folder_that_cannot_be_listed_is_told_of(self, tmp_path, monkeypatch):
+        for name in ("open", "shut"):
+            picture(tmp_path / name / "0.png")
+        scandir = os.scandir
+
+        def refuse(folder):
+            if str(folder).endswith("shut"):
+                raise PermissionError(13, "Permission denied")
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        assert below(tmp_path) == ["open/0.png"]
+        assert passed(tmp_path) == {"folders that cannot be listed (Permission denied)": 1}
+
+    def test_names_that_are_no_text_are_read_and_can_be_printed(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9")
+        picture(tmp_path / name / "0.png")
+        (tmp_path / name / "line\nbreak.txt").write_text("")
+        sets = sets_of(tmp_path)
+        assert len(sets.train) == 1
+        for line in sets.found.lines():
+            line.encode()
+            assert "\n" not in line
+        assert shown(name) == "caf?"
+
+    def test_no_file_is_looked_at(self, tmp_path, monkeypatch):
+        pictures(tmp_path / "a", 30)
+        calls = []
+        stat = os.stat
+        monkeypatch.setattr(os, "stat", lambda *a, **k: calls.append(a) or stat(*a, **k))
+        assert len(below(tmp_path)) == 30
+        assert len(calls) <= 4
+
+    @pytest.mark.parametrize("ending", EXTENSIONS)
+    def test_every_ending_can_be_read(self, ending, tmp_path):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"0{ending.upper()}")
+        assert len(sets_of(tmp_path).bank[np.arange(1)][0]) == 1
+
+
+class TestLabels:
+    def test_unlabelled_ones_come_last_and_into_no_bank(self, tmp_path):
+        labelled(tmp_path, train=3)
+        pictures(tmp_path / "train", 5)
+        sets = sets_of(tmp_path)
+        assert sets.train.split.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 5
+        [(_, labels)] = eval_batches(sets.bank, 20)
+        assert labels.tolist() == [0] * 3 + [1] * 3
+
+    @pytest.mark.parametrize("storage", ["files", "memory"])
+    @pytest.mark.filterwarnings("ignore:cannot read")
+    def test_no_unlabelled_one_takes_the_place_of_one_with_a_label(self, storage, tmp_path):
+        labelled(tmp_path, train=4)
+        pictures(tmp_path / "train", 40)
+        (tmp_path / "train" / "bee" / "003.png").write_bytes(b"")
+        sets = sets_of(tmp_path, storage=storage)
+        labels = torch.cat([labels for _, labels in eval_batches(sets.bank, 20)])
+        assert len(labels) == len(sets.bank)
+        assert labels.min() >= 0
+
+    def test_of_two_labelled_places_agree(self, tmp_path):
+        for name in ("one", "two"):
+            labelled(tmp_path / name, train=3)
+        sets = sets_of(tmp_path / "one", tmp_path / "two")
+        assert (len(sets.train), len(sets.bank), len(sets.test), sets.num_classes) == (12, 12, 8, 2)
+        assert sets.train.split.labels.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3
+        for split in ("train", "test"):
+            picture(tmp_path / "two" / split / "cat" / "0.png")
+        with pytest.raises(LewelError, match=r"must hold the same class folders, but 1 are .* 'cat'"):
+            sets_of(tmp_path / "one", tmp_path / "two")
+
+    def test_an_image_below_two_places_counts_once_and_keeps_its_label(self, tmp_path):
+        labelled(tmp_path / "set", train=3)
+        first = sets_of(tmp_path / "set", tmp_path)
+        assert first.train.split.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 4  # the test images
+        other = sets_of(tmp_path, tmp_path / "set")
+        assert paths_of(other.train.split) == paths_of(first.train.split)
+
+    def test_a_class_without_images_in_either_split_is_none(self, tmp_path):
+        labelled(tmp_path)
+        for split in ("train", "test"):
+            (tmp_path / split / "cat").mkdir()
+        sets = sets_of(tmp_path)
+        assert sets.num_classes == 2
+        assert "folders without images: 2" in "\n".join(sets.found.lines())
+
+    @pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
+    def test_the_first_test_folder_that_fits_is_used(self, name, tmp_path):
+        labelled(tmp_path)
+        os.renames(tmp_path / "test", tmp_path / name)
+        for other in ("test", "val", "valid", "validation"):
+            if not (tmp_path / other).exists():
+                pictures(tmp_path / other / "images", 1)
+        assert sets_of(tmp_path).test.split.split == tmp_path / name
+
+    def test_every_fifth_of_a_class_is_a_test_image(self, tmp_path):
+        pictures(tmp_path / "flat", 4)
+        for name, count in (("ant", 11), ("bee", 4), ("cat", 5)):
+            pictures(tmp_path / "known" / name, count)
+        sets = sets_of(tmp_path / "flat", eval=str(tmp_path / "known"))
+        assert [path.removeprefix(f"{tmp_path}/known/") for path in paths_of(sets.test.split)] == [
+            "ant/004.png", "ant/009.png", "cat/004.png",
+        ]  # fmt: skip
+        assert sets.test.split.labels.tolist() == [0, 0, 2]
+        assert (len(sets.train), len(sets.bank), sets.num_classes) == (4, 17, 3)
+
+    def test_eval_comes_before_the_labels_of_root(self, tmp_path):
+        labelled(tmp_path / "set")
+        for name in ("x", "y", "z"):
+            pictures(tmp_path / "known" / name, 5)
+        sets = sets_of(tmp_path / "set", eval=str(tmp_path / "known"))
+        assert (len(sets.train), len(sets.bank), len(sets.test), sets.num_classes) == (16, 12, 3, 3)
+
+    @pytest.mark.parametrize(("count", "sentence"), [(4, "no class has 5 images"), (0, "has no labels")])
+    def test_too_few_for_a_test_image_are_refused(self, count, sentence, tmp_path):
+        pictures(tmp_path / "flat", 4)
+        (tmp_path / "known").mkdir()
+        pictures(tmp_path / "known" / "ant", count)
+        with pytest.raises(LewelError, match=sentence):
+            sets_of(tmp_path / "flat", eval=str(tmp_path / "known"))
+
+
+class TestLists:
+    @pytest.mark.parametrize("name", ["a b.png", "a, b.png", "a #1.png", "äöü.png", "no suffix"])
+    def test_a_path_may_hold_whatever_a_label_is_told_by(self, name, tmp_path):
+        pictures(tmp_path / "deep", 2)
+        (tmp_path / "deep" / "000.png").rename(tmp_path / "deep" / name)
+        for line in (f"deep/{name}", f"deep/{name} 3", f"deep/{name},3", f"deep/{name}\t3\tmore"):
+            (tmp_path / "list").write_text(line)
+            assert paths_of(sets_of(tmp_path / "list").train.split) == [str(tmp_path / "deep" / name)]
+
+    def test_of_utf_16(self, tmp_path):
+        pictures(tmp_path, 2)
+        (tmp_path / "list").write_text("000.png\n001.png", encoding="utf-16")
+        assert len(sets_of(tmp_path / "list").train) == 2
+
+    def test_beside_a_folder(self, tmp_path):
+        pictures(tmp_path / "set", 4)
+        pictures(tmp_path / "more", 3)
+        (tmp_path / "list").write_text("set/000.png\nmore/000.png\nmore/001.png")
+        assert len(sets_of(tmp_path / "list", tmp_path / "set").train) == 6
+
+
+class TestLook:
+    def test_sizes_and_what_is_made_of_images(self, tmp_path):
+        small, large = Image.new("RGB", (8, 8)), Image.new("RGBA", (30, 20))
+        small.save(tmp_path / "0.png")
+        large.save(tmp_path / "1.png")
+        exif = small.getexif()
+        exif[0x0112] = 3
+        small.save(tmp_path / "2.jpg", exif=exif)
+        small.save(tmp_path / "3.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), (1, 2, 3))])
+        (tmp_path / "4.png").write_bytes(b"none")
+        sizes, notes = look([str(path) for path in sorted(tmp_path.iterdir())], turned=True)
+        assert sizes == "8x8 to 30x20 pixels"
+        assert notes == [
+            "of 5 that were looked at, 1 are turned as EXIF says",
+            "of 5 that were looked at, 1 have transparency, which is dropped",
+            "of 5 that were looked at, 1 hold several pictures, of which the first is used",
+            "of 5 that were looked at, 1 cannot be read",
+        ]
+
+    def test_only_a_few_are_opened(self, tmp_path):
+        pictures(tmp_path, 200)
+        sets = sets_of(tmp_path)
+        assert len(sets.found.sample) == len(set(sets.found.sample)) == 64
+        assert "40x32 pixels in 64 looked at" in sets.found.lines()[0]
