@@ -34,7 +34,7 @@ def text(run: Train, processes: int) -> str:
     return "\n".join(
         [
             resolved(run, images, needed.trained, device),
-            *found(sets),
+            *_found(run, sets),
             f"training images: {whence}",
             _schedule(run, images // run.data.batch_size),
             _table(run, processes, needed),
@@ -56,9 +56,12 @@ def _images(run: Train) -> tuple[int, str, data.Datasets | None]:
     return images, f"counted in {', '.join(run.data.roots)}{differs}", sets
 
 
-def found(sets: data.Datasets | None) -> list[str]:
+def _found(run: Train, sets: data.Datasets | None) -> list[str]:
     """What was found where the images are, in lines; none for sets that lie in no folders."""
-    return sets.found.lines() if sets is not None and sets.found is not None else []
+    if sets is None or sets.found is None:
+        return []
+    off = ["  kNN is off: the recipe has knn_every 0"] if sets.num_classes and not run.knn_every else []
+    return sets.found.lines() + off
 
 
 def _schedule(run: Train, steps: int) -> str:
@@ -90,7 +93,9 @@ def _table(run: Train, processes: int, needed: memory.Memory) -> str:
 def recipe_of(session: Session) -> str:
     """What lewel train prints before the first step: the whole recipe, and what follows from it and from the data."""
     trained = sum(p.numel() for p in session.method.parameters() if p.requires_grad)
-    return "\n".join([resolved(session.run, len(session.sets.train), trained, session.device), *found(session.sets)])
+    return "\n".join(
+        [resolved(session.run, len(session.sets.train), trained, session.device), *_found(session.run, session.sets)]
+    )
 
 
 def resolved(run: Train, images: int, trained: int, device: torch.device) -> str:

@@ -12,7 +12,7 @@ from lewel.data import labels, listing, places
 from lewel.data.folder import Folder
 from lewel.data.found import LOOKED_AT, Found
 from lewel.data.labels import Compared, Item
-from lewel.data.splits import TESTS, Source, read
+from lewel.data.splits import Source, read
 from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, few, shown
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
@@ -159,7 +159,7 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
         where = few([source.train.folder for source in sources if source.test])
         return labels.compared(names, bank, test, where, few([split.folder for split in splits]))
     why = sources[0].why or "no training image that is used has a label"
-    own = next((source for source in sources if not source.test and len(source.train.names - set(TESTS)) > 1), None)
+    own = next((source for source in sources if not source.test and source.train.has_classes), None)
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
         remedy += f"; to take the class folders of {own.root}: --data.eval {shlex.quote(own.root)}"

@@ -38,7 +38,8 @@ def images(file: str, passed: PassedOver) -> list[str]:
     folder, identities = os.path.dirname(file), Identities()
     found: dict[str, str] = {}
     bad: list[tuple[str, str]] = []
-    for line in _lines(file, "data.root"):
+    lines = _lines(file, "data.root")
+    for line in lines:
         readings = ((os.path.join(folder, os.path.expanduser(text)), labelled) for text, labelled in _readings(line))
         path, labelled = next((reading for reading in readings if os.path.isfile(reading[0])), ("", False))
         if not path:
@@ -49,8 +50,8 @@ def images(file: str, passed: PassedOver) -> list[str]:
             _told(passed, line, labelled, path, identities.of(path), found)
     if bad:
         raise LewelError(
-            f"data.root {file} has {len(bad):,} lines that name no image: {_quoted(bad)}; expected one image a "
-            f"line, its path absolute or from {folder or '.'}, the folder of the list"
+            f"data.root {file} lists what is no image in {len(bad):,} of {len(lines):,} lines: {_quoted(bad)}; "
+            f"expected one image a line, its path absolute or from {folder or '.'}, the folder of the list"
         )
     return sorted(found.values(), key=order)
 
@@ -178,7 +179,8 @@ def _text(file: str, setting: str) -> str:
             content = stream.read(8192)
             encoding = _encoding(content)
             if encoding != "utf-16" and b"\0" in content:
-                raise LewelError(f"{setting} {file} is a file, but no text that lists names; name a list, or a folder")
+                remedy = "; name its folder" if setting == "data.root" else ""
+                raise LewelError(f"{setting} {file} is a file, but no text that lists names, one a line{remedy}")
             content += stream.read()
         # A name that is no text to its file system is found by its bytes.
         return content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")

@@ -12,6 +12,7 @@ from lewel.data import listing
 from lewel.data.walk import EXTENSIONS, PassedOver, ending, few, images_below, is_passed_over, shown
 
 TESTS = ("test", "val", "valid", "validation")  # folders with test images; the first that fits train/ is used
+SPLITS = (*TESTS, "testing", "train", "training")  # names, in small letters, that are no classes
 
 
 @dataclass
@@ -27,6 +28,11 @@ class Split:
     def names(self) -> set[str]:
         """The class folders that hold images."""
         return set(self.classes) - {""}
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the folders may be classes, which kNN could tell apart."""
+        return len([name for name in self.names if name.lower() not in SPLITS]) > 1
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """Path and class folder of each image that has one."""
@@ -62,7 +68,7 @@ def read(place: Path, passed: PassedOver) -> Source:
     folder = os.path.join(root, "train")
     if not os.path.isdir(folder):
         train = _split(root, passed)
-        tests = [f"{name}/" for name in TESTS if name in train.names]
+        tests = [f"{name}/" for name in sorted(train.names) if name.lower() in SPLITS]
         beside = f"{root} holds no train/, so all images below it are trained on, those of {few(tests)} too"
         why = f"{root} holds no train/ with class folders and test/ or val/ beside it"
         return Source(root, train, why=why, beside=beside if tests else "")

@@ -178,6 +178,7 @@ ROWS = (
     ),
     Fault(
         name="flat train",
+        slow=True,
         arrange=lambda folder: pictures(folder / "set" / "train", 20),
         command=f"{TRAIN} --data.root set --out run",
         says=(f"{OFF}set/train holds no class folders",),
@@ -192,6 +193,7 @@ ROWS = (
     ),
     Fault(
         name="class folders alone, decoded once",
+        slow=True,
         arrange=lambda folder: classes(folder / "set"),
         command=f"{TRAIN} --data.root set --out run --data.storage memory",
         says=(OFF,),
@@ -206,6 +208,7 @@ ROWS = (
     ),
     Fault(
         name="train without test",
+        slow=True,
         arrange=lambda folder: classes(folder / "set" / "train"),
         command=f"{TRAIN} --data.root set --out run",
         says=(f"{OFF}set holds no folder test or val",),
@@ -223,6 +226,7 @@ ROWS = (
     ),
     Fault(
         name="nested deeply",
+        slow=True,
         arrange=lambda folder: [pictures(folder / "set" / "2020" / str(i) / "raw", 6) for i in range(3)],
         command=f"{TRAIN} --data.root set --out run",
         says=("found 18 training images", OFF),
@@ -250,7 +254,11 @@ ROWS = (
         name="a list of images that are not there",
         arrange=in_a_list_with_holes,
         command=f"{TRAIN} --data.root list.txt --out run",
-        says=("4 lines that name no image", "'pictures/012.png' (there is no such file)", "'pictures' (a folder)"),
+        says=(
+            "lists what is no image in 4 of 16 lines",
+            "'pictures/012.png' (there is no such file)",
+            "'pictures' (a folder)",
+        ),
         status=2,
         left=nothing_written,
     ),
@@ -320,6 +328,7 @@ ROWS = (
     ),
     Fault(
         name="val beside empty classes of test",
+        slow=True,
         arrange=imagenet_with_empty_classes_in_test,
         command=f"{TRAIN} --data.root set --out run",
         says=("4 test images (set/val)",),
@@ -334,6 +343,7 @@ ROWS = (
     ),
     Fault(
         name="images beside class folders, decoded once",
+        slow=True,
         arrange=beside_the_classes,
         command=f"{TRAIN} --data.root set --data.storage memory --out run",
         says=("found 56 training images", "kNN: 16 images"),
@@ -414,6 +424,7 @@ ROWS = (
     ),
     Fault(
         name="listed without labels",
+        slow=True,
         arrange=lambda folder: (
             pictures(folder / "set", 20),
             listed(folder, *(f"{i:03}.png 1" for i in range(0, 20, 2))),
@@ -445,6 +456,7 @@ ROWS = (
     ),
     Fault(
         name="continued with labels",
+        slow=True,
         arrange=trained_flat,
         command=f"{TRAIN} --data.root set --data.eval known --epochs 1 --out run --resume auto",
         says=("kNN: 16 images of 2 classes", "continuing after step 2"),
