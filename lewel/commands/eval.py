@@ -40,4 +40,6 @@ def run(arguments: list[str]) -> None:
         command.run, command.data_root, command.data_eval, command.k, command.temperature, command.bank
     )
     told = ", ".join(f"kNN-{k} {accuracy:.2f} %" for k, accuracy in accuracies.items())
+    if session.sets.num_classes == 1:
+        told += " (which means nothing: with one class every answer is right)"
     print(f"{command.run}: {told} after epoch {session.epochs_done}")

@@ -29,7 +29,7 @@ def text(run: Train, processes: int) -> str:
     checks.check(run, processes=processes)
     images, whence, sets = _images(run)
     run = run if sets is None else with_labels(run, sets)
-    check_size(run, images)
+    check_size(run, images, sets)
     needed = memory.expect(run, processes)
     return "\n".join(
         [
@@ -57,11 +57,20 @@ def _images(run: Train) -> tuple[int, str, data.Datasets | None]:
 
 
 def _found(run: Train, sets: data.Datasets | None) -> list[str]:
-    """What was found where the images are, in lines; none for sets that lie in no folders."""
-    if sets is None or sets.found is None:
+    """What was found where the images are, and what of kNN that means, in lines."""
+    if sets is None:
         return []
-    off = ["  kNN is off: the recipe has knn_every 0"] if sets.num_classes and not run.knn_every else []
-    return sets.found.lines() + off
+    lines = sets.found.lines() if sets.found is not None else []
+    if sets.num_classes == 0 and sets.found is None:
+        lines.append("kNN is off: the data sets that were given have no classes")
+    elif sets.num_classes == 1 and run.knn_every:
+        lines.append(
+            "  kNN means nothing here: with one class every answer is right, 100 %; --data.eval names images of "
+            "several classes, --knn-every 0 leaves it out"
+        )
+    elif sets.num_classes and not run.knn_every and sets.found is not None:
+        lines.append("  kNN is off: the recipe has knn_every 0")
+    return lines
 
 
 def _schedule(run: Train, steps: int) -> str:

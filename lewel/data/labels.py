@@ -84,11 +84,6 @@ def compared(
     """What kNN compares, told: the images of bank are in where, those of test in tested."""
     classes = f"{len(names):,} classes" if len(names) > 1 else "one class"
     said = f"kNN: {len(bank):,} images of {classes} in the bank ({where}), {len(test):,} test images ({how or tested})"
-    if len(names) == 1:
-        said += (
-            f". It means nothing: with {names[0]} alone every answer is right, 100 %; --data.eval names images of "
-            "several classes, --knn-every 0 leaves it out"
-        )
     return Compared(names, bank, test, said, tested)
 
 

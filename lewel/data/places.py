@@ -16,7 +16,7 @@ def existing(root: str, expected: str, setting: str = "data.root") -> Path:
     """The folder that setting names; a LewelError says what was expected there."""
     place = named(root, expected, setting)
     if place.is_file():
-        raise LewelError(f"{setting} {shown(root)} is a file; unpack it and name the folder. Expected {expected}")
+        raise LewelError(f"{setting} {shown(root)} is a file, not a folder. Expected {expected}")
     return place
 
 

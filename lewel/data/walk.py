@@ -43,7 +43,9 @@ class PassedOver:
         ]
 
     def _counted(self, reason: str, count: int) -> str:
-        return kinds(self.kinds) if reason == NOT_READ else f"{count:,}"
+        if reason != NOT_READ:
+            return f"{count:,}"
+        return kinds(self.kinds) + " (which a list of images may name)" * (set(self.kinds) == {""})
 
 
 def images_below(folder: str, passed: PassedOver) -> list[str]:

@@ -69,7 +69,7 @@ def prepare(
     if sets is None:
         sets = data.build(run.data, run.seed, world.device)
     run = with_labels(run, sets)
-    check_size(run, len(sets.train))
+    check_size(run, len(sets.train), sets)
     _check_shares(run, sets, world.size)
     torch.backends.cudnn.benchmark = True  # images have one size
     loader = data.TrainLoader(
@@ -131,10 +131,16 @@ def precision_on(device: torch.device) -> Literal["fp32", "bf16"]:
     return "bf16" if native else "fp32"
 
 
-def check_size(run: Train, images: int) -> None:
+def check_size(run: Train, images: int, sets: data.Datasets | None = None) -> None:
     """Raises LewelError where the number of training images does not go with the recipe."""
     if images < run.data.batch_size:
-        raise LewelError(f"data.batch_size is {run.data.batch_size} but there are only {images} training images")
+        found = sets.found if sets is not None else None
+        passed = found.passed.lines() if found is not None else []
+        raise LewelError(
+            f"data.batch_size is {run.data.batch_size} but there are only {images} training images"
+            + "".join(f"; passed over, {line}" for line in passed[:3])
+            + "; choose a smaller --data.batch-size, or name more images"
+        )
     objectives.find(run.method.loss).check_images(run, images)
 
 

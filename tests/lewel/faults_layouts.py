@@ -353,8 +353,20 @@ ROWS = (
         name="one class",
         arrange=lambda folder: [pictures(folder / "set" / split / "ant", 12) for split in ("train", "test")],
         command=f"{TRAIN} --data.root set --out run",
-        says=("It means nothing", "100 %", "--knn-every 0"),
+        says=("kNN means nothing here", "100 %", "--knn-every 0"),
         left=compared,
+    ),
+    Fault(
+        name="too few that are read",
+        arrange=lambda folder: (odd_files(folder), (folder / "set" / "train").rename(folder / "odd")),
+        command=f"{TRAIN} --data.root odd --data.batch-size 64 --method.queue 64 --out run",
+        says=(
+            "there are only 21 training images",
+            "passed over, files of kinds that are not read",
+            "--data.batch-size",
+        ),
+        status=2,
+        left=nothing_written,
     ),
     Fault(
         name="links that loop",
