@@ -17,8 +17,8 @@ class KnnCommand:
 
     run: tyro.conf.Positional[Path]
     """run folder"""
-    data_root: tuple[str, ...] = ()
-    """where the images are now, as data.root of lewel train; empty means where they were in training"""
+    data_root: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """where the images are now, once for each place of data.root; empty means where they were in training"""
     data_eval: str = ""
     """labelled images to compare, for a run on images without labels; empty means those of training"""
     k: tuple[int, ...] | None = None

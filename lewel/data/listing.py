@@ -178,10 +178,11 @@ def _text(file: str, setting: str) -> str:
         with open(os.path.expanduser(file), "rb") as stream:
             content = stream.read(8192)
             encoding = _encoding(content)
-            if encoding != "utf-16" and b"\0" in content:
-                remedy = "; name its folder" if setting == "data.root" else ""
-                raise LewelError(f"{setting} {file} is a file, but no text that lists names, one a line{remedy}")
-            content += stream.read()
+            if encoding == "utf-16" or b"\0" not in content:  # else it is not worth to be read whole
+                content += stream.read()
+        if encoding != "utf-16" and b"\0" in content:
+            remedy = "; name its folder" if setting == "data.root" else ""
+            raise LewelError(f"{setting} {file} is a file, but no text that lists names, one a line{remedy}")
         # A name that is no text to its file system is found by its bytes.
         return content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")
     except (OSError, UnicodeDecodeError) as error:

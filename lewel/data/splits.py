@@ -122,8 +122,11 @@ def _beside(root: str, test: Split | None) -> str:
     """What lies in root beside train/ and the test images, and how it would be used."""
     used = {"train"} | ({os.path.basename(test.folder)} if test else set())
     others = sorted(_folders(root) - used, key=lambda name: (name in TESTS, name))
-    with os.scandir(root) as entries:
-        images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
+    try:
+        with os.scandir(root) as entries:
+            images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
+    except OSError as error:
+        return f"{root} cannot be listed ({error.strerror}), so nothing is known of what is there beside train/"
     parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} image{'s' * (images > 1)}"] if images else [])
     if not parts:
         return ""
