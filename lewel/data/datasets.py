@@ -29,8 +29,13 @@ class Datasets:
 
     @property
     def replaced(self) -> int:
-        """How often an unreadable file was replaced by another so far, in all splits and workers of this process."""
+        """How many different files could not be read so far, in all splits and workers of this process."""
         return sum(split.replaced for split in self.folders)
+
+    @property
+    def known_by(self) -> Folder | None:
+        """The training images, where a checkpoint must keep how to know them again; other sets the recipe fixes."""
+        return next((split for split in self.folders[:1] if split.config.name == "folder"), None)
 
 
 def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
