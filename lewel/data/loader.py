@@ -136,7 +136,7 @@ def eval_batches(
     _end_workers_at_exit(os.getpid())
     indices = np.arange(len(dataset)) if indices is None else indices
     loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        _Sentences(dataset),  # type: ignore[arg-type]
         sampler=[indices[start : start + batch_size] for start in range(0, len(indices), batch_size)],
         batch_size=None,
         num_workers=workers,
