@@ -216,9 +216,9 @@ class TestUnreadable:
     def test_named_counted_and_replaced_by_another(self, root, broken, in_memory):
         with pytest.warns(UserWarning, match="takes its place") as caught:
             [(images, labels)] = whole_bank(root, in_memory)
-        assert [str(path) in str(warned.message) for path, warned in zip((broken, broken.with_name("3.png")), caught)] == [
-            True, True,
-        ]  # fmt: skip
+        warned = [str(warning.message) for warning in caught]
+        assert len(warned) == 2
+        assert all(any(f"{path}: " in line for line in warned) for path in (broken, broken.with_name("3.png")))
         red = ((images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 25.5).round().int().tolist()
         sound = set(range(10)) - {2, 3}
         assert red[:2] + red[4:] == sorted(sound)
@@ -235,7 +235,7 @@ class TestUnreadable:
         shown = []
         for _ in range(2):
             split = Folder(paths, range(1000), tmp_path, limit)
-            with pytest.warns(UserWarning, match="further ones are replaced") as caught:
+            with pytest.warns(UserWarning, match="cannot read") as caught:
                 shown.append([split.load(i)[1] for i in range(1000)])
             assert (len(caught), split.replaced) == (11, 300)
         assert shown[0] == shown[1]

@@ -274,14 +274,15 @@ def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
 
 
 def test_an_unreadable_image_counts_once_in_all_processes(tmp_path, monkeypatch):
-    """Each tells the others which ones it met: here three alike, of which another has met one more."""
+    """Each tells the others which ones it met: of three files, each here has met two."""
     split = Folder([tmp_path / f"{i}.png" for i in range(8)], [-1] * 8, tmp_path, TINY.data)
-    split.join(torch.tensor([0, 1, 1, 0, 0, 0, 0, 0], dtype=torch.uint8))
+    here, there = (
+        torch.tensor(marks, dtype=torch.uint8) for marks in ([0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0])
+    )
+    split.join(here)
     session = prepare(TINY, tmp_path)
     session.sets = replace(session.sets, folders=(split,))
-    monkeypatch.setattr(
-        distributed, "gather", lambda marks: torch.cat([marks, marks.roll(1) if len(marks) == 8 else marks, marks])
-    )
+    monkeypatch.setattr(distributed, "gather", lambda marks: torch.cat([marks, there, here]))
     loop, outcome = (
         Loop(session, None, None),
         Outcome(torch.tensor(1.0), {"global": torch.tensor(2.0)}, torch.randn(4, 8)),
