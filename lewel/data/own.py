@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from lewel.data import pictures
 from lewel.data.datasets import Datasets
 from lewel.data.files import FolderImages, FolderViews
 from lewel.errors import LewelError
@@ -54,7 +55,7 @@ class Pairs:
 
 def _picture(image: Any, where: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return pictures.to_rgb(image)
     shape = tuple(getattr(image, "shape", ()))
     array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and shape[2:] == (3,)
     tensor = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3

@@ -39,14 +39,22 @@ def assert_ramp(path: Path, ramp: np.ndarray = RAMP) -> None:
     assert np.abs(got - 255 * ramp[..., None]).max() <= 1
 
 
-def tiff(path: Path, pixels: np.ndarray, photometric: int, sample_format: int) -> Path:
-    """An uncompressed gray TIFF of any kind of values, which Pillow writes few of."""
-    height, width = pixels.shape
-    tags = [(256, width), (257, height), (258, 8 * pixels.itemsize), (259, 1), (262, photometric), (273, 134)]
-    tags += [(277, 1), (278, height), (279, pixels.nbytes), (339, sample_format)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    path.write_bytes(head.ljust(134, b"\0") + pixels.tobytes())
+def tiff(path: Path, pixels: np.ndarray, photometric: int, sample_format: int, deflated: bool = False) -> Path:
+    """A TIFF of any kind of values, which Pillow writes few of."""
+    height, width, *channels = pixels.shape
+    count, data = (channels or [1])[0], zlib.compress(pixels.tobytes()) if deflated else pixels.tobytes()
+    bits = struct.pack(f"<{count}H", *[8 * pixels.itemsize] * count)
+    tags = [(256, width), (257, height), (258, 200), (259, 8 if deflated else 1), (262, photometric), (273, 300)]
+    tags += [(277, count), (278, height), (279, len(data)), (338, 2), (339, sample_format)]
+    entries = b"".join(
+        struct.pack("<HHI", tag, 3, count) + (bits.ljust(4, b"\0") if count < 3 else struct.pack("<I", 200))
+        if tag == 258
+        else struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in tags
+        if tag != 338 or count == 4
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags) - (count != 4)) + entries + bytes(4)
+    path.write_bytes((head.ljust(200, b"\0") + bits).ljust(300, b"\0") + data)
     return path
 
 
@@ -88,19 +96,30 @@ class TestWideValues:
         Image.fromarray(np.full((4, 5), np.nan, np.float32)).save(tmp_path / "x.tiff")
         assert len(np.unique(values(tmp_path / "x.tiff"))) == 1
 
-    def test_of_sixteen_bit_colours_the_upper_eight_are_taken(self, tmp_path):
-        wide = (65535 * COLOURS).astype(">u2")
-        (tmp_path / "x.ppm").write_bytes(b"P6 64 48 65535\n" + wide.tobytes())
-        rows = b"".join(b"\0" + row.tobytes() for row in wide)
-        chunks = (
-            (b"IHDR", struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(rows)),
-            (b"IEND", b""),
-        )
-        framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
-        for name in ("x.ppm", "x.png"):
-            assert np.abs(values(tmp_path / name) - 255 * COLOURS).max() <= 1
+    @pytest.mark.parametrize("alpha", [False, True])
+    @pytest.mark.parametrize("highest", [65535, 4095, 1000])
+    @pytest.mark.parametrize("ending", ["png", "tiff", "deflated.tiff"])
+    def test_sixteen_bit_colours_of_any_depth(self, ending, highest, alpha, tmp_path):
+        wide = (highest * COLOURS).astype(np.uint16)
+        if alpha:
+            wide = np.concatenate([wide, np.full_like(wide[..., :1], 65535)], -1)
+        path = tmp_path / f"x.{ending}"
+        if ending == "png":
+            rows = b"".join(b"\0" + row.tobytes() for row in wide.astype(">u2"))
+            head = struct.pack(">IIBBBBB", 64, 48, 16, 6 if alpha else 2, 0, 0, 0)
+            chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+            framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+        else:
+            tiff(path, wide, 2, 1, deflated=ending.startswith("deflated"))
+        assert np.abs(values(path) - 255 * COLOURS).max() <= 1
+
+    def test_of_full_sixteen_bit_colours_the_upper_eight_are_taken(self, tmp_path):
+        """Not scaled by their range: that would change colours that 8 bits show as they are."""
+        wide = 257 * (40 + BYTES // 2).astype(np.uint16)
+        assert np.array_equal(values(tiff(tmp_path / "x.tiff", wide, 2, 1)), 40 + BYTES // 2)
+        (tmp_path / "x.ppm").write_bytes(b"P6 64 48 65535\n" + wide.astype(">u2").tobytes())
+        assert np.array_equal(values(tmp_path / "x.ppm"), 40 + BYTES // 2)
 
 
 class TestBytes:
