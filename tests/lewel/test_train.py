@@ -296,6 +296,27 @@ def test_an_unreadable_image_counts_once_in_all_processes(tmp_path, monkeypatch)
     assert (numbers["loss"], numbers["loss_global"]) == (1, 2)
 
 
+@pytest.mark.parametrize("passes", [2, 3, 5])
+def test_where_the_images_end_the_last_whole_step_is_saved(passes, tmp_path, monkeypatch):
+    """With two passes a step: of half a step, whose statistics have moved, nothing is."""
+    session = prepare(replace(TINY, accumulate=2), tmp_path)
+    whole, read = session.loader.epoch, []
+
+    def ends(epoch, first):
+        for views in whole(epoch, first):
+            if len(read) == passes:
+                raise data.Unreadable("the disk is gone")
+            read.append(views)
+            yield views
+
+    monkeypatch.setattr(session.loader, "epoch", ends)
+    with pytest.raises(data.Unreadable, match="the disk is gone") as caught:
+        train(session, None)
+    saved = checkpoint.found(tmp_path / "checkpoints")
+    assert [path.name for path in saved] == ["step-00000001.pt"] * (passes == 2)
+    assert all(f"--resume auto then goes on from {path}" in str(caught.value) for path in saved)
+
+
 def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):
     """By a clock that ticks whenever somebody looks; every epoch looks as often."""
     monkeypatch.setattr(sys.modules["lewel.train"], "time", SimpleNamespace(monotonic=itertools.count().__next__))
