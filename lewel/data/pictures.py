@@ -45,8 +45,8 @@ def read(path: Path, config: Data) -> Image.Image:
             pixels = file.width * file.height
             if pixels > config.max_pixels:
                 raise LewelError(
-                    f"it has {pixels:,} pixels, more than data.max_pixels {config.max_pixels:,}; "
-                    f"--data.max-pixels {pixels} reads it"
+                    f"it has {pixels:,} pixels, more than data.max_pixels {config.max_pixels:,}, "
+                    "which --data.max-pixels sets when a run is trained"
                 )
             lower = _lower_bytes(file)
             image = to_rgb(file)

@@ -277,7 +277,9 @@ ROWS = (
         name="more pixels than allowed",
         arrange=large,
         command=f"{FILES} --data.max-pixels 100000",
-        says=("set/train/ant/000.png: it has 120,000 pixels, more than data.max_pixels 100,000; --data.max-pixels",),
+        says=(
+            "set/train/ant/000.png: it has 120,000 pixels, more than data.max_pixels 100,000, which --data.max-pixels",
+        ),
         left=counted(1),
     ),
     Fault(

@@ -180,7 +180,7 @@ class TestSize:
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
             assert values(tmp_path / "x.png").shape == BYTES.shape
             with pytest.raises(
-                LewelError, match=r"3,072 pixels, more than data.max_pixels 3,071; --data.max-pixels 3072"
+                LewelError, match=r"3,072 pixels, more than data.max_pixels 3,071, which --data.max-pixels sets"
             ):
                 values(tmp_path / "x.png", max_pixels=3071)
             assert limit == Image.MAX_IMAGE_PIXELS
