@@ -81,18 +81,12 @@ class Loop:
         try:
             return self._run()
         except data.Unreadable as error:
-            checkpoints = self.session.folder / "checkpoints"
-            whole = self.session.steps_done > 0 and not self.within_step
-            if (
-                self.session.world.leads
-                and whole
-                and not (checkpoints / checkpoint.name_of(self.session.steps_done)).exists()
-            ):
+            session, checkpoints = self.session, self.session.folder / "checkpoints"
+            saved = (checkpoints / checkpoint.name_of(session.steps_done)).exists()
+            if session.world.leads and session.steps_done and not self.within_step and not saved:
                 self._save()
-            kept = checkpoint.found(checkpoints)[-1:]
-            raise data.Unreadable(
-                f"{error}{''.join(f'. --resume auto then goes on from {path}' for path in kept)}"
-            ) from None
+            then = [f". --resume auto then goes on from {path}" for path in checkpoint.found(checkpoints)[-1:]]
+            raise data.Unreadable(f"{error}{''.join(then)}") from None
 
     def _run(self) -> bool:
         session, run = self.session, self.session.run
@@ -185,16 +179,11 @@ class Loop:
         a_process is their mean number, the same in all processes, which therefore tell each other together.
         """
         if a_process != self.told:
-            self.told = 0
-            for split in self.session.sets.folders:
-                marks = distributed.gather(split.unreadable.to(self.session.device)).view(-1, len(split)).amax(0).cpu()
-                split.join(marks)
-                self.told += int(marks.sum())
-                try:
-                    split.check(int(marks.sum()))
-                except data.Unreadable:  # in all processes, and the first to end would end the one that saves
-                    distributed.from_leader(self._save)
-                    raise
+            try:
+                self.told = self.session.sets.tell(self.session.device)
+            except data.Unreadable:  # in all processes, and the first to end would end the one that saves
+                distributed.from_leader(self._save)
+                raise
         return self.told
 
     @ranges.ranged(ranges.SAVE)
