@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def train(session: Session, resume: Path | None) -> bool:
                 _log_baselines(session, log)
         else:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
+        if leads and session.sets.known_by is not None:
+            session.sets.known_by.remembered()  # looks into files, for which the first checkpoint may have no time
         with Preemption() as preemption:
             return Loop(session, log, preemption).run()
     finally:
@@ -67,9 +70,25 @@ class Loop:
         self.evaluated = _is_evaluated(session)
         # Loss of the epoch, inf or nan where one was: it is looked at on logged steps only, for a look waits.
         self.worst = torch.zeros((), device=session.device)
+        self.within_step = False  # a pass of it has been taken, and the optimizer has not stepped
+        self.told = 0  # number of unreadable files when the processes last told each other which these are
 
     def run(self) -> bool:
-        """Trains until the last step or a signal; returns whether it came to the end."""
+        """Trains until the last step or a signal; returns whether it came to the end.
+
+        Where too many images cannot be read, it saves what was trained before it raises the LewelError about it.
+        """
+        try:
+            return self._run()
+        except data.Unreadable as error:
+            session, checkpoints = self.session, self.session.folder / "checkpoints"
+            saved = (checkpoints / checkpoint.name_of(session.steps_done)).exists()
+            if session.world.leads and session.steps_done and not self.within_step and not saved:
+                self._save()
+            then = [f". --resume auto then goes on from {path}" for path in checkpoint.found(checkpoints)[-1:]]
+            raise data.Unreadable(f"{error}{''.join(then)}") from None
+
+    def _run(self) -> bool:
         session, run = self.session, self.session.run
         while True:
             done = session.epochs_done
@@ -98,14 +117,11 @@ class Loop:
         for batch in range(first, self.per_epoch):
             last = batch == self.per_epoch - 1
             rate = rates(run, session.steps_done, self.per_epoch)
-            passes = (
-                (session.to_device(views.first), session.to_device(views.second))
-                for views in itertools.islice(batches, run.accumulate)
-            )
+            passes = self._passes(itertools.islice(batches, run.accumulate))
             outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, **rate._asdict())
             if not session.scaler.is_enabled():  # which leaves out a step that overflowed
                 self.worst = torch.maximum(self.worst, outcome.loss)
-            session.steps_done += 1
+            session.steps_done, self.within_step = session.steps_done + 1, False
             with record_function(ranges.LOG):
                 self.log.advance()
                 if session.steps_done % run.log_every == 0 or session.steps_done == 1 or last:
@@ -123,6 +139,11 @@ class Loop:
         if highest < health.COLLAPSED:
             line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
+
+    def _passes(self, batches: Iterable[data.Views]) -> Iterator[tuple[Tensor, Tensor]]:
+        for views in batches:
+            self.within_step = True
+            yield self.session.to_device(views.first), self.session.to_device(views.second)
 
     def _spreads_before(self, epoch: int) -> list[float]:
         """z_std of the steps of this epoch that were logged before the run was continued."""
@@ -149,8 +170,21 @@ class Loop:
                 f"{CALMER}, or --precision bf16"
             )
         if replaced_a_process:
-            numbers["replaced"] = round(replaced_a_process * self.session.world.size)
+            numbers["replaced"] = self._replaced(replaced_a_process)
         return {**numbers, "peak_memory_mib": health.peak_memory()}
+
+    def _replaced(self, a_process: float) -> int:
+        """The number of files that some process could not read. Raises Unreadable if it is too many of a split.
+
+        a_process is their mean number, the same in all processes, which therefore tell each other together.
+        """
+        if a_process != self.told:
+            try:
+                self.told = self.session.sets.tell(self.session.device)
+            except data.Unreadable:  # in all processes, and the first to end would end the one that saves
+                distributed.from_leader(self._save)
+                raise
+        return self.told
 
     @ranges.ranged(ranges.SAVE)
     def _save(self) -> None:

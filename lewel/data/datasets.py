@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from lewel import distributed
 from lewel.data import embedded, layout, named
 from lewel.data.files import FolderImages, FolderViews, Labelled
 from lewel.data.folder import Folder
@@ -32,8 +33,26 @@ class Datasets:
 
     @property
     def replaced(self) -> int:
-        """How often an unreadable file was replaced by another so far, in all splits and workers of this process."""
+        """How many different files could not be read so far, in all splits and workers of this process."""
         return sum(split.replaced for split in self.folders)
+
+    def tell(self, device: torch.device) -> int:
+        """Has all processes, which call it together, know which files some of them could not read; returns how many.
+
+        It is the same number in all of them, and so is the LewelError where too many of a split cannot be read.
+        """
+        count = 0
+        for split in filter(len, self.folders):
+            marks = distributed.gather(split.unreadable.to(device)).view(-1, len(split)).amax(0).cpu()
+            split.join(marks)
+            split.check(int(marks.sum()))
+            count += int(marks.sum())
+        return count
+
+    @property
+    def known_by(self) -> Folder | None:
+        """The training images, where a checkpoint must keep how to know them again; other sets the recipe fixes."""
+        return next((split for split in self.folders[:1] if split.config.name == "folder"), None)
 
 
 def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:

@@ -21,6 +21,8 @@ class Split(Protocol):
 
     def load(self, index: int) -> tuple[Image.Image, int]: ...
 
+    def check(self) -> None: ...  # raises LewelError where too many of those loaded were replaced by others
+
 
 class Labelled:
     """The first count images of a split, those that have labels."""
@@ -70,5 +72,6 @@ class FolderImages:
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = [self.split.load(int(i)) for i in indices]
+        self.split.check()
         images = torch.stack([per_sample.to_tensor(per_sample.fit(image, self.size)) for image, _ in pairs])
         return images, torch.tensor([label for _, label in pairs])

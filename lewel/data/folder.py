@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import multiprocessing
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from lewel.data import batched, fingerprint, pictures
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
+
+NAMED = 10  # unreadable files whose names and reasons are told; a disk that is gone would fill the terminal
+TRIES = 16  # files tried in place of an unreadable one, where too many are unreadable already
+
+
+class Unreadable(LewelError):
+    """More files of a split than data.max_unreadable allows could not be read."""
 
 
 class Folder:
     """The images of one split, in the order of their paths.
 
-    A file that cannot be read is replaced by the next one that can, with a warning that names it and counts; the same
-    file is replaced by the same one in every epoch and in every worker.
+    A file that cannot be read is replaced by one that can: the same in every epoch, worker and process, and another
+    for each, so that files that are broken in a row do not become one picture. The first ten are warned of by name.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], split: Path, config: Data) -> None:
@@ -28,45 +40,109 @@ class Folder:
         # Arrays: a million objects would be copied into every worker as it counts its references to them.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = np.array(labels, dtype=np.int64)
-        # Of all workers together: one count, and a mark for every file that one of them has named.
+        # Of all workers together: a mark for every file that one of them could not read, and the number of marks.
+        self._unreadable = multiprocessing.RawArray("b", len(paths))
         self._replaced = multiprocessing.Value("q", 0)
-        self._named = multiprocessing.RawArray("b", len(paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def replaced(self) -> int:
-        """How often an unreadable file was replaced by another, in all workers."""
+        """How many different files could not be read so far, and were replaced by others, in all workers."""
         return self._replaced.value
+
+    @property
+    def unreadable(self) -> torch.Tensor:
+        """(N,) uint8, 1 for each file that could not be read so far, in all workers; a copy."""
+        return torch.frombuffer(bytearray(self._unreadable), dtype=torch.uint8)
+
+    def join(self, unreadable: torch.Tensor) -> None:
+        """Takes over what the workers of another process could not read: (N,) uint8, as unreadable gives it."""
+        with self._replaced.get_lock():
+            marks = np.frombuffer(self._unreadable, dtype=np.uint8)
+            np.maximum(marks, unreadable.numpy(), out=marks)
+            self._replaced.value = int(np.count_nonzero(marks))
+
+    @functools.cached_property
+    def _fingerprint(self) -> fingerprint.Fingerprint:
+        """Of the paths, and of the files as they were when this was first asked for."""
+        return fingerprint.take(self.paths.tolist(), [*map(Path, self.config.roots), self.split])
+
+    def remembered(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the images, for difference; nothing of what files hold that could not be read."""
+        names, files = self._fingerprint
+        could_be_read = self.unreadable[fingerprint.looked_at(len(self))] == 0
+        return {"names": names, "files": files * could_be_read[:, None]}
+
+    def difference(self, remembered: dict[str, Any]) -> str:
+        """How the images differ from what was remembered of as many, as a clause, or ""."""
+        if remembered["names"] != self._fingerprint.names:
+            return f"the {len(self)} images in {self.split} have other names or another order than those before"
+        changed = fingerprint.exchanged(remembered["files"], self._fingerprint.files).nonzero()
+        if not len(changed):
+            return ""
+        first = self.path(int(fingerprint.looked_at(len(self))[int(changed[0])]))
+        looked = f" of {len(self._fingerprint.files)} looked at" if len(self) > fingerprint.FILES else ""
+        return f"{len(changed)}{looked} hold something else under the same name, the first {first}"
 
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self.paths[index]))
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB image at index and its label, or those of the next file that can be read.
+        """The RGB image at index and its label, or those of the file that stands in for it.
 
-        Raises LewelError if no file of the split can be read.
+        Raises Unreadable if no file of the split can be read, or too many cannot and none of TRIES files can.
         """
-        for step in range(len(self)):
-            at = (index + step) % len(self)
+        for tried, at in enumerate(self._from(index)):
             try:
-                with Image.open(self.path(at)) as file:
-                    image = file.convert("RGB")
+                image = pictures.read(self.path(at), self.config)
             # Decoders raise whatever a broken file leads them to; none of it may end a run in its twentieth hour.
             except Exception as error:
-                self._warn(at, error)
+                self._mark(at, error)
+                if tried >= TRIES:
+                    self.check()
             else:
                 return image, int(self.labels[at])
-        raise LewelError(f"none of the {len(self)} images in {self.split} can be read")
+        raise Unreadable(f"none of the {len(self)} images in {self.split} can be read; repair or restore them")
 
-    def _warn(self, index: int, error: Exception) -> None:
+    def check(self, unreadable: int | None = None) -> None:
+        """Raises Unreadable where more files than data.max_unreadable allows could not be read: as many as given."""
+        count, share = self.replaced if unreadable is None else unreadable, self.config.max_unreadable
+        if count > share * len(self):
+            first = self.path(int(self.unreadable.argmax()))
+            raise Unreadable(
+                f"{count} of the {len(self)} images in {self.split} could not be read, among them {first}; "
+                f"data.max_unreadable allows a share of {share:g}. Repair or restore them, or raise "
+                "--data.max-unreadable and others take their place"
+            )
+
+    def _from(self, index: int) -> Iterator[int]:
+        """The number of every image once, from index on in strides that are hashed from it."""
+        yield index
+        count = len(self)
+        stride = int(batched.hashed(0, 0, np.array([index]), 0, 1)[0, 0]) % count
+        while math.gcd(stride, count) > 1:  # only strides without a common divisor lead past every image
+            stride += 1
+        for step in range(1, count):
+            yield (index + step * stride) % count
+
+    def _mark(self, index: int, error: Exception) -> None:
         with self._replaced.get_lock():
+            if self._unreadable[index]:
+                return
+            self._unreadable[index] = 1
             self._replaced.value += 1
-            count, named, self._named[index] = self._replaced.value, self._named[index], 1
-        if not named:
+            count = self._replaced.value
+        if count <= NAMED:
             warnings.warn(
-                f"cannot read {self.path(index)} ({error}); the next image takes its place "
-                f"({count} replaced in {self.split} so far). Repair or remove the file.",
+                f"cannot read {self.path(index)}: {pictures.reason(error)}. Another image of {self.split} takes its "
+                "place; repair or remove the file",
+                stacklevel=3,
+            )
+        elif count == NAMED + 1:
+            warnings.warn(
+                f"more than {NAMED} images in {self.split} cannot be read; further ones are replaced without being "
+                'named, and counted as "replaced" in the log',
                 stacklevel=3,
             )

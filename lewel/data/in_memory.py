@@ -22,12 +22,16 @@ class Pixels(NamedTuple):
 
 
 def decode(split: Folder, size: int) -> Pixels:
-    """Reads every image of a split once, its centre at size x size pixels, with its label."""
+    """Reads every image of a split once, its centre at size x size pixels, with its label.
+
+    Raises LewelError where too many cannot be read.
+    """
     images, labels = np.empty((len(split), size, size, 3), dtype=np.uint8), []
     for i in range(len(split)):
         image, label = split.load(i)
         images[i] = np.asarray(per_sample.fit(image, size))
         labels.append(label)
+        split.check()
     return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
 
 

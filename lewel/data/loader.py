@@ -91,7 +91,7 @@ class TrainLoader:
         self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
         self._loader: DataLoader[Views] = DataLoader(
-            dataset,  # type: ignore[arg-type]
+            _Sentences(dataset),  # type: ignore[arg-type]
             sampler=self._keys,
             batch_size=None,
             num_workers=workers,
@@ -107,7 +107,7 @@ class TrainLoader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
         """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
-        return iter(self._loader)
+        return map(_raised, self._loader)
 
 
 class _Keys:
@@ -136,20 +136,39 @@ def eval_batches(
     _end_workers_at_exit(os.getpid())
     indices = np.arange(len(dataset)) if indices is None else indices
     loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        _Sentences(dataset),  # type: ignore[arg-type]
         sampler=[indices[start : start + batch_size] for start in range(0, len(indices), batch_size)],
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_outlive_notices,
     )
-    return iter(loader)
+    return map(_raised, loader)
 
 
 def spaced(dataset: Images, count: int) -> np.ndarray:
     """Indices of count images, or of all, at equal distances: a set in the order of its classes shows all of them."""
     count = min(count, len(dataset))
     return np.arange(count) * len(dataset) // count
+
+
+class _Sentences:
+    """A set whose LewelErrors come as items: raised in a worker they would reach a person inside a traceback."""
+
+    def __init__(self, dataset: TwoViews | Images) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except LewelError as error:
+            return error
+
+
+def _raised(item: Any) -> Any:
+    if isinstance(item, LewelError):
+        raise item
+    return item
 
 
 def _as_it_is(batch: Any) -> Any:

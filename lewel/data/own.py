@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from lewel.data import pictures
 from lewel.data.datasets import Datasets
 from lewel.data.files import FolderImages, FolderViews
 from lewel.errors import LewelError
@@ -48,10 +49,13 @@ class Pairs:
             )
         return _picture(item[0], where), _label(item[1], len(self.dataset.classes), where)
 
+    def check(self) -> None:
+        """Finds nothing: no image is replaced by another."""
+
 
 def _picture(image: Any, where: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return pictures.to_rgb(image)
     shape = tuple(getattr(image, "shape", ()))
     array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and shape[2:] == (3,)
     tensor = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(shape) == 3 and shape[0] == 3

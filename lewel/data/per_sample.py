@@ -10,6 +10,8 @@ from torchvision.transforms import v2
 from lewel.data.batched import ASPECT, MEAN, STD, blur_radius, blur_sigma, hashed
 from lewel.recipe.schema import Augmentation
 
+LONGEST = 8  # short sides: what is further from the middle of an image is no part of its centre
+
 
 class View:
     """One view (0 or 1) of an image: crop, flip, jitter, gray, blur, solarize, in this order."""
@@ -44,13 +46,21 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     """The centre of an image, size x size pixels.
 
     The image is first resized so that its short side is 8/7 of size (256 for 224, as in ImageNet's evaluation); to size
-    itself if the short side is smaller than that, so that nothing of a small image is cut away along it.
+    itself if the short side is smaller than that, so that nothing of a small image is cut away along it. Of a long
+    strip only the middle is resized, for the whole of it may take more memory than there is.
     """
+    longest = LONGEST * min(image.size)
+    if max(image.size) > longest:
+        image = _middle(image, min(image.width, longest), min(image.height, longest))
     wide = round(size * 8 / 7)
     short = wide if min(image.size) >= wide else size
     if min(image.size) != short:
         scale = short / min(image.size)
         sides = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
         image = image.resize(sides, Image.Resampling.BILINEAR)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return _middle(image, size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

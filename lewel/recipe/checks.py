@@ -49,6 +49,7 @@ def _check_numbers(run: Train) -> None:
         ("data.image_size", data.image_size),
         ("data.embedded_train", data.embedded_train),
         ("data.batch_size", data.batch_size),
+        ("data.max_pixels", data.max_pixels),
         ("optim.lr", optim.lr),
         ("epochs", run.epochs),
         ("accumulate", run.accumulate),
@@ -63,6 +64,7 @@ def _check_numbers(run: Train) -> None:
         ("optim.weight_decay", optim.weight_decay, 0, 1),
         ("optim.warmup_epochs", optim.warmup_epochs, 0, run.epochs),
         ("data.workers", data.workers, 0, 1024),
+        ("data.max_unreadable", data.max_unreadable, 0, 1),
         ("heads.aligned_width", heads.aligned_width, 0, math.inf),
         ("save_every", run.save_every, 0, math.inf),
         ("knn_every", run.knn_every, 0, math.inf),
@@ -131,6 +133,8 @@ def _check_data(data: Data) -> None:
                 "leave it out or choose --data.name folder"
             )
     check_eval(data)
+    if data.exif_rotate and data.name not in ("folder", "imagenette"):
+        raise LewelError(f"data.exif_rotate turns images of files, and {data.name} has none; leave it out")
     if data.download and data.name in ("embedded", "folder", CUSTOM):
         raise LewelError(f"data.download fetches sets like cifar10, and {data.name} is none; leave it out")
     if data.name == CUSTOM and data.storage not in ("auto", "files"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from lewel.data import pictures
 from lewel.data.per_sample import fit, to_tensor
 from lewel.errors import LewelError
 from lewel.evaluation import health
 from lewel.methods.method import Method
+from lewel.recipe.schema import Data
 from lewel.results import figures
 from lewel.run import checkpoint, folders
 
@@ -29,7 +30,7 @@ def over_files(folder: Path, paths: list[Path], out: Path) -> None:
         raise LewelError(f"{folder} is a {run.method.name} run, which has no alignment maps")
     method = Method(run)
     checkpoint.load_weights(method, state, path)
-    images = torch.stack([_image(path, run.data.image_size) for path in paths])
+    images = torch.stack([_image(path, run.data) for path in paths])
     draw_maps(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
 
 
@@ -41,9 +42,8 @@ def draw_maps(
     figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title, best=best)
 
 
-def _image(path: Path, size: int) -> Tensor:
+def _image(path: Path, config: Data) -> Tensor:
     try:
-        with Image.open(path) as image:
-            return to_tensor(fit(image.convert("RGB"), size))
-    except (OSError, ValueError) as error:
-        raise LewelError(f"cannot read {path} as an image: {error}") from None
+        return to_tensor(fit(pictures.read(path, config), config.image_size))
+    except Exception as error:  # a broken file leads decoders to whatever it leads them to
+        raise LewelError(f"cannot read {path} as an image: {pictures.reason(error)}") from None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lewel import distributed
 from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.recipe import plain
@@ -28,7 +29,7 @@ KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
     "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.eval", "data.download", "data.workers",
-    "accumulate", "backend", "compile", "channels_last", "epochs",
+    "data.max_unreadable", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 
 
@@ -53,6 +54,8 @@ def save(session: Session) -> Path:
         "optimizer": session.optimizer.state_dict(),
         "scaler": session.scaler.state_dict(),
     }
+    if session.sets.known_by is not None:
+        state["known_by"] = session.sets.known_by.remembered()
     folder = session.folder / "checkpoints"
     path = folder / name_of(session.steps_done)
     temporary = folder / f".{path.name}.{os.getpid()}"
@@ -130,8 +133,9 @@ def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
 
     Returns what the log should add about it, or "". Raises CheckpointError for another recipe; for another number of
-    training images, which would change order and schedule; and for an accumulate that lewel.run.shares refuses. Another
-    number of processes alone only changes the batches of BN and of the aligned InfoNCE.
+    training images, which would change order and schedule; for other images; and for an accumulate that
+    lewel.run.shares refuses. Another number of processes alone only changes the batches of BN and of the aligned
+    InfoNCE.
     """
     state, run, images = read(path), session.run, len(session.sets.train)
     old = config_of(state, path)
@@ -153,6 +157,14 @@ def restore(path: Path, session: Session) -> str:
             f"{path} was trained on {state['images']} images but there are {images} now; "
             "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
         )
+    folder, remembered = session.sets.known_by, state.get("known_by")  # which earlier versions did not write
+    if folder is not None and remembered is not None:
+        differ = distributed.from_leader(lambda: folder.difference(remembered))
+        if differ:
+            raise CheckpointError(
+                f"{path} was trained on other images: {differ}; a resumed run continues exactly, so restore the images "
+                "or start anew in another folder (--out), with --init from these weights"
+            )
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in session.method.modules())
     before, now = Shares(old, state["processes"], normed), Shares(run, session.world.size, normed)
     if refused := shares.refusal(before, now):

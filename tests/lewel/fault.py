@@ -81,6 +81,7 @@ class Fault:
     def _here(self, folder: Path, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> Ended:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["lewel", *shlex.split(self.command)])
+        patch.setattr("warnings.showwarning", lambda said, kind, *_: print(f"{kind.__name__}: {said}", file=sys.stderr))
         for name, value in self.env.items():
             patch.setenv(name, value)
         status: object = 0

@@ -2,6 +2,291 @@
 
 from __future__ import annotations
 
-from fault import Fault
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-ROWS: tuple[Fault, ...] = ()
+import numpy as np
+from fault import TRAIN, Ended, Fault, labelled, picture
+from PIL import Image
+
+from lewel import api
+from lewel.run import checkpoint
+from lewel.watching import log
+
+FILES = f"{TRAIN} --data.root set --out run"
+RESUME = f"{FILES} --resume auto --epochs 2 --optim.schedule constant --method.momentum-schedule constant"
+
+
+def ramps(root: Path, write: Callable[[np.ndarray, Path], None], train: int = 8) -> None:
+    """Two classes that only the picture tells apart: values from 0 to 1 that rise to the right, or to the left."""
+    for split, count in (("train", train), ("test", 2)):
+        for name, ends in (("ant", (0, 1)), ("bee", (1, 0))):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                ramp = np.linspace(*ends, 40)[None].repeat(32, 0)
+                write(0.1 + 0.8 * ramp + 0.01 * i, root / split / name / f"{i}")
+
+
+def sixteen_bits(root: Path) -> None:
+    def write(values: np.ndarray, path: Path) -> None:
+        Image.fromarray((50_000 * values + 4_000).astype(np.uint16)).save(path.with_suffix(".png"))
+
+    ramps(root, write)
+
+
+def floats(root: Path) -> None:
+    def write(values: np.ndarray, path: Path) -> None:
+        values[:2, :2] = np.nan
+        Image.fromarray(values.astype(np.float32)).save(path.with_suffix(".tiff"))
+
+    ramps(root, write)
+
+
+def lying_on_their_heads(root: Path) -> None:
+    """As a camera that was held upside down wrote them: only EXIF tells the classes of the training images apart."""
+
+    def write(values: np.ndarray, path: Path) -> None:
+        exif = Image.Exif()
+        if path.match("train/bee/*"):
+            values, exif[0x0112] = values[::-1, ::-1], 3
+        Image.fromarray((255 * values).astype(np.uint8)).save(path.with_suffix(".png"), exif=exif)
+
+    ramps(root, write)
+
+
+def told_apart(ended: Ended) -> None:
+    (baselines,) = (record for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "baselines")
+    assert baselines["knn_pixels"] == 100
+
+
+def broken(root: Path, count: int, train: int = 8) -> None:
+    """The first count training images are empty files."""
+    labelled(root, train=train)
+    for path in sorted((root / "train").glob("*/*.png"))[:count]:
+        path.write_bytes(b"")
+
+
+def counted(number: int) -> Callable[[Ended], None]:
+    def check(ended: Ended) -> None:
+        steps = [record for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
+        assert [record["replaced"] for record in steps] == [number] * len(steps) != []
+
+    return check
+
+
+def named(number: int) -> Callable[[Ended], None]:
+    def check(ended: Ended) -> None:
+        assert ended.printed.count("cannot read set/train") == number
+        counted(20)(ended)
+
+    return check
+
+
+def trained(folder: Path, change: Callable[[Path], object]) -> None:
+    """A run of one epoch, after which change(folder / "set") changes its images."""
+    labelled(folder / "set")
+    rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
+    api.train(config=folder / "tiny.yaml", data=folder / "set", out=folder / "run", **rates)
+    change(folder / "set")
+
+
+def limited(folder: Path) -> None:
+    """A run that reads no image of more than 100,000 pixels, and one beside it."""
+    labelled(folder / "set")
+    settings = {"data.max_pixels": 100_000}
+    api.train(config=folder / "tiny.yaml", data=folder / "set", out=folder / "run", **settings)
+    picture(folder / "x.png", size=(400, 300))
+
+
+def moved(root: Path) -> None:
+    root.rename(root.with_name("elsewhere"))
+
+
+def mended(folder: Path) -> None:
+    """A run with an image that could not be read, and can be since."""
+    root = folder / "set"
+    labelled(root)
+    (root / "train" / "ant" / "003.png").write_bytes((root / "train" / "ant" / "003.png").read_bytes()[:-30])
+    rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
+    api.train(config=folder / "tiny.yaml", data=root, out=folder / "run", **rates)
+    picture(root / "train" / "ant" / "003.png", 21)
+
+
+def four_classes(folder: Path) -> None:
+    labelled(folder / "set", train=16)
+    for split in ("train", "test"):
+        for name, copied in (("cat", "ant"), ("dog", "bee")):
+            shutil.copytree(folder / "set" / split / copied, folder / "set" / split / name)
+
+
+def remove_three(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Takes three of four class folders away once the run has taken steps."""
+    file = folder / "run" / "log.jsonl"
+    while not file.exists() or '"kind": "step"' not in file.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    for name in ("ant", "bee", "cat"):
+        (folder / "set" / "train" / name).rename(folder / name)
+
+
+def goes_on(ended: Ended) -> None:
+    """The last step is saved, and --resume auto takes it up once the images are back."""
+    newest = checkpoint.found(ended.folder / "run" / "checkpoints")[-1]
+    assert str(newest.relative_to(ended.folder)) in ended.printed
+    steps = [r["step"] for r in log.read(ended.folder / "run" / "log.jsonl") if r["kind"] == "step"]
+    assert checkpoint.read(newest)["step"] in (steps[-1], steps[-1] + 1)
+
+
+def large(folder: Path) -> None:
+    labelled(folder / "set")
+    picture(folder / "set" / "train" / "ant" / "000.png", size=(400, 300))
+
+
+TOO_MANY = ("of the 16 images in set/train could not be read", "--data.max-unreadable", "set/train/ant/000.png")
+ROWS = (
+    Fault(
+        name="16 bits",
+        arrange=lambda folder: sixteen_bits(folder / "set"),
+        command=FILES,
+        left=told_apart,
+    ),
+    Fault(
+        name="floats with nan",
+        arrange=lambda folder: floats(folder / "set"),
+        command=f"{FILES} --data.storage memory",
+        left=told_apart,
+    ),
+    Fault(
+        name="exif",
+        arrange=lambda folder: lying_on_their_heads(folder / "set"),
+        command=f"{FILES} --data.exif-rotate",
+        left=told_apart,
+    ),
+    Fault(
+        name="exif of no files",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.name embedded --data.exif-rotate",
+        status=2,
+        says=("lewel: data.exif_rotate turns images of files, and embedded has none",),
+    ),
+    Fault(
+        name="one unreadable file is counted once",
+        arrange=lambda folder: broken(folder / "set", 1),
+        command=f"{FILES} --epochs 2",
+        says=("set/train/ant/000.png",),
+        left=counted(1),
+    ),
+    Fault(
+        name="ten unreadable files are named",
+        arrange=lambda folder: broken(folder / "set", 20, train=60),
+        command=FILES,
+        says=("more than 10 images in set/train cannot be read",),
+        left=named(10),
+    ),
+    Fault(
+        name="too many unreadable files",
+        arrange=lambda folder: broken(folder / "set", 5),
+        command=FILES,
+        status=2,
+        says=("lewel: 5 ", *TOO_MANY),
+    ),
+    Fault(
+        name="too many for the workers",
+        arrange=lambda folder: broken(folder / "set", 5),
+        command=f"{FILES} --data.workers 2",
+        status=2,
+        says=("lewel: 5 ", *TOO_MANY),
+        never=("Traceback", "DataLoader"),
+    ),
+    Fault(
+        name="too many for the memory",
+        arrange=lambda folder: broken(folder / "set", 5),
+        command=f"{FILES} --data.storage memory",
+        status=2,
+        says=("lewel: 5 ", *TOO_MANY),
+    ),
+    Fault(
+        name="too many within an epoch",  # kNN, which reads all files first, is off
+        arrange=lambda folder: broken(folder / "set", 5),
+        command=f"{FILES} --knn-every 0",
+        status=2,
+        says=("lewel: 5 ", *TOO_MANY, "--resume auto then goes on from run/checkpoints/step-0000000"),
+    ),
+    Fault(
+        name="any number may be allowed",
+        arrange=lambda folder: broken(folder / "set", 15),
+        command=f"{FILES} --data.max-unreadable 1",
+        left=counted(15),
+    ),
+    Fault(
+        name="none may be",
+        arrange=lambda folder: broken(folder / "set", 1),
+        command=f"{FILES} --data.max-unreadable 0",
+        status=2,
+        says=("lewel: 1 of the 16 images", "share of 0"),
+    ),
+    Fault(
+        name="nothing can be read",
+        arrange=lambda folder: broken(folder / "set", 16),
+        command=f"{FILES} --data.workers 1 --data.max-unreadable 1",
+        status=2,
+        says=("lewel: none of the 16 images in set/train can be read",),
+    ),
+    Fault(
+        name="three of four classes gone",
+        arrange=four_classes,
+        command=f"{FILES} --epochs 10000 --data.workers 1 --knn-every 0",
+        during=remove_three,
+        status=2,
+        says=("of the 64 images in set/train could not be read", "--resume auto then goes on from run/checkpoints"),
+        left=goes_on,
+        slow=True,
+    ),
+    Fault(
+        name="resumed with an image exchanged",
+        arrange=lambda folder: trained(folder, lambda root: picture(root / "train" / "bee" / "003.png", 200)),
+        command=RESUME,
+        status=2,
+        says=("trained on other images: 1 hold something else under the same name, the first set/train/bee/003.png",),
+    ),
+    Fault(
+        name="resumed with an image renamed",
+        arrange=lambda folder: trained(
+            folder, lambda root: (root / "train" / "bee" / "003.png").rename(root / "train" / "bee" / "9.png")
+        ),
+        command=RESUME,
+        status=2,
+        says=("trained on other images: the 16 images in set/train have other names",),
+    ),
+    Fault(
+        name="resumed elsewhere",
+        arrange=lambda folder: trained(folder, moved),
+        command=RESUME.replace("--data.root set", "--data.root elsewhere"),
+        says=("continuing after step 2",),
+    ),
+    Fault(
+        name="resumed with an image repaired",
+        arrange=mended,
+        command=RESUME,
+        says=("continuing after step 2",),
+    ),
+    Fault(
+        name="more pixels than allowed",
+        arrange=large,
+        command=f"{FILES} --data.max-pixels 100000",
+        says=(
+            "set/train/ant/000.png: it has 120,000 pixels, more than data.max_pixels 100,000, which --data.max-pixels",
+        ),
+        left=counted(1),
+    ),
+    Fault(
+        name="maps of more pixels than allowed",
+        arrange=limited,
+        command="maps run x.png",
+        status=2,
+        says=("lewel: cannot read x.png", "it has 120,000 pixels", "--data.max-pixels"),
+    ),
+)

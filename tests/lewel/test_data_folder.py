@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lewel.data import TrainLoader, build, eval_batches
+from lewel.data import TrainLoader, build, eval_batches, fingerprint, pictures
+from lewel.data.folder import Folder
 from lewel.data.loader import BatchKey
 from lewel.data.per_sample import View, fit, to_tensor
 from lewel.errors import LewelError
@@ -201,29 +202,57 @@ class TestUnreadable:
         return path
 
     @pytest.mark.parametrize("in_memory", [False, True])
-    def test_named_counted_and_replaced_by_the_next(self, root, broken, in_memory):
+    def test_named_counted_and_replaced_by_another(self, root, broken, in_memory):
         with pytest.warns(UserWarning, match="takes its place") as caught:
             [(images, labels)] = whole_bank(root, in_memory)
-        assert str(broken) in str(caught[0].message)
-        assert "1 replaced" in str(caught[0].message)
-        assert torch.equal(images[2], images[4])
-        assert torch.equal(images[3], images[4])
-        assert labels.tolist() == [0] * 5 + [1] * 5
+        warned = [str(warning.message) for warning in caught]
+        assert len(warned) == 2
+        assert all(any(f"{path}: " in line for line in warned) for path in (broken, broken.with_name("3.png")))
+        red = ((images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 25.5).round().int().tolist()
+        sound = set(range(10)) - {2, 3}
+        assert red[:2] + red[4:] == sorted(sound)
+        assert {red[2], red[3]} <= sound
+        assert labels.tolist() == [int(shown >= 5) for shown in red]
 
-    def test_the_label_is_that_of_the_image_that_is_shown(self, root):
-        """Where the last of a class cannot be read, the first of the next takes its place."""
-        (root / "train" / "ant" / "4.png").write_text("not an image")
-        with pytest.warns(UserWarning, match="takes its place"):
-            [(images, labels)] = whole_bank(root, in_memory=False)
-        assert torch.equal(images[4], images[5])
-        assert labels.tolist() == [0] * 4 + [1] * 6
+    def test_replacements_are_scattered_and_the_same_every_time(self, tmp_path):
+        """300 empty files in a row must not become one picture."""
+        for i in range(1000):
+            (tmp_path / f"{i:03}.png").touch()
+            if not 300 <= i < 600:
+                write_image(tmp_path / f"{i:03}.png", i % 256, (1, 1))
+        paths, limit = sorted(tmp_path.iterdir()), Data(max_unreadable=0.5)
+        shown = []
+        for _ in range(2):
+            split = Folder(paths, range(1000), tmp_path, limit)
+            with pytest.warns(UserWarning, match="cannot read") as caught:
+                shown.append([split.load(i)[1] for i in range(1000)])
+            assert (len(caught), split.replaced) == (11, 300)
+        assert shown[0] == shown[1]
+        assert np.bincount(shown[0]).max() < 8
+        assert np.abs(np.bincount(shown[0], minlength=1000).reshape(10, 100).sum(1)[[0, 9]] - 143).max() < 30
 
-    def test_a_file_is_warned_of_once_and_counted_each_time(self, root, broken):
+    @pytest.mark.parametrize("count", [1, 2, 7, 12, 64])
+    def test_every_file_is_tried_once_before_none_can_be_read(self, count, tmp_path):
+        split = Folder([tmp_path / f"{i}.png" for i in range(count)], range(count), tmp_path, Data())
+        for index in range(count):
+            assert sorted(split._from(index)) == list(range(count))
+
+    def test_too_many_end_the_reading_soon(self, tmp_path, monkeypatch):
+        """A disk that is gone fails at once a million times, and slowly."""
+        tried = []
+        monkeypatch.setattr(pictures, "read", lambda path, _: tried.append(path) or 1 / 0)
+        split = Folder(
+            [tmp_path / f"{i}.png" for i in range(10_000)], range(10_000), tmp_path, Data(max_unreadable=0.01)
+        )
+        with pytest.warns(UserWarning, match="division by zero"), pytest.raises(LewelError, match="101 of the 10000"):
+            split.load(5)
+        assert len(tried) == 101
+
+    def test_a_file_is_warned_of_and_counted_once(self, root, broken):
         bank = build(config(root), seed=0).bank
         with pytest.warns(UserWarning, match="takes its place") as caught:
             bank[np.array([3, 3, 3])]
-        assert len(caught) == 1
-        assert bank.split.replaced == 3
+        assert len(caught) == bank.split.replaced <= 2  # where number 2 is what was tried in its place
 
     def test_workers_share_the_count_and_name_a_file_once(self, root, broken, monkeypatch, capfd):
         """In two epochs, and in evaluations between them whose workers are new."""
@@ -234,24 +263,79 @@ class TestUnreadable:
             list(loader.epoch(epoch))
             list(eval_batches(sets.bank, 2, workers=2))
         warned = capfd.readouterr().err.splitlines()
-        named = [line.removeprefix("cannot read ").partition(" (")[0] for line in warned]
+        named = [line.removeprefix("cannot read ").partition(": ")[0] for line in warned]
         assert sorted(named) == [str(broken), str(broken.with_name("3.png"))]
-        assert sets.replaced == 4 * 3  # each time number 2 once by 3 and 4, and number 3 once
+        assert sets.replaced == 2
 
-    def test_the_count_is_of_all_splits(self, root, broken):
-        (root / "test" / "bee" / "0.png").write_text("not an image")
+    def test_the_count_is_of_all_splits(self, root):
+        for path in ("train/ant/3.png", "test/bee/0.png"):
+            (root / path).write_text("not an image")
         sets = build(config(root), seed=0)
         assert sets.replaced == 0
         with pytest.warns(UserWarning, match="takes its place"):
             sets.bank[np.array([3])], sets.train[BatchKey(0, np.array([3]))], sets.test[np.array([2])]
-        assert sets.replaced == 3
+        assert sets.replaced == 2
 
-    def test_nothing_readable(self, root):
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_nothing_readable(self, root, workers, monkeypatch):
         for path in (root / "train").glob("*/*.png"):
             path.write_text("not an image")
+        monkeypatch.setattr(warnings, "showwarning", lambda *_: None)
         sets = build(config(root), seed=0)
-        with pytest.warns(UserWarning, match="cannot read"), pytest.raises(LewelError, match="none of the 10 images"):
-            sets.bank[np.array([0])]
+        sentence = rf"^none of the 10 images in {root}/train can be read; repair or restore them$"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for batches in (eval_batches(sets.bank, 2, workers), TrainLoader(sets.train, 2, workers).epoch(0)):
+                with pytest.raises(LewelError, match=sentence):
+                    next(batches)
+
+
+class TestKnownAgain:
+    """What a checkpoint remembers of the training images."""
+
+    def folder(self, root: Path) -> Folder:
+        known = build(config(root), seed=0).known_by
+        assert known is not None
+        return known
+
+    def test_the_same_ones_wherever_they_lie(self, root):
+        before = self.folder(root).remembered()
+        assert self.folder(root).difference(before) == ""
+        assert self.folder(root.rename(root.with_name("moved"))).difference(before) == ""
+
+    def test_exchanged_and_renamed_ones(self, root):
+        before = self.folder(root).remembered()
+        write_image(root / "train" / "bee" / "1.png", 99)
+        assert self.folder(root).difference(before) == (
+            f"1 hold something else under the same name, the first {root}/train/bee/1.png"
+        )
+        (root / "train" / "bee" / "1.png").rename(root / "train" / "bee" / "one.png")
+        assert "have other names" in self.folder(root).difference(before)
+
+    def test_what_could_not_be_read_may_be_mended(self, root):
+        path = root / "train" / "ant" / "0.png"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:60])
+        folder = self.folder(root)
+        unmet = folder.remembered()
+        with pytest.warns(UserWarning, match="cannot read"):
+            folder.load(0)
+        met = folder.remembered()
+        path.write_bytes(whole)
+        assert self.folder(root).difference(met) == ""
+        assert str(path) in self.folder(root).difference(unmet)  # nobody knew that there was something to mend
+
+    def test_of_a_large_set_some_files_are_looked_at(self, root, monkeypatch):
+        monkeypatch.setattr(fingerprint, "FILES", 5)
+        before = self.folder(root).remembered()
+        assert before["files"].shape == (5, 8)
+        write_image(root / "train" / "ant" / "1.png", 99)
+        assert self.folder(root).difference(before) == ""
+        write_image(root / "train" / "ant" / "2.png", 99)
+        assert self.folder(root).difference(before).startswith("1 of 5 looked at hold something else")
+
+    def test_sets_by_name_need_none(self):
+        assert build(Data(image_size=32, embedded_train=16, embedded_test=4), seed=0).known_by is None
 
 
 class TestWorkers:
