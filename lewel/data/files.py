@@ -40,6 +40,9 @@ class Labelled:
                 return image, label
         raise LewelError(f"none of the {self.count} images with labels can be read")
 
+    def check(self) -> None:
+        self.split.check()
+
 
 class FolderViews:
     """Views of images read from files."""
