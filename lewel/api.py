@@ -22,7 +22,7 @@ from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import export as files
 from lewel.results import maps as pictures
 from lewel.results import report
-from lewel.run import checkpoint, folders
+from lewel.run import checkpoint, folders, initial
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
@@ -120,13 +120,16 @@ def start(
 
     Of several processes, one that fails ends all of them, for the others would wait for it.
     """
-    checks.check(from_python(run, encoder, sets), processes=distributed.announced())
+    run = from_python(run, encoder, sets)
+    checks.check(run, processes=distributed.announced())
     world = distributed.join()
     try:
         folder, path = distributed.from_leader(lambda: _places(run, resume))
         session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
         if world.leads:
             print(plan.recipe_of(session), flush=True)
+        if run.init and path is None:
+            initial.begin(session)
         finished = train_session(session, path)
         if finished and world.leads:
             report.write(session)
@@ -205,8 +208,12 @@ def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
     folder, path = folders.choose(run, resume)
     folders.check_writable(folder)
     boards.check_installed(run)
+    if path is None and run.init:
+        initial.source(run)  # what is not there is told of before any image is looked for
     if path is not None:
         checkpoint.read(path)  # a broken one is told of before anything else is
+        if run.init:
+            print(f"the run continues with its own weights, not those of init {run.init}")
     elif resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, path

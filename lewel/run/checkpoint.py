@@ -28,7 +28,7 @@ KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
     "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers",
-    "accumulate", "backend", "compile", "channels_last", "epochs",
+    "init", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 
 
