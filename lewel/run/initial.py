@@ -128,7 +128,7 @@ def _tensors(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def _of_torchvision(run: Train) -> Source:
-    name, stem = run.encoder.name, run.encoder.stem
+    name = run.encoder.name
     if name.startswith("timm/"):
         raise LewelError(f"torchvision has no {name}; its weights are timm's: --init timm")
     if name == "tiny":

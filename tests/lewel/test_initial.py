@@ -89,7 +89,8 @@ def test_a_file_goes_into_both_networks_and_heads_stay_fresh(form, method, tmp_p
     rest = {name: value for name, value in session.method.state_dict().items() if ".encoder." not in name}
     assert_equal(rest, fresh)
     told = capsys.readouterr().out
-    assert "the encoder begins with " in told and "w.pth" in told
+    assert "the encoder begins with " in told
+    assert "w.pth" in told
     assert ("left aside: " in told) == (form != "compiled")
 
 
