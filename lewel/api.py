@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from lewel.run import checkpoint, folders, initial
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
+from lewel.watching.progress import Progress
 
 __all__ = ["Run", "eval", "export", "maps", "start", "train"]
 
@@ -178,7 +180,7 @@ def knn_of(
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
-    return session, knn_accuracy(session)
+    return session, knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
 
 
 def maps(

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from neighbours import compared
 from tiny_runs import TINY, in_double, losses_of
 from torch import Tensor
 
 from lewel import distributed
-from lewel.evaluation import features, knn
+from lewel.evaluation import features
 from lewel.methods.momentum import shuffle_bn
 from lewel.recipe.schema import MethodSettings, Train
 from lewel.run import checkpoint
@@ -57,17 +58,11 @@ def trained(run: Train, folder: Path, resume: Path | None = None) -> Session:
 
 
 def online_knn(session: Session) -> dict[str, Any]:
-    """Online kNN, and the features that it was decided on: the bank's, and of this process's share of the tests."""
-    found: dict[str, Any] = {}
-    correct = knn.correct
-
-    def look(bank: Tensor, bank_labels: Tensor, test: Tensor, *rest: Any, **options: Any) -> list[int]:
-        found.update(bank=bank, bank_labels=bank_labels, test=test)
-        return correct(bank, bank_labels, test, *rest, **options)
-
+    """Online kNN, and the features that it was decided on: of this process's share of the bank, and of all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "correct", look)
-        return {"accuracy": features.knn_accuracy(session), **found}
+        calls = compared(patch)
+        accuracy = features.knn_accuracy(session)
+    return {"accuracy": accuracy, "bank": calls[0].bank, "bank_labels": calls[0].labels, "test": calls[0].test}
 
 
 def random_maps(folder: Path) -> dict[str, Tensor]:
