@@ -17,6 +17,7 @@ from lewel.run.session import Session, check_size, precision_on
 from lewel.run.step import rates
 
 MIB = 2**20
+TESTS = 10_000  # test images to plan for where they are not at hand
 
 
 def text(run: Train, processes: int) -> str:
@@ -27,7 +28,7 @@ def text(run: Train, processes: int) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
     checks.check(run, processes=processes)
-    images, whence = _images(run)
+    images, bank, tests, whence = _images(run)
     check_size(run, images)
     needed = memory.expect(run, processes)
     return "\n".join(
@@ -35,22 +36,37 @@ def text(run: Train, processes: int) -> str:
             resolved(run, images, needed.trained, device),
             f"training images: {whence}",
             _schedule(run, images // run.data.batch_size),
+            *([_knn(run, bank, tests, processes)] if run.knn_every else []),
             _table(run, processes, needed),
         ]
     )
 
 
-def _images(run: Train) -> tuple[int, str]:
-    """Number of training images, and in words where it is from."""
+def _images(run: Train) -> tuple[int, int, int | None, str]:
+    """Numbers of training images, of those in the kNN bank and of test images where known, and where they are from."""
     published = presets.published_images(run)
     if run.data.name == "embedded":
-        return run.data.embedded_train, "as many as data.embedded_train says"
+        images, tests = run.data.embedded_train, run.data.embedded_test
+        return images, images, tests, "as many as data.embedded_train says"
     if published is not None and not run.data.root:
-        return published, f"the published number of the set of {run.preset}; --data.root has them counted"
+        whence = f"the published number of the set of {run.preset}; --data.root has them counted"
+        return published, published, None, whence
     # From files none is decoded before it is asked for.
-    images = len(data.build(replace(run.data, storage="files", download=False), run.seed).train)
+    sets = data.build(replace(run.data, storage="files", download=False), run.seed)
+    images = len(sets.train)
     differs = f"; the set of {run.preset} has {published:,}" if published not in (None, images) else ""
-    return images, f"counted in {run.data.root}{differs}"
+    bank, tests = (len(sets.bank), len(sets.test)) if run.knn_every else (0, 0)
+    return images, bank, tests, f"counted in {run.data.root}{differs}"
+
+
+def _knn(run: Train, bank: int, tests: int | None, processes: int) -> str:
+    bank, known = min(run.knn_bank or bank, bank), TESTS if tests is None else tests
+    sizes = memory.expect_knn(run, bank, known, processes)
+    told = ", ".join(f"{size / MIB:,.0f} MiB for {what}" for what, size in sizes.items())
+    unknown = "; --data.root has the test images counted" if tests is None else ""
+    return (
+        f"online kNN of {known:,} test images, a bank of {bank:,} in blocks, needs beside the weights {told}{unknown}"
+    )
 
 
 def _schedule(run: Train, steps: int) -> str:

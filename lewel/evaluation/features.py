@@ -103,6 +103,7 @@ def _described(
     mine = data.spaced(images, count)[session.world.rank :: session.world.size]
     for batch, labels in data.eval_batches(images, BATCH, session.run.data.workers, indices=mine):
         rows = features(batch)
+        del batch  # before the next is read
         yield rows, labels.to(rows.device)
 
 

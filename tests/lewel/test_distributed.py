@@ -130,6 +130,15 @@ def test_knn_is_that_of_one_process_with_these_weights(name, ranks, tmp_path):
         torch.testing.assert_close(found["test"], torch.cat([alone["test"][0::2], alone["test"][1::2]]))
 
 
+def test_initial_weights_are_read_by_one_process_and_used_by_both(ranks, folder):
+    given = torch.load(folder / "initial.pth")
+    for rank in ranks:
+        for network in ("online", "target"):
+            for name, value in given.items():
+                assert torch.equal(rank["begun"]["state"][f"{network}.encoder.{name}"], value), name
+        assert "there is no file or run folder" in rank["begun"]["error"]
+
+
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_resumed_run_of_two_processes_ends_bitwise_as_the_uninterrupted_one(name, ranks):
     for rank in ranks:
