@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import export as files
 from lewel.results import maps as pictures
 from lewel.results import report
-from lewel.run import checkpoint, folders
+from lewel.run import checkpoint, folders, initial
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
+from lewel.watching.progress import Progress
 
 __all__ = ["Run", "eval", "export", "maps", "start", "train"]
 
@@ -124,13 +126,16 @@ def start(
 
     Of several processes, one that fails ends all of them, for the others would wait for it.
     """
-    checks.check(from_python(run, encoder, sets), processes=distributed.announced())
+    run = from_python(run, encoder, sets)
+    checks.check(run, processes=distributed.announced())
     world = distributed.join()
     try:
         folder, path = distributed.from_leader(lambda: _places(run, resume))
         session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
         if world.leads:
             print(plan.recipe_of(session), flush=True)
+        if run.init and path is None:
+            initial.begin(session)
         finished = train_session(session, path)
         if finished and world.leads:
             report.write(session)
@@ -190,7 +195,7 @@ def knn_of(
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
-    return session, knn_accuracy(session)
+    return session, knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
 
 
 def maps(
@@ -220,8 +225,12 @@ def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
     folder, path = folders.choose(run, resume)
     folders.check_writable(folder)
     boards.check_installed(run)
+    if path is None and run.init:
+        initial.source(run)  # what is not there is told of before any image is looked for
     if path is not None:
         checkpoint.read(path)  # a broken one is told of before anything else is
+        if run.init:
+            print(f"the run continues with its own weights, not those of init {run.init}")
     elif resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, path

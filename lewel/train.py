@@ -217,10 +217,11 @@ def _check_weights(session: Session) -> None:
 
 @ranges.ranged(ranges.EVALUATE)
 def _log_baselines(session: Session, log: RunLog) -> None:
-    pixels, untrained = features.knn_of_pixels(session), features.knn_accuracy(session)
+    pixels, untrained = (knn_of(session, log.progress) for knn_of in (features.knn_of_pixels, features.knn_accuracy))
     values = {knn.key("knn_pixels", k): accuracy for k, accuracy in pixels.items()}
     values |= {knn.key("knn_untrained", k): accuracy for k, accuracy in untrained.items()}
-    said = ", ".join(f"kNN-{k} {untrained[k]:.1f} % untrained, {pixels[k]:.1f} % on raw pixels" for k in pixels)
+    network = "by the initial weights" if session.run.init else "untrained"
+    said = ", ".join(f"kNN-{k} {untrained[k]:.1f} % {network}, {pixels[k]:.1f} % on raw pixels" for k in pixels)
     log.record("baselines", {"step": 0, **values}, f"before training: {said}")
 
 
@@ -229,7 +230,7 @@ def _log_epoch(session: Session, log: RunLog) -> None:
     values = {"step": session.steps_done, "epoch": session.epochs_done, "seconds": session.seconds}
     line = f"epoch {session.epochs_done}/{session.run.epochs}  {session.seconds:.0f} s"
     if session.run.knn_every:
-        accuracies = features.knn_accuracy(session)
+        accuracies = features.knn_accuracy(session, log.progress)
         values |= {knn.key("knn", k): accuracy for k, accuracy in accuracies.items()}
         line += "".join(f"  kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
     if session.run.method.aligned and session.world.leads:

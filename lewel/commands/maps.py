@@ -25,5 +25,5 @@ class MapsCommand:
 def run(arguments: list[str]) -> None:
     """Writes the picture and says where."""
     command = tyro.cli(MapsCommand, args=arguments, prog="lewel maps")
-    maps.over_files(command.run, list(command.images), command.out)
-    print(f"wrote {command.out}")
+    written = maps.over_files(command.run, list(command.images), command.out)
+    print(f"wrote {', '.join(map(str, written))}")

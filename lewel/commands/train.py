@@ -13,7 +13,7 @@ from lewel import api, distributed
 from lewel.cost import plan
 from lewel.errors import LewelError
 from lewel.recipe import plain, presets, schema
-from lewel.run import folders
+from lewel.run import folders, initial
 from lewel.watching import boards
 
 
@@ -48,7 +48,10 @@ def _plan(command: TrainCommand) -> None:
         boards.check_installed(command.run)
         folder, resume = folders.choose(command.run, command.resume)
         start = f"continue {resume} in" if resume else "be written to"
-        print(f"{plan.text(command.run, command.processes or distributed.announced())}\nit would {start} {folder}")
+        print(plan.text(command.run, command.processes or distributed.announced()))
+        if command.run.init and not resume:
+            print(initial.plan(command.run))
+        print(f"it would {start} {folder}")
 
 
 def _train(command: TrainCommand) -> None:

@@ -1,4 +1,4 @@
-"""What a training step needs in memory, counted on tensors that have sizes but no contents."""
+"""What a training step and online kNN need in memory, counted on tensors that have sizes but no contents."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lewel.cost.live import LiveStorages
+from lewel.evaluation import features, knn
 from lewel.methods.method import Method
 from lewel.recipe.schema import Train
 from lewel.run import optim
@@ -50,10 +51,7 @@ def expect(run: Train, processes: int = 1) -> Memory:
     CPU, steps took from 1 % more than expected to 6 % less, where gradients that meet are added in place; with backend
     "reference" 2 % more, for what lives inside its operators is not seen.
     """
-    run = replace(run, compile=False, backend=None)  # all backends save the same, and not all take CPU tensors
-    if run.method.batch_norm == "sync":  # BN over all processes keeps what local BN does; only "auto" depends on it
-        key_bn = "plain" if run.method.key_bn == "auto" else run.method.key_bn
-        run = replace(run, method=replace(run.method, batch_norm="local", key_bn=key_bn))
+    run = _local(run)
     with torch.device("meta"):  # a fake network cannot be copied, which is how the momentum network is made
         method, _ = build(run, torch.device("meta"))
     with _pretend(processes), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
@@ -80,6 +78,37 @@ def expect(run: Train, processes: int = 1) -> Memory:
             "gradients": _bytes(trained),
         }
     return Memory(**held, activations=live.most - sum(held.values()), trained=sum(p.numel() for p in trained))
+
+
+def expect_knn(run: Train, bank: int, tests: int, processes: int = 1) -> dict[str, int]:
+    """Bytes that one of `processes` needs at the peak of online kNN: of raw pixels, and of the encoder's features.
+
+    With what holds and compares them, a batch of images on its way, and the encoder's activations; beside the weights.
+    What expect leaves out is left out here too: measured on a CPU, the peak was up to 1.4 times what is expected.
+    """
+    size, k, share = run.data.image_size, max(run.knn_k), -(-bank // processes)
+    images = 4 * features.BATCH * 3 * size**2 * 4  # as read, in the network's layout, as rows, and those before
+    with torch.device("meta"):
+        method, _ = build(_local(run), torch.device("meta"))
+    encoder, shape = method.online.encoder.eval(), (features.BATCH, 3, size, size)
+    layout = torch.channels_last if run.channels_last else torch.contiguous_format
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        method.to_empty(device="cpu")
+        with LiveStorages() as live, method.autocast():
+            encoder(torch.empty(shape).to(memory_format=layout)).mean((2, 3), dtype=torch.float32)
+    return {
+        "raw pixels": images + knn.needed(tests, 3 * features.pixels_side(size) ** 2, share, k),
+        "the encoder": live.most + knn.needed(tests, encoder.channels, share, k),
+    }
+
+
+def _local(run: Train) -> Train:
+    """run as it computes the same on a CPU alone."""
+    run = replace(run, compile=False, backend=None)  # all backends save the same, and not all take CPU tensors
+    if run.method.batch_norm == "sync":  # BN over all processes keeps what local BN does; only "auto" depends on it
+        key_bn = "plain" if run.method.key_bn == "auto" else run.method.key_bn
+        run = replace(run, method=replace(run.method, batch_norm="local", key_bn=key_bn))
+    return run
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,7 @@ from lewel.run.session import Session, check_size, precision_on, with_labels
 from lewel.run.step import rates
 
 MIB = 2**20
+TESTS = 10_000  # test images to plan for where they are not at hand
 
 
 def text(run: Train, processes: int) -> str:
@@ -27,7 +29,8 @@ def text(run: Train, processes: int) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = replace(run, precision=precision_on(device) if run.precision == "auto" else run.precision)
     checks.check(run, processes=processes)
-    images, whence, sets = _images(run)
+    counted = _count(run)
+    images, sets = counted.train, counted.sets
     run = run if sets is None else with_labels(run, sets)
     check_size(run, images, sets)
     needed = memory.expect(run, processes)
@@ -35,25 +38,38 @@ def text(run: Train, processes: int) -> str:
         [
             resolved(run, images, needed.trained, device),
             *_found(run, sets),
-            f"training images: {whence}",
+            f"training images: {counted.whence}",
             _schedule(run, images // run.data.batch_size),
+            *([_knn(run, counted, processes)] if run.knn_every else []),
             _table(run, processes, needed),
         ]
     )
 
 
-def _images(run: Train) -> tuple[int, str, data.Datasets | None]:
-    """Number of training images, in words where it is from, and the sets where they were looked for."""
+class Counted(NamedTuple):
+    """How many images a recipe has."""
+
+    train: int
+    bank: int
+    tests: int | None  # None where nothing tells
+    whence: str  # in words
+    sets: data.Datasets | None = None  # where they were looked for
+
+
+def _count(run: Train) -> Counted:
     published = presets.published_images(run)
     if run.data.name == "embedded":
-        return run.data.embedded_train, "as many as data.embedded_train says", None
+        images, tests = run.data.embedded_train, run.data.embedded_test
+        return Counted(images, images, tests, "as many as data.embedded_train says")
     if published is not None and not run.data.roots:
-        return published, f"the published number of the set of {run.preset}; --data.root has them counted", None
+        whence = f"the published number of the set of {run.preset}; --data.root has them counted"
+        return Counted(published, published, None, whence)
     # From files none is decoded before it is asked for.
     sets = data.build(replace(run.data, storage="files", download=False), run.seed)
     images = len(sets.train)
     differs = f"; the set of {run.preset} has {published:,}" if published not in (None, images) else ""
-    return images, f"counted in {', '.join(run.data.roots)}{differs}", sets
+    whence = f"counted in {', '.join(run.data.roots)}{differs}"
+    return Counted(images, len(sets.bank), len(sets.test), whence, sets)
 
 
 def _found(run: Train, sets: data.Datasets | None) -> list[str]:
@@ -71,6 +87,17 @@ def _found(run: Train, sets: data.Datasets | None) -> list[str]:
     elif sets.num_classes and not run.knn_every and sets.found is not None:
         lines.append("  kNN is off: the recipe has knn_every 0")
     return lines
+
+
+def _knn(run: Train, counted: Counted, processes: int) -> str:
+    bank = min(run.knn_bank or counted.bank, counted.bank)
+    tests = TESTS if counted.tests is None else counted.tests
+    sizes = memory.expect_knn(run, bank, tests, processes)
+    told = ", ".join(f"{size / MIB:,.0f} MiB for {what}" for what, size in sizes.items())
+    unknown = "; --data.root has the test images counted" if counted.tests is None else ""
+    return (
+        f"online kNN of {tests:,} test images, a bank of {bank:,} in blocks, needs beside the weights {told}{unknown}"
+    )
 
 
 def _schedule(run: Train, steps: int) -> str:

@@ -1,7 +1,7 @@
 """What the features of a run are worth, and whether it is healthy. Its public parts:
 
 features       knn_accuracy: online kNN of a Session, by k; knn_of_pixels: the same of raw pixels
-knn            correct: the weighted classifier; key, accuracies: what a log calls its results
+knn            nearest, correct: the weighted classifier; key, accuracies: what a log calls its results
 health         spread and maps of the embedding for the log, and the limit of a collapse
 boxes          mass_in_boxes: how much of the maps lies on the embedded digits
 """

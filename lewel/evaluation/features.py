@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,14 @@ from lewel.evaluation import knn
 from lewel.run.session import Session
 
 BATCH = 256  # images that are encoded at a time
-PIXELS = 32  # a bank of ImageNet's own pixels would fill 60 GB
+PIXELS = 32  # as they are, test images of ImageNet would fill 30 GB
+
+Features = Callable[[Tensor], Tensor]
+Tell = Callable[[str, int, int], None]
+"""Hears what is computed, and of how many images so far, of how many."""
 
 
-def knn_accuracy(session: Session) -> dict[int, float]:
+def knn_accuracy(session: Session, tell: Tell | None = None) -> dict[int, float]:
     """kNN of the online encoder's GAP features, bank from the training split: percent for each k of run.knn_k.
 
     All processes take BN's statistics of the first, which are those of the checkpoint.
@@ -30,48 +34,89 @@ def knn_accuracy(session: Session) -> dict[int, float]:
 
     encoder.eval()
     with torch.compiler.set_stance("force_eager"):  # a compilation for each odd batch would cost more than it gains
-        accuracy = _knn(session, features)
+        accuracy = _knn(session, features, "kNN of the encoder", tell)
     session.method.train()
     return accuracy
 
 
-def knn_of_pixels(session: Session) -> dict[int, float]:
-    """As knn_accuracy, of the pixels themselves; images larger than PIXELS a side are shrunk to that first."""
+def knn_of_pixels(session: Session, tell: Tell | None = None) -> dict[int, float]:
+    """As knn_accuracy, of the pixels themselves; images larger than 2 PIXELS a side are shrunk to PIXELS first."""
 
     def features(images: Tensor) -> Tensor:
+        side = pixels_side(images.shape[-1])
         images = session.to_device(images)
-        return (F.adaptive_avg_pool2d(images, PIXELS) if images.shape[-1] > 2 * PIXELS else images).flatten(1)
+        return (F.adaptive_avg_pool2d(images, side) if images.shape[-1] > side else images).flatten(1)
 
-    return _knn(session, features)
+    return _knn(session, features, "kNN of raw pixels", tell)
 
 
-def _knn(session: Session, features: Callable[[Tensor], Tensor]) -> dict[int, float]:
-    """kNN accuracy in percent for each k; processes share the bank's images out, then the test images."""
+def pixels_side(image_size: int) -> int:
+    """Side of the images whose pixels are compared."""
+    return PIXELS if image_size > 2 * PIXELS else image_size
+
+
+def _knn(session: Session, features: Features, what: str, tell: Tell | None) -> dict[int, float]:
+    """kNN accuracy in percent for each k.
+
+    Every process holds the features of all test images, and finds their neighbours in its share of the bank, which goes
+    by in blocks; then it classifies its share of the test images by the neighbours that all have found.
+    """
     sets, world, run = session.sets, session.world, session.run
-    rows, labels = _described(session, features, sets.bank, run.knn_bank or len(sets.bank))
+    count = min(run.knn_bank or len(sets.bank), len(sets.bank))
+    seen = _Seen(what, count + len(sets.test), world.size, tell)
+    mine, labels = _tests(session, seen.all(_described(session, features, sets.test, len(sets.test))))
+    tests = distributed.gather(mine)
+    share = len(range(world.rank, count, world.size))
+    bank = knn.blocks(seen.all(_described(session, features, sets.bank, count)), share)
+    found = knn.nearest(bank, tests, min(max(run.knn_k), count))
     if world.size > 1:
-        rows, labels = (distributed.gather(_padded(x, session)) for x in (rows, labels))
-        if (labels < 0).any():  # else there is nothing to copy a bank of 10 GB for
-            rows, labels = rows[labels >= 0], labels[labels >= 0]
-    test = _described(session, features, sets.test, len(sets.test))
-    right = knn.correct(rows, labels, *test, sets.num_classes, k=run.knn_k, temperature=run.knn_temperature)
+        counts = [len(mine)] * world.size
+        there = (distributed.exchange(x, counts, counts) for x in found)
+        found = knn.merged(knn.Neighbours(*there), world.size)
+    right = knn.correct(found, labels, sets.num_classes, k=run.knn_k, temperature=run.knn_temperature)
     shares = torch.tensor(right, device=world.device, dtype=torch.float64) / len(sets.test)
     percent = 100 * world.size * distributed.average(shares)
     return dict(zip(run.knn_k, percent.tolist(), strict=True))
 
 
+def _tests(session: Session, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features (n, width) and labels (n,) of batches, n as many as the longest share of the test images.
+
+    A shorter share is filled up with zeros, whose label -1 no vote is for.
+    """
+    longest = -(-len(session.sets.test) // session.world.size)
+    rows = labels = torch.empty(0)
+    done = 0
+    for described, truth in batches:
+        if not done:  # one place for all of them: to join them in the end would take twice the memory
+            rows, labels = described.new_zeros(longest, described.shape[1]), truth.new_full((longest,), -1)
+        rows[done : done + len(truth)], labels[done : done + len(truth)] = described, truth
+        done += len(truth)
+    return rows, labels
+
+
+@torch.no_grad()
 def _described(
-    session: Session, features: Callable[[Tensor], Tensor], images: data.Images, count: int
-) -> tuple[Tensor, Tensor]:
-    """Features (n, width) and labels (n,) of this process's share of count equally spaced images."""
+    session: Session, features: Features, images: data.Images, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (n, width) and labels (n,) of batches of this process's share of count equally spaced images."""
     mine = data.spaced(images, count)[session.world.rank :: session.world.size]
-    batches = data.eval_batches(images, BATCH, session.run.data.workers, indices=mine)
-    rows, labels = knn.describe(features, batches, len(mine))
-    return rows, labels.to(rows.device)
+    for batch, labels in data.eval_batches(images, BATCH, session.run.data.workers, indices=mine):
+        rows = features(batch)
+        del batch  # before the next is read
+        yield rows, labels.to(rows.device)
 
 
-def _padded(x: Tensor, session: Session) -> Tensor:
-    """x (n, ...) with -1 appended up to the length of the longest share, so that shares can be gathered."""
-    count = session.run.knn_bank or len(session.sets.bank)
-    longest = -(-min(count, len(session.sets.bank)) // session.world.size)
-    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)), value=-1)
+class _Seen:
+    """Tells how many images all processes have described, as if they were equally fast."""
+
+    def __init__(self, what: str, total: int, processes: int, tell: Tell | None) -> None:
+        self.what, self.total, self.processes, self.done = what, total, processes, 0
+        self.tell = tell or (lambda *_: None)
+        self.tell(what, 0, total)
+
+    def all(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, labels in batches:
+            yield rows, labels
+            self.done = min(self.total, self.done + self.processes * len(labels))
+            self.tell(self.what, self.done, self.total)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lewel.errors import LewelError
 from lewel.methods.heads import CoupledHead
+from lewel.methods.matching import some
 from lewel.methods.method import Method
 
 NAMES = (  # ours -> official, applied in this order
@@ -69,11 +70,11 @@ def _official_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
     if any(name.startswith("online_net.") for name in weights):
         return weights
-    found = f"it has {_some(weights)}" if weights else "it is empty"
+    found = f"it has {some(weights)}" if weights else "it is empty"
     if any(name.startswith(MOCO) for name in weights):
         advice = "these are of a MoCo-type method, and LEWEL_M was not released"
     elif "conv1.weight" in weights:
-        advice = "an encoder alone is loaded by model.online.encoder.load_state_dict"
+        advice = "an encoder alone is what a run begins with: lewel train --init FILE"
     else:
         advice = "give the file of the release as it is"
     raise LewelError(
@@ -89,9 +90,9 @@ def _check_fit(own: dict[str, Tensor], given: dict[str, Any]) -> None:
         for name, value in given.items()
         if name in own and not _fits(value, own[name])
     ]
-    problems = [f"it lacks {_some(missing)}"] if missing else []
-    problems += [f"the model has no {_some(unexpected)}"] if unexpected else []
-    problems += [f"shapes differ: {_some(misshapen)}"] if misshapen else []
+    problems = [f"it lacks {some(missing)}"] if missing else []
+    problems += [f"the model has no {some(unexpected)}"] if unexpected else []
+    problems += [f"shapes differ: {some(misshapen)}"] if misshapen else []
     if problems:
         raise LewelError(
             f"the official state dict does not fit the model: {'; '.join(problems)}; {RELEASED}; nothing was loaded"
@@ -106,10 +107,3 @@ def _fits(value: Any, own: Tensor) -> bool:
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _some(items: Iterable[str], limit: int = 3) -> str:
-    """The first items as text, and how many more there are."""
-    items = list(items)
-    more = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")

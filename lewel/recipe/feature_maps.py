@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import os
 from typing import NamedTuple
 
 import torch
@@ -79,9 +80,28 @@ def look(module: nn.Module, image_size: int) -> Look:
     return Look(features.shape[1], features.shape[2], unused)
 
 
-def timm_model(name: str, image_size: int) -> nn.Module:
-    """timm's model name ("timm/vit_small_patch16_224"), freshly initialised, for images of image_size pixels a side."""
-    return _timm().create_model(name.removeprefix("timm/"), **timm_options(name, image_size))
+def timm_model(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
+    """timm's model name ("timm/vit_small_patch16_224"), for images of image_size pixels a side; fresh by default."""
+    model = name.removeprefix("timm/")
+    return _timm().create_model(model, pretrained=pretrained, **timm_options(name, image_size))
+
+
+def timm_pretrained(name: str) -> tuple[str, bool, tuple[float, ...], tuple[float, ...]] | None:
+    """Where timm has the trained weights of a model, whether they are on this machine, and mean and deviation of the
+    images that they were made with; None where it has none."""
+    timm, model = _timm(), name.removeprefix("timm/")
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if config is None or not config.has_weights:
+        return None
+    if not config.hf_hub_id:
+        file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(config.url))
+        return config.url, os.path.isfile(file), config.mean, config.std
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = (
+        try_to_load_from_cache(config.hf_hub_id, f"{kind}") for kind in ("model.safetensors", "pytorch_model.bin")
+    )
+    return config.hf_hub_id, any(isinstance(found, str) for found in cached), config.mean, config.std
 
 
 def timm_options(name: str, image_size: int) -> dict[str, int]:

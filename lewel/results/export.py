@@ -19,6 +19,7 @@ import torch
 from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
 from lewel.methods.encoders import Encoder, Wrapped
+from lewel.methods.matching import detectron2_name
 from lewel.methods.method import Method
 from lewel.recipe import feature_maps, schema
 from lewel.run import checkpoint, folders
@@ -157,15 +158,6 @@ def _width(name: str) -> tuple[int, int] | None:
         return 1, 128
     found = re.search(r"_(\d+)x(\d+)d$", name)
     return (int(found[1]), int(found[2])) if found else None
-
-
-def detectron2_name(name: str) -> str:
-    """detectron2's name of a weight that torchvision names name: layer1.0.bn1.bias is res2.0.conv1.norm.bias."""
-    if not name.startswith("layer"):
-        name = f"stem.{name}"
-    for number in (1, 2, 3, 4):
-        name = name.replace(f"layer{number}.", f"res{number + 1}.").replace(f"bn{number}.", f"conv{number}.norm.")
-    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
 def _check_known(encoder: schema.EncoderSettings, to: Library) -> None:

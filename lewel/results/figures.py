@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure  # without pyplot: no display is needed and nothing global is changed
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
 from lewel.evaluation.boxes import shares
 
-_TIGHT = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+SIDE, GAP = 132, 5  # of the pictures of an image, and between them, in pixels
+PIXELS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+ROWS = 100  # of a picture at most; beyond 65,535 pixels matplotlib draws none
 HEAT = "inferno"
 INK, FAINT = "#222222", "#9a9a9a"
 STYLE: dict[Any, Any] = {
@@ -43,10 +45,11 @@ def alignment_maps(
     columns: int = 6,
     title: str = "",
     best: int | None = None,
-) -> None:
+) -> list[Path]:
     """Rows of images; beside each the mean of its maps and the `columns` most telling maps, the same in every row.
 
-    The map best comes first where it is given.
+    The map best comes first where it is given. More than ROWS images go on in path-2, path-3 and so on; returns the
+    pictures written.
 
     images (N, 3, S, S) float, normalised; maps (N, K, h, w), each summing to 1; boxes (N, 4) x0 y0 x1 y1 in pixels or
     None. A map is drawn between its own smallest and largest value: with tau = 1 maps differ from uniform by a quarter
@@ -54,37 +57,85 @@ def alignment_maps(
     """
     telling = [k for k in most_telling(maps, columns) if k != best]
     telling = telling if best is None else [best, *telling[: columns - 1]]
-    pictures = viewable(images)
-    gray = pictures.mean(dim=1, keepdim=True)
-    heats = torch.cat([maps.mean(dim=1, keepdim=True), maps[:, telling]], dim=1)
-    heats = F.interpolate(heats, size=images.shape[2:], mode="bilinear", align_corners=False)
-    low, high = heats.amin((2, 3), keepdim=True), heats.amax((2, 3), keepdim=True)
-    heats = (heats - low) / (high - low).clamp_min(1e-12)
     names = ["image", "mean map", *(f"map {k}" for k in telling)]
     if boxes is not None:
         inside, area = shares(maps, boxes, images.shape[-1])
         names[0] += f"\nbox: {100 * float(area.mean()):.0f} % of area"
         names[1] += f"\n{100 * float(inside.mean()):.0f} % in box"
         names[2:] = [f"map {k}\n{100 * float(inside[:, k].mean()):.0f} % in box" for k in telling]
+    written = []
+    for start in range(0, len(images), ROWS):
+        part = slice(start, start + ROWS)
+        heats = torch.cat([maps[part].mean(dim=1, keepdim=True), maps[part][:, telling]], dim=1)
+        cells = (
+            cells_of(image, heat, None if boxes is None else boxes[start + row])
+            for row, (image, heat) in enumerate(zip(viewable(images[part]), heats, strict=True))
+        )
+        number = start // ROWS + 1
+        written.append(path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        _grid(written[-1], [list(row) for row in cells], names, title)
+    return written
+
+
+def cells_of(image: Tensor, heats: Tensor, box: Tensor | None) -> np.ndarray:
+    """Image (3, S, S) in [0, 1] and maps (n, h, w) laid over its gray, with the box: (n + 1, side, side, 3) uint8."""
+    heats = F.interpolate(heats[:, None], size=image.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    low, high = heats.amin((1, 2), keepdim=True), heats.amax((1, 2), keepdim=True)
+    heats = (heats - low) / (high - low).clamp_min(1e-12)
+    colours = torch.from_numpy(matplotlib.colormaps[HEAT](heats.numpy())[..., :3]).float().permute(0, 3, 1, 2)
+    cells = torch.cat([image[None], 0.38 * image.mean(0) + 0.62 * colours])
+    size, times = image.shape[-1], round(SIDE / image.shape[-1])
+    if times > 1:  # pixels stay squares
+        cells = F.interpolate(cells, scale_factor=times, mode="nearest-exact")
+    elif size != SIDE:
+        cells = F.interpolate(cells, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    drawn = (255 * cells.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
+    if box is not None:
+        _outline(drawn, [round(float(v) * drawn.shape[1] / size) for v in box])
+    return drawn
+
+
+def _outline(cells: np.ndarray, box: list[int]) -> None:
+    """Draws the edge of a box, x0 y0 x1 y1, onto cells (n, side, side, 3): white between black."""
+    for half, colour in ((2, 0), (1, 255)):
+        (x0, y0, x1, y1), (left, top, right, bottom) = (
+            [max(v + sign * half, 0) for v, sign in zip(box, signs, strict=True)]
+            for signs in ((-1, -1, 1, 1), (1, 1, -1, -1))
+        )
+        within = cells[:, top:bottom, left:right].copy()
+        cells[:, y0:y1, x0:x1] = colour
+        cells[:, top:bottom, left:right] = within
+
+
+def _grid(path: Path, rows: list[list[np.ndarray]], names: list[str], title: str) -> None:
+    """Writes rows of equal cells (side, side, 3) with a name over each column and a title, as one picture of all.
+
+    One picture, for axes of its own for each cell would take a second a row.
+    """
+    side = rows[0][0].shape[0]
+    pitch, head = side + GAP, 25 * bool(title) + 18 * max(name.count("\n") + 1 for name in names) + GAP
+    width, height = pitch * len(names) + GAP, pitch * len(rows)
+    grid = np.full((height, width, 3), 255, dtype=np.uint8)
+    for row, cells in enumerate(rows):
+        for column, cell in enumerate(cells):
+            grid[row * pitch :, GAP + column * pitch :][:side, :side] = cell
     with matplotlib.rc_context(STYLE):
-        rows, width = len(images), len(names)
-        figure = Figure(figsize=(1.25 * width, 1.25 * rows + 0.75), layout=_TIGHT)
-        axes = figure.subplots(rows, width, squeeze=False)
-        for row in range(rows):
-            for column, axis in enumerate(axes[row]):
-                if column == 0:
-                    axis.imshow(pictures[row].permute(1, 2, 0).numpy())
-                else:
-                    heat = torch.from_numpy(matplotlib.colormaps[HEAT](heats[row, column - 1].numpy())[..., :3])
-                    axis.imshow((0.38 * gray[row, 0, :, :, None] + 0.62 * heat).numpy())
-                if boxes is not None:
-                    _outline(axis, boxes[row])
-                if row == 0:
-                    axis.set_title(names[column], color=INK)
-                axis.axis("off")
+        dpi = STYLE["savefig.dpi"]
+        figure = Figure(figsize=(width / dpi, (height + head) / dpi), dpi=dpi)
+        for column, name in enumerate(names):
+            place = ((GAP + column * pitch + side / 2) / width, (height + GAP) / (height + head))
+            figure.text(*place, name, color=INK, ha="center", va="bottom", size=9)
         if title:
-            figure.suptitle(title, fontsize=10, color=INK)
-        save(figure, path)
+            figure.text(0.5, 1 - 3 / (height + head), title, color=INK, ha="center", va="top", size=10)
+        if path.suffix.lower() in PIXELS:  # to draw the grid into the figure takes matplotlib seconds
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+            pixels[-height:] = grid
+            save(figure, path, pixels)
+        else:
+            figure.figimage(grid, origin="upper")
+            save(figure, path)
 
 
 def most_telling(maps: Tensor, count: int) -> list[int]:
@@ -111,14 +162,8 @@ def viewable(images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1).cpu().float()
 
 
-def _outline(axis: Axes, box: Tensor) -> None:
-    x0, y0, x1, y1 = (float(v) - 0.5 for v in box)  # pixel centres are whole numbers on these axes
-    for colour, width in (("black", 2.6), ("white", 1.1)):
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure to path, whose suffix names the kind of file, and makes its folder.
+def save(figure: Figure, path: Path, pixels: np.ndarray | None = None) -> None:
+    """Writes the figure, or pixels (H, W, 3) of it, to path, whose suffix names the kind of file; makes its folder.
 
     Raises LewelError where there is no suffix or the file cannot be written.
     """
@@ -126,6 +171,9 @@ def save(figure: Figure, path: Path) -> None:
         raise LewelError(f"the picture must be named with its kind of file, such as {path}.png, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        if pixels is None:
+            figure.savefig(path)
+        else:
+            Image.fromarray(pixels).save(path, compress_level=3)  # half the time of 6, a tenth more bytes
     except (OSError, ValueError) as error:
         raise LewelError(f"cannot write the picture {path}: {error}") from None

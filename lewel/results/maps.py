@@ -16,9 +16,13 @@ from lewel.recipe.schema import Data
 from lewel.results import figures
 from lewel.run import checkpoint, folders
 
+BATCH = 64  # images that are encoded at a time
 
-def over_files(folder: Path, paths: list[Path], out: Path) -> None:
+
+def over_files(folder: Path, paths: list[Path], out: Path) -> list[Path]:
     """Draws the maps of the run in folder over image files, into the PNG out; the run's own data are not needed.
+
+    Returns the pictures that it wrote: many images take more than one.
 
     Raises:
         LewelError: no image is named, one cannot be read, or the run has no alignment maps.
@@ -31,15 +35,19 @@ def over_files(folder: Path, paths: list[Path], out: Path) -> None:
     method = Method(run)
     checkpoint.load_weights(method, state, path)
     images = torch.stack([_image(path, run.data) for path in paths])
-    draw_maps(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
+    return draw_maps(method, images, out, None, f"{run.method.name} after {state['epoch']} epochs")
 
 
 def draw_maps(
     method: Method, images: Tensor, out: Path, boxes: Tensor | None, title: str, best: int | None = None
-) -> None:
-    """Draws the maps of method over images (N, 3, H, W), with boxes (N, 4) and the best map in front where known."""
-    maps, _, _ = health.maps_of(method, images.to(next(method.parameters()).device))
-    figures.alignment_maps(out, images, maps.cpu(), boxes=boxes, title=title, best=best)
+) -> list[Path]:
+    """Draws the maps of method over images (N, 3, H, W), with boxes (N, 4) and the best map in front where known.
+
+    Returns the pictures that it wrote.
+    """
+    device = next(method.parameters()).device
+    maps = torch.cat([health.maps_of(method, part.to(device))[0].cpu() for part in images.split(BATCH)])
+    return figures.alignment_maps(out, images, maps, boxes=boxes, title=title, best=best)
 
 
 def _image(path: Path, config: Data) -> Tensor:

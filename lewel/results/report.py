@@ -55,7 +55,10 @@ def summary(session: Session) -> str:
     images = session.total_steps * session.run.data.batch_size
     told = (
         ("raw pixels", knn.accuracies(start, "knn_pixels")),
-        ("the network untrained", knn.accuracies(start, "knn_untrained")),
+        (
+            "the network untrained" if not session.run.init else "its initial weights",
+            knn.accuracies(start, "knn_untrained"),
+        ),
         (f"after {end.get('epoch')} epochs", knn.accuracies(end)),
     )
     rows = [

@@ -29,7 +29,7 @@ KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
     "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.eval", "data.download", "data.workers",
-    "data.max_unreadable", "accumulate", "backend", "compile", "channels_last", "epochs",
+    "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from lewel import ranges
 from lewel.data import Views
 from lewel.recipe.schema import Train
 from lewel.watching.boards import Sink, boards
+from lewel.watching.progress import SECONDS_BETWEEN_LINES, Progress
 
-SECONDS_BETWEEN_LINES = 15
 SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a terminal
 
 
@@ -45,6 +45,7 @@ class RunLog:
         no_bar = quiet or not sys.stderr.isatty()
         self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=no_bar)
         self.spoke = time.monotonic()
+        self.progress = Progress(self.say, bar=not no_bar)
 
     def step(self, record: dict[str, Any]) -> None:
         """A training step's record; plain lines appear at most every 15 seconds."""

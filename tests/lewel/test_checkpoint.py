@@ -303,7 +303,7 @@ class TestUnusableCheckpoint:
         """
         free = {"preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb", "backend", "epochs"}
         free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers"}
-        free |= {"accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
+        free |= {"init", "accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
         assert len(keys) == len(plain._flat(plain.to_plain(TINY)))
         changes = plain.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)

@@ -125,9 +125,18 @@ def test_knn_is_that_of_one_process_with_these_weights(name, ranks, tmp_path):
     for number, rank in enumerate(ranks):
         found = rank[name]["knn"]
         assert found["accuracy"] == alone["accuracy"]
-        for key in ("bank", "bank_labels"):  # first the share of the first process
-            torch.testing.assert_close(found[key], torch.cat([alone[key][0::2], alone[key][1::2]]))
-        torch.testing.assert_close(found["test"], alone["test"][number::2])
+        for key in ("bank", "bank_labels"):
+            torch.testing.assert_close(found[key], alone[key][number::2])
+        torch.testing.assert_close(found["test"], torch.cat([alone["test"][0::2], alone["test"][1::2]]))
+
+
+def test_initial_weights_are_read_by_one_process_and_used_by_both(ranks, folder):
+    given = torch.load(folder / "initial.pth")
+    for rank in ranks:
+        for network in ("online", "target"):
+            for name, value in given.items():
+                assert torch.equal(rank["begun"]["state"][f"{network}.encoder.{name}"], value), name
+        assert "there is no file or run folder" in rank["begun"]["error"]
 
 
 @pytest.mark.parametrize("name", LOCAL)

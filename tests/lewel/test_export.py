@@ -25,8 +25,9 @@ import lewel.methods.encoders
 import lewel.recipe.schema
 from lewel import cli
 from lewel.errors import LewelError
+from lewel.methods.matching import detectron2_name
 from lewel.recipe.schema import EncoderSettings
-from lewel.results.export import Trained, detectron2_name, export, how_to_load
+from lewel.results.export import Trained, export, how_to_load
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -55,6 +55,35 @@ class TestPictures:
         figures.alignment_maps(tmp_path / "maps.png", self.images, torch.full((3, 2, 4, 4), 1 / 16), columns=2)
         assert not is_blank(tmp_path / "maps.png")
 
+    @pytest.mark.parametrize("suffix", ["jpg", "pdf", "svg"])
+    def test_every_kind_of_file_has_the_grid(self, suffix, tmp_path):
+        figures.alignment_maps(tmp_path / f"maps.{suffix}", self.images, torch.rand(3, 8, 4, 4), title="a title")
+        assert (tmp_path / f"maps.{suffix}").stat().st_size > 10_000
+
+    def test_more_rows_than_a_picture_holds_go_on_in_the_next_with_the_same_maps(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(figures, "ROWS", 2)
+        maps = torch.rand(3, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+        written = figures.alignment_maps(tmp_path / "maps.png", self.images, maps)
+        assert [path.name for path in written] == ["maps.png", "maps-2.png"]
+        monkeypatch.setattr(figures, "ROWS", 3)
+        (whole,) = figures.alignment_maps(tmp_path / "whole.png", self.images, maps)
+        pitch = 16 * 8 + figures.GAP
+        last, all_rows = (files.imread(path) for path in (written[1], whole))
+        assert (last[-pitch:] == all_rows[-pitch:]).all()
+
+    def test_a_cell_is_the_image_and_its_map_between_its_own_extremes(self):
+        image, maps = torch.full((3, 66, 66), 0.5), torch.eye(2)[None] + 3
+        cells = figures.cells_of(image, maps, torch.tensor([16.0, 8.0, 48.0, 60.0]))
+        assert cells.shape == (2, 132, 132, 3)
+        hot, cold = (torch.tensor(figures.matplotlib.colormaps[figures.HEAT](x)[:3]) for x in (1.0, 0.0))
+        for corner, heat in (((2, 2), hot), ((-3, 2), cold)):
+            expected = (255 * (0.38 * 0.5 + 0.62 * heat)).round()
+            assert abs(torch.from_numpy(cells[1][corner]) - expected).max() <= 1
+        assert (cells[0, 60, 60] == 128).all()
+        for cell in cells:  # black, white, black around column 32
+            assert [cell[60, x, 0] for x in (30, 31, 32, 33)] == [0, 255, 255, 0]
+            assert [cell[y, 60, 0] for y in (118, 119, 120, 121)] == [0, 255, 255, 0]
+
 
 def is_blank(path: Path) -> bool:
     picture = files.imread(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from lewel.recipe.schema import Train
-from lewel.watching import log
+from lewel.watching import log, progress
 
 
 def test_images_per_second_and_the_share_of_waiting(monkeypatch):
@@ -124,3 +126,37 @@ def test_a_log_with_nan_of_an_earlier_version_is_read_and_rewritten_without(tmp_
     assert [math.isfinite(record["loss"]) for record in log.read(path)] == [False, False]
     log.RunLog(path, total_steps=9, first_step=2).close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [None, None]
+
+
+class TestProgress:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        now = SimpleNamespace(seconds=0.0)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+        return now
+
+    @pytest.mark.parametrize(("each", "lines"), [(1, 0), (4, 2), (20, 9)])
+    def test_is_told_every_fifteen_seconds_at_most(self, clock, each, lines):
+        said = []
+        tell = progress.Progress(said.append, bar=False)
+        for what in ("pixels", "features"):
+            for done in range(10):
+                tell(what, 100 * done, 1000)
+                clock.seconds += each
+        assert len(said) == 2 * lines
+        if lines:
+            assert said[-1] == f"features: {900 if lines == 9 else 800} of 1,000 images"
+
+    def test_of_what_is_short_there_is_no_bar(self, capsys):
+        tell = progress.Progress(print, bar=True)
+        for done in range(5):
+            tell("pixels", done, 4)
+        assert capsys.readouterr() == ("", "")
+
+    def test_of_what_is_long_there_is_a_bar(self, capsys, monkeypatch):
+        monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+        tell = progress.Progress(print, bar=True)
+        for done in range(3):
+            tell("pixels", done, 4)
+            time.sleep(0.11)
+        assert "pixels:  50%" in capsys.readouterr().err

@@ -154,7 +154,7 @@ def without(weights: dict[str, Any], part: str) -> dict[str, Any]:
         ),
         pytest.param(
             lambda weights: {"conv1.weight": torch.ones(1)},
-            "an encoder alone is loaded by model.online.encoder.load_state_dict",
+            "an encoder alone is what a run begins with: lewel train --init FILE",
             id="encoder",
         ),
         pytest.param(lambda weights: {}, "it is empty; give the file of the release as it is", id="empty"),

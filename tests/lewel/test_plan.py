@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_runs import TINY
 
 import lewel_kernels
@@ -58,6 +59,25 @@ def test_the_rows_of_memory_add_up():
     rows = plan.text(TINY, 1).split("in MiB:\n")[1].splitlines()
     sizes = [float(row.split()[-1]) for row in rows if not row.lstrip().startswith("(")]
     assert sum(sizes[:-1]) == pytest.approx(sizes[-1], abs=0.05 * len(sizes))
+
+
+def test_online_knn_is_planned_where_there_is_one(dry):
+    printed = dry("--preset", "embedded/lewel_m", "--data.embedded-test", "3000")
+    assert "online kNN of 3,000 test images, a bank of 4,096 in blocks, needs beside the weights" in printed
+    assert "online kNN" not in dry("--preset", "embedded/lewel_m", "--knn-every", "0")
+    printed = dry("--preset", "imagenet/lewel_m_200", "--encoder.name", "resnet18")
+    assert "online kNN of 10,000 test images, a bank of 100,000" in printed
+    assert "--data.root has the test images counted" in printed
+
+
+def test_initial_weights_are_tried_unless_the_run_goes_on(dry, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    arguments = ("--preset", "embedded/lewel_m", "--init", str(tmp_path / "w.pth"))
+    assert "holds no weight of the encoder" in dry(*arguments)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step-00000003.pt").write_text("not read here")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert "it would continue" in dry(*arguments, "--resume", "auto", "--out", str(tmp_path / "run"))
 
 
 class TestImages:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from neighbours import compared
 from PIL import Image
 from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
@@ -150,45 +151,55 @@ def test_the_loop_is_these_steps(name, tmp_path):
 
 
 def test_knn_is_of_the_online_encoder_in_eval_mode_with_the_training_images_as_bank(tmp_path, monkeypatch):
-    session, seen = prepare(TINY, tmp_path), []
+    session, seen = prepare(TINY, tmp_path), compared(monkeypatch)
     with torch.no_grad():
         for parameter in session.method.online.parameters():  # to tell it from the target
             parameter.mul_(1.1)
-    monkeypatch.setattr(knn, "correct", lambda *arguments, **options: seen.append((*arguments, options)) or [8, 4])
+    told = []
+    monkeypatch.setattr(knn, "correct", lambda *arguments, **options: told.append((*arguments, options)) or [8, 4])
     before = copy.deepcopy(weights(session))
     assert knn_accuracy(session) == {200: 50.0, 20: 25.0}
     assert all(module.training for module in session.method.modules())
     assert_equal(weights(session), before)  # no batch statistics were taken
     encoder = session.method.online.encoder.eval()
-    (*arguments, classes, options), sets = seen[0], session.sets
-    for images, rows, labels in ((sets.bank, *arguments[:2]), (sets.test, *arguments[2:])):
+    sets, (_, labels, classes, options) = session.sets, told[0]
+    for images, rows, truth in ((sets.bank, seen[0].bank, seen[0].labels), (sets.test, seen[0].test, labels)):
         pixels, expected = images[np.arange(len(images))]
         with torch.no_grad():
             torch.testing.assert_close(rows, encoder(pixels).mean((2, 3)))
-        assert torch.equal(labels, expected)
+        assert torch.equal(truth, expected)
     assert (classes, options) == (10, {"k": (200, 20), "temperature": 0.1})
+    assert seen[0].k == 48  # all of the bank
 
 
 def test_knn_has_a_bank_of_so_many_images_and_features_as_exact_as_the_precision_allows(tmp_path, monkeypatch):
     """Every seventh of 48; the encoder in bf16, the mean over positions in float32."""
-    session, seen = prepare(replace(TINY, knn_bank=7, precision="bf16"), tmp_path), []
-    monkeypatch.setattr(knn, "correct", lambda *arguments, **_: seen.append(arguments) or [8, 8])
+    session, seen = prepare(replace(TINY, knn_bank=7, precision="bf16"), tmp_path), compared(monkeypatch)
     features.knn_accuracy(session)
     pixels, labels = session.sets.bank[np.arange(7) * 48 // 7]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         maps = session.method.online.encoder.eval()(pixels)
     assert maps.dtype == torch.bfloat16
-    torch.testing.assert_close(seen[0][0], maps.float().mean((2, 3)), rtol=1e-6, atol=1e-7)
-    assert torch.equal(seen[0][1], labels)
+    torch.testing.assert_close(seen[0].bank, maps.float().mean((2, 3)), rtol=1e-6, atol=1e-7)
+    assert torch.equal(seen[0].labels, labels)
+
+
+def test_knn_is_the_same_of_a_bank_in_many_blocks(tmp_path, monkeypatch):
+    run = replace(TINY, data=replace(TINY.data, embedded_train=600, embedded_test=300))
+    session = prepare(run, tmp_path)
+    whole, seen = (features.knn_of_pixels(session), features.knn_accuracy(session)), compared(monkeypatch)
+    monkeypatch.setattr(knn, "ROWS", 70)
+    assert (features.knn_of_pixels(session), features.knn_accuracy(session)) == whole
+    assert [call.blocks for call in seen] == [9, 9]
 
 
 def test_knn_of_the_last_epoch_is_logged_and_beside_it_the_baselines(tmp_path, monkeypatch):
     values = iter([[2, 3], [1, 2], [4, 5], [8, 9]])  # raw pixels, untrained, epoch 2, epoch 3
-    widths = []
-    monkeypatch.setattr(knn, "correct", lambda bank, *_, **__: widths.append(bank.shape[1]) or next(values))
+    seen = compared(monkeypatch)
+    monkeypatch.setattr(knn, "correct", lambda *_, **__: next(values))
     run_in(tmp_path, replace(TINY, knn_every=2))
     records = log.read(tmp_path / "log.jsonl")
-    assert widths == [3 * 32 * 32, 256, 256, 256]
+    assert [call.bank.shape[1] for call in seen] == [3 * 32 * 32, 256, 256, 256]
     assert (records[0]["knn_pixels"], records[0]["knn_untrained"]) == (12.5, 6.25)
     assert (records[0]["knn_pixels_20"], records[0]["knn_untrained_20"]) == (18.75, 12.5)
     assert [(r["epoch"], r["knn"], r["knn_20"]) for r in records if r["kind"] == "epoch"] == [
@@ -239,10 +250,10 @@ def test_an_epoch_is_saved_before_it_is_evaluated_and_evaluated_when_it_was_not(
     """A scheduler does not wait for an evaluation."""
     run, whole = replace(TINY, epochs=2), features.knn_accuracy
 
-    def killed(session):
+    def killed(session, tell):
         if session.steps_done == 3:
             raise KeyboardInterrupt
-        return whole(session)
+        return whole(session, tell)
 
     monkeypatch.setattr(features, "knn_accuracy", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -264,13 +275,12 @@ def test_a_run_resumed_after_an_evaluated_epoch_evaluates_the_later_ones(tmp_pat
 
 
 def test_the_pixels_of_large_images_are_compared_small(tmp_path, monkeypatch):
-    """As they are, a bank of ImageNet would fill 60 GB."""
-    widths = []
-    monkeypatch.setattr(knn, "correct", lambda bank, *_, **__: widths.append(bank.shape[1]) or [0, 0])
+    """As they are, the test images of ImageNet would fill 30 GB."""
+    seen = compared(monkeypatch)
     for side in (64, 96):
         data = replace(TINY.data, image_size=side, embedded_train=16)
         features.knn_of_pixels(prepare(replace(TINY, data=data, method=replace(TINY.method, queue=16)), tmp_path))
-    assert widths == [3 * 64 * 64, 3 * 32 * 32]
+    assert [call.bank.shape[1] for call in seen] == [3 * 64 * 64, 3 * 32 * 32]
 
 
 def test_an_unreadable_image_counts_once_in_all_processes(tmp_path, monkeypatch):

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from neighbours import compared
 from tiny_runs import TINY, in_double, losses_of
 from torch import Tensor
 
 from lewel import distributed
-from lewel.evaluation import features, knn
+from lewel.errors import LewelError
+from lewel.evaluation import features
+from lewel.methods import encoders
 from lewel.methods.momentum import shuffle_bn
 from lewel.recipe.schema import MethodSettings, Train
-from lewel.run import checkpoint
+from lewel.run import checkpoint, initial
 from lewel.run.session import Session, build, in_parallel, prepare
 from lewel.run.step import Stepper
 from lewel.train import train
@@ -57,17 +60,11 @@ def trained(run: Train, folder: Path, resume: Path | None = None) -> Session:
 
 
 def online_knn(session: Session) -> dict[str, Any]:
-    """Online kNN, and the features that it was decided on: the bank's, and of this process's share of the tests."""
-    found: dict[str, Any] = {}
-    correct = knn.correct
-
-    def look(bank: Tensor, bank_labels: Tensor, test: Tensor, *rest: Any, **options: Any) -> list[int]:
-        found.update(bank=bank, bank_labels=bank_labels, test=test)
-        return correct(bank, bank_labels, test, *rest, **options)
-
+    """Online kNN, and the features that it was decided on: of this process's share of the bank, and of all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "correct", look)
-        return {"accuracy": features.knn_accuracy(session), **found}
+        calls = compared(patch)
+        accuracy = features.knn_accuracy(session)
+    return {"accuracy": accuracy, "bank": calls[0].bank, "bank_labels": calls[0].labels, "test": calls[0].test}
 
 
 def random_maps(folder: Path) -> dict[str, Tensor]:
@@ -136,6 +133,23 @@ def preempted(folder: Path) -> dict[str, Any]:
     return {"finished": finished, "steps": session.steps_done}
 
 
+def begun(folder: Path) -> dict[str, Any]:
+    """A session whose initial weights the first process alone can read, and what both say of a file that is none."""
+    path = folder / "initial.pth"
+    if distributed.rank() == 0:
+        torch.manual_seed(7)
+        torch.save(encoders.build(TINY.encoder).state_dict(), path)
+    session = prepare(replace(TINY, init=str(path)), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        if distributed.rank():
+            patch.setattr(initial, "source", None)
+        initial.begin(session)
+    session.run = replace(session.run, init=str(folder / "nowhere.pth"))
+    with pytest.raises(LewelError) as error:
+        initial.begin(session)
+    return {"state": session.method.state_dict(), "error": str(error.value)}
+
+
 def main(folder: Path) -> None:
     distributed.join()
     found: dict[str, Any] = {
@@ -144,6 +158,7 @@ def main(folder: Path) -> None:
         "passes": passes(),
         "in_16_bits": in_16_bits(),
         "preempted": preempted(folder / "preempted"),
+        "begun": begun(folder),
     }
     for name, run in RUNS.items():
         session = trained(run, folder / name)

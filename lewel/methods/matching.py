@@ -1,0 +1,150 @@
+"""Which tensors of a file are those of an encoder of ours, under whatever prefix it has them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lewel.errors import LewelError
+from lewel.methods import encoders
+from lewel.recipe.feature_maps import RESNETS
+from lewel.recipe.schema import EncoderSettings
+
+# What stands behind an encoder in the files of classifiers and of self-supervised methods.
+HEAD = re.compile(
+    r"(fc|fc_norm|heads?|head_dist|classifier|last_linear|linear|projector|projection|projection_head|proj|neck"
+    r"|predictor|prototypes|queue|queue_ptr)(\.|$)"
+)
+FOLLOWER = re.compile(r"target|teacher|momentum|key|encoder_k|ema(\b|_)|_ema|shadow")
+COUNT = "num_batches_tracked"
+
+
+class Match(NamedTuple):
+    """The tensors of a file that are an encoder's."""
+
+    values: dict[str, Tensor]
+    """by the encoder's own names"""
+    prefix: str
+    """what stands before them in the file"""
+    aside: list[str]
+    """other tensors of the same network: its classifier or its heads"""
+
+
+class _Place(NamedTuple):
+    """One network of a file; the best is the largest."""
+
+    fitting: int  # tensors of the right name and shape
+    named: int  # of the right name
+    leads: bool  # whether it is no momentum network
+    prefix: str
+    names: dict[str, str]  # the encoder's to the file's
+
+
+def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str, Tensor], source: str) -> Match:
+    """The tensors for own, the state dict of an encoder, among the tensors given of a file.
+
+    Names may be torchvision's or timm's, as own's are, or detectron2's, with any prefix. Of an online and a momentum
+    network the online one is taken. num_batches_tracked may be absent, and so may the parameters unused, which the map
+    does not depend on. Raises LewelError, which begins with source, where anything else of the encoder is missing or of
+    another shape, where the file's network is more than an encoder and heads, and for values that are not finite.
+    """
+    places = _places(own, given)
+    if not places:
+        raise LewelError(
+            f"{source} holds no weight of the encoder: there is {some(given) or 'no tensor at all'}, and the encoder "
+            f"has {some(own)}; nothing was loaded"
+        )
+    place = places[0]
+    twins = [other.prefix for other in places if other[:3] == place[:3]]
+    if len(twins) > 1:
+        named = some(f"{prefix}* " if prefix else "those without prefix" for prefix in twins)
+        raise LewelError(f"{source} holds several networks that fit ({named}); save the one you mean alone")
+    problems = _problems(own, unused, given, place)
+    if problems:
+        remedy = _remedy(own, given)
+        raise LewelError(f"{source} does not fit the encoder: {'; '.join(problems)}{remedy}; nothing was loaded")
+    values = {name: given[there] for name, there in place.names.items() if _fits(given[there], own[name])}
+    broken = [name for name, value in values.items() if not value.isfinite().all()]
+    if broken:
+        raise LewelError(f"{source} has weights that are not finite ({some(broken)}); nothing was loaded")
+    taken = {place.names[name] for name in values}
+    aside = [name for name in given if name.startswith(place.prefix) and name not in taken and COUNT not in name]
+    return Match(values, place.prefix, [name.removeprefix(place.prefix) for name in aside])
+
+
+def detectron2_name(name: str) -> str:
+    """detectron2's name of a weight that torchvision names name: layer1.0.bn1.bias is res2.0.conv1.norm.bias."""
+    if not name.startswith("layer"):
+        name = f"stem.{name}"
+    for number in (1, 2, 3, 4):
+        name = name.replace(f"layer{number}.", f"res{number + 1}.").replace(f"bn{number}.", f"conv{number}.norm.")
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def some(items: Iterable[str], limit: int = 3) -> str:
+    """The first items as text, and how many more there are."""
+    items = list(items)
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def _places(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[_Place]:
+    """The networks in a file that share names with own, the best first."""
+    places = []
+    for naming in (str, detectron2_name):
+        known, found = {naming(name): name for name in own}, defaultdict[str, dict[str, str]](dict)
+        for name in given:
+            for end in [0, *(at.end() for at in re.finditer(r"\.", name))]:
+                if name[end:] in known:
+                    found[name[:end]][known[name[end:]]] = name
+        for prefix, names in found.items():
+            fitting = sum(_fits(given[there], own[name]) for name, there in names.items())
+            places.append(_Place(fitting, len(names), FOLLOWER.search(prefix) is None, prefix, names))
+    return sorted(places, key=lambda place: place[:3], reverse=True)
+
+
+def _problems(
+    own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str, Tensor], place: _Place
+) -> list[str]:
+    """What keeps the tensors at place from being all of the encoder own, in clauses."""
+    spare = {name for name in own if name.endswith(COUNT) or (name in unused and HEAD.match(name))}
+    missing = [name for name in own if name not in place.names and name not in spare | unused]
+    there = set(place.names.values())
+    rest = [name.removeprefix(place.prefix) for name in given if name.startswith(place.prefix) and name not in there]
+    unexpected = [name for name in rest if not HEAD.match(name) and not name.endswith(COUNT)]
+    misshapen = [
+        f"{name} is {_shape(given[there])}, the encoder's {_shape(own[name])}"
+        for name, there in place.names.items()
+        if name not in spare and not _fits(given[there], own[name])
+    ]
+    problems = [f"it lacks {some(missing)}"] if missing else []
+    problems += [f"the encoder has no {some(unexpected)}"] if unexpected else []
+    return problems + ([f"shapes differ: {some(misshapen)}"] if misshapen else [])
+
+
+def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """A clause that names the ResNet that the tensors given are of, or what else would help, or ""."""
+    with torch.device("meta"):
+        for name in RESNETS:
+            for stem in ("imagenet", "small"):
+                other = encoders.build(EncoderSettings(name, stem)).state_dict()
+                places = _places(other, given)
+                if places and not _problems(other, frozenset(), given, places[0]):
+                    also = " (or small2)" if stem == "small" else ""
+                    return f"; it fits --encoder.name {name} --encoder.stem {stem}{also}"
+    odd = [name for name in own if "pos_embed" in name and name in given and not _fits(given[name], own[name])]
+    return "; its positions are for another --data.image-size" if odd else ""
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def _shape(value: Tensor) -> str:
+    shape = tuple(value.shape)
+    return f"{shape}" if value.is_floating_point() else f"{shape} {str(value.dtype).removeprefix('torch.')}"

@@ -1,0 +1,202 @@
+"""The weights that an encoder starts from: torchvision's, timm's, those of a file or of another run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lewel import distributed
+from lewel.data.batched import MEAN, STD
+from lewel.errors import LewelError
+from lewel.methods import matching
+from lewel.methods.encoders import Wrapped
+from lewel.methods.method import Method
+from lewel.recipe import feature_maps
+from lewel.recipe.feature_maps import CUSTOM
+from lewel.recipe.schema import Train
+from lewel.run import folders, weight_files
+from lewel.run.session import Session
+
+OFFICIAL = "official"
+KNOWN = "torchvision, timm, a file of weights, a run folder or official:FILE"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where initial weights are."""
+
+    said: str
+    """the place in words"""
+    tensors: Callable[[], dict[str, Tensor]]
+    """reads them, or downloads them first; raises LewelError where that fails"""
+    to_fetch: str = ""
+    """what a run downloads before it reads them, or nothing"""
+
+
+def source(run: Train) -> Source:
+    """The place that run.init names. Raises LewelError where there is none such, or none for this encoder."""
+    given = run.init
+    if given in ("torchvision", "timm"):
+        if run.encoder.name == CUSTOM:
+            raise LewelError(f"{given} has no weights of an encoder that came from Python; give --init a file of them")
+        return _of_torchvision(run) if given == "torchvision" else _of_timm(run)
+    if given == OFFICIAL:
+        raise LewelError(
+            "the authors' LEWEL_B files are downloaded by hand, from where they publish them; then name the file: "
+            "--init official:lewel_b.pth"
+        )
+    path = Path(given.removeprefix(f"{OFFICIAL}:")).expanduser()
+    if path.is_dir():
+        return _of_run(path, run)
+    if not path.is_file():
+        near = difflib.get_close_matches(given, ("torchvision", "timm", OFFICIAL), n=1)
+        meant = f"did you mean {near[0]}?" if near else f"it is {KNOWN}"
+        raise LewelError(f"there is no file or run folder {path} to begin with (init); {meant}")
+    return Source(str(path), lambda: weight_files.read(path))
+
+
+def begin(session: Session) -> None:
+    """Puts the weights that session.run.init names into the encoders of the online and the momentum network.
+
+    The first process reads them, and all get them from it; it says what was loaded. Heads, predictors and queue stay
+    fresh. Raises LewelError, before anything is changed, where they are not there or do not fit.
+    """
+    online = session.method.online.encoder
+    found = distributed.from_leader(lambda: _found(session.run, online))
+    with torch.no_grad():
+        own = _tensors(online)
+        for name, value in found.values.items() if session.world.leads else ():
+            own[name].copy_(value)
+        distributed.share(own.values())
+        target = session.method.target
+        if target is not None:
+            for name, value in _tensors(target.encoder).items():
+                value.copy_(own[name])
+    if session.world.leads:
+        print(found.said, flush=True)
+
+
+def plan(run: Train) -> str:
+    """What begin would say, or download: for a dry run. Raises its LewelError where that takes no download."""
+    place = source(run)
+    if place.to_fetch:
+        return f"init: {place.to_fetch} would be downloaded"
+    if run.encoder.name == CUSTOM:
+        return f"init: {place.said}"
+    with torch.device("meta"):
+        encoder = Method(run).online.encoder
+    return f"init: {_found(run, encoder).said}"
+
+
+@dataclass(frozen=True)
+class _Found:
+    said: str
+    values: dict[str, Tensor]
+
+
+def _found(run: Train, encoder: nn.Module) -> _Found:
+    place = source(run)
+    own = _tensors(encoder)
+    unused = frozenset(name for name, p in _inner(encoder).named_parameters() if not p.requires_grad)
+    found = matching.match(own, unused, place.tensors(), place.said)
+    official = " (the authors' LEWEL_B)" if "online_net.backbone." in found.prefix else ""
+    if run.init.startswith(f"{OFFICIAL}:") and not official:
+        raise LewelError(f"{place.said} is none of the authors' files: no name in it begins with online_net.backbone.")
+    under = f", under {found.prefix.rstrip('.')}" if found.prefix else ""
+    aside = f"; left aside: {matching.some(found.aside)}" if found.aside else ""
+    kept = [name for name in own if name not in found.values and not name.endswith(matching.COUNT)]
+    kept_said = f"; as they were: {matching.some(kept)}" if kept else ""
+    said = f"the encoder begins with {len(found.values)} tensors of {place.said}{official}{under}{aside}{kept_said}"
+    return _Found(f"{said}; heads are fresh", found.values)
+
+
+def _inner(encoder: nn.Module) -> nn.Module:
+    return encoder.model if isinstance(encoder, Wrapped) else encoder
+
+
+def _tensors(encoder: nn.Module) -> dict[str, Tensor]:
+    """Weights and statistics of an encoder by the names of its library."""
+    return {name: value for name, value in _inner(encoder).state_dict().items() if isinstance(value, Tensor)}
+
+
+def _of_torchvision(run: Train) -> Source:
+    name = run.encoder.name
+    if name.startswith("timm/"):
+        raise LewelError(f"torchvision has no {name}; its weights are timm's: --init timm")
+    if name == "tiny":
+        raise LewelError("torchvision has no encoder tiny, only lewel has; choose --encoder.name resnet18, or a file")
+    _check_stem(run, "torchvision")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(weights.url))
+
+    def tensors() -> dict[str, Tensor]:
+        if file.is_file():
+            return weight_files.read(file)
+        try:
+            return weight_files.flat(weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
+        except Exception as error:  # of the network, the disk or a broken file
+            raise LewelError(
+                f"the weights could not be downloaded from {weights.url} ({_line(error)}); fetch the file by other "
+                f"means and put it at {file}, or give its path to --init"
+            ) from None
+
+    return Source(f"{weights} of torchvision ({file})", tensors, "" if file.is_file() else weights.url)
+
+
+def _of_timm(run: Train) -> Source:
+    name = run.encoder.name.removeprefix("timm/")
+    if name == "tiny":
+        raise LewelError("timm has no encoder tiny, only lewel has; choose --encoder.name resnet18, or a file")
+    if not run.encoder.from_timm:
+        _check_stem(run, "timm")
+    pretrained = feature_maps.timm_pretrained(name)
+    if pretrained is None:
+        raise LewelError(f"timm has no trained weights of {name}; choose another encoder, or give --init a file")
+    whence, cached, mean, std = pretrained
+
+    def tensors() -> dict[str, Tensor]:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = feature_maps.timm_model(name, run.data.image_size, pretrained=True)
+        except Exception as error:  # of the network, the disk or a broken file
+            raise LewelError(
+                f"timm's weights of {name} could not be loaded from {whence} ({_line(error)}); where there is no "
+                "network, fetch the file by other means and give its path to --init"
+            ) from None
+        return weight_files.flat(model.state_dict())
+
+    other = "" if (mean, std) == (MEAN, STD) else f", made for images with mean {mean} and deviation {std}, not ours"
+    return Source(f"{whence} of timm{other}", tensors, "" if cached else whence)
+
+
+def _of_run(path: Path, run: Train) -> Source:
+    def tensors() -> dict[str, Tensor]:
+        return weight_files.flat(folders.newest(path)[1])
+
+    newest, _, other = folders.newest(path)
+    differ = [
+        f"its encoder.{setting} is {getattr(other.encoder, setting)}, this run's {getattr(run.encoder, setting)}"
+        for setting in ("stem", "last_stride")
+        if getattr(other.encoder, setting) != getattr(run.encoder, setting)
+    ]
+    return Source(str(newest) + (f" ({'; '.join(differ)})" if differ else ""), tensors)
+
+
+def _check_stem(run: Train, library: str) -> None:
+    if run.encoder.stem != "imagenet":
+        raise LewelError(
+            f"{library}'s {run.encoder.name} has a 7x7 convolution of stride 2 first, and the {run.encoder.stem} stem "
+            "3x3; add --encoder.stem imagenet"
+        )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,0 +1,100 @@
+"""Files of weights, of whatever library, as tensors by name; none of them is run as a program."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lewel.errors import LewelError
+
+# Parts of a checkpoint that are no network: their tensors may be as large as the weights.
+BESIDE = ("optimizer", "scaler", "scheduler", "lr_scheduler")
+# What training scripts keep beside the weights, which does nothing when it is read.
+HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), type(np.dtype("int64"))]
+ARRAYS = {
+    (module, name)
+    for module in ("numpy.core", "numpy._core")
+    for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors, a file of torch.save or detectron2's .pkl, on the CPU, by dotted names.
+
+    Raises LewelError for a file that is none of these, or that holds code or objects beside tensors and numbers.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        elif path.suffix == ".pkl" and path.read_bytes()[:2] != b"PK":  # torch.save's are zip archives
+            with open(path, "rb") as file:
+                content = _Arrays(file).load()
+        else:
+            with torch.serialization.safe_globals(HARMLESS + _scalars()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file leads the unpicklers to whatever it leads them to
+        raise LewelError(f"{path} cannot be read as a file of weights: {_reason(error, path)}") from None
+    return flat(content)
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors in nested tables by their keys, joined by dots; what is no tensor is left out, and optimizers are."""
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
+        return {prefix: torch.from_numpy(content.copy())}
+    if isinstance(content, Tensor):
+        return {prefix: content}
+    if not isinstance(content, Mapping):
+        return {}
+    tables = {str(key): value for key, value in content.items() if not str(key).startswith(BESIDE)}
+    return {
+        name: value
+        for key, part in tables.items()
+        for name, value in flat(part, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _scalars() -> list[Any]:
+    """numpy's maker of scalars, such as a best accuracy, under the names of numpy 1 and 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [(scalar, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")]
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads pickles of numpy arrays in tables, as detectron2 has its weights; refuses to make anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        package, _, last = module.rpartition(".")
+        known = (package, f"{last}.{name}") in ARRAYS or (module, name) in (
+            ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict"),
+        )  # fmt: skip
+        if not known:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and only arrays are read")
+        return super().find_class(module, name)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = " ".join(str(error).split())
+    if "Unsupported global: GLOBAL" in text:
+        what = text.split("Unsupported global: GLOBAL ")[1].split(" ")[0]
+        return (
+            f"beside tensors it holds objects of {what}, which could run programs; where you trust it, save its "
+            'weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], "weights.pth")'
+        )
+    try:
+        with open(path, "rb") as file:
+            start = file.read(40)
+    except OSError as unreadable:
+        return str(unreadable.strerror)
+    if not start:
+        return "it is empty"
+    if start.isascii() and start.decode().replace("\n", " ").isprintable():  # a web page, or a pointer of Git LFS
+        return f"it is text, which begins with {start.decode()!r}"
+    return f"{type(error).__name__}: {text.split('. ')[0][:160]} (the file has {path.stat().st_size:,} bytes)"
