@@ -267,7 +267,15 @@ def test_a_preset_departs_from_the_default_recipe_in_nothing_else(name):
 def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set():
     """What a recipe that names nothing gets, and what presets leave as it is."""
     assert plain.to_plain(schema.Train()) == {
-        **{"preset": "custom", "epochs": 20, "seed": 0, "accumulate": 1, "precision": "fp32", "channels_last": True},
+        **{
+            "preset": "custom",
+            "init": "",
+            "epochs": 20,
+            "seed": 0,
+            "accumulate": 1,
+            "precision": "fp32",
+            "channels_last": True,
+        },
         **{
             "compile": False,
             "backend": None,
@@ -278,7 +286,8 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
         },
         **{"log_every": 10, "save_every": 0, "keep": 2, "keep_every": 0, "wandb": "", "out": ""},
         "data": {
-            **{"name": "embedded", "root": "", "download": False, "classes": "", "train_list": "", "image_size": 64},
+            **{"name": "embedded", "root": "", "eval": "", "download": False, "classes": "", "train_list": ""},
+            **{"exif_rotate": False, "max_pixels": 178_956_970, "max_unreadable": 0.25, "image_size": 64},
             **{"storage": "auto", "embedded_train": 6000, "embedded_test": 1000, "batch_size": 256, "workers": 0},
             "augmentation": plain.to_plain(schema.Train())["data"]["augmentation"],  # see VIEWS
         },
