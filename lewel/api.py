@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch.distributed
 from torch import nn
 
-from lewel import data, distributed
+from lewel import console, data, distributed
 from lewel.cost import plan
 from lewel.data import own
 from lewel.errors import LewelError
@@ -22,7 +23,8 @@ from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import export as files
 from lewel.results import maps as pictures
 from lewel.results import report
-from lewel.run import checkpoint, folders
+from lewel.run import folders
+from lewel.run.preemption import at_once
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
@@ -98,7 +100,7 @@ def train(
     if isinstance(config, schema.Train):
         run = config
     else:
-        run = presets.get(preset) if preset else plain.load(config) if config else schema.Train()
+        run = presets.get(preset) if preset else plain.load(folders.expanded(config)) if config else schema.Train()
     if isinstance(data, (str, os.PathLike)):
         name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
         settings = {"data.name": name, "data.root": data, **settings}
@@ -120,21 +122,26 @@ def start(
 
     Of several processes, one that fails ends all of them, for the others would wait for it.
     """
-    checks.check(from_python(run, encoder, sets), processes=distributed.announced())
-    world = distributed.join()
-    try:
-        folder, path = distributed.from_leader(lambda: _places(run, resume))
-        session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
-        if world.leads:
-            print(plan.recipe_of(session), flush=True)
-        finished = train_session(session, path)
-        if finished and world.leads:
-            report.write(session)
-    except Exception as error:
-        if world.size > 1:
-            distributed.abandon(error)
-        raise
-    return Run(session, finished)
+    with console.lossy(), contextlib.ExitStack() as held:
+        checks.check(from_python(run, encoder, sets), processes=distributed.announced())
+        world = distributed.join()
+        if world.leads:  # another one may wait for it in a call that handlers cannot interrupt
+            held.enter_context(at_once())
+        try:
+            folder, path = distributed.from_leader(lambda: _places(run, resume, held))
+            with folders.interruptions(folder):
+                session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
+                if world.leads:
+                    print(plan.recipe_of(session), flush=True)
+                finished = train_session(session, path)
+                if finished and world.leads:
+                    _report(session)
+        except Exception as error:
+            if world.size > 1:
+                held.close()
+                distributed.abandon(error)
+            raise
+        return Run(session, finished)
 
 
 def eval(
@@ -170,8 +177,9 @@ def knn_of(
     encoder: Any = None,
 ) -> tuple[Session, dict[int, float]]:
     """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
-    _, _, run = folders.newest(folder)
-    session = folders.load(folder, data_root, encoder=_module(encoder), sets=_sets(data, run))
+    opened = folders.newest(folder)
+    sets = _sets(data, opened[2])
+    session = folders.load(folder, data_root, encoder=_module(encoder), sets=sets, opened=opened)
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
@@ -200,16 +208,24 @@ def export(
     return files.export(Path(run), to, Path(out) if out else None, network)
 
 
-def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
-    """The run folder and the checkpoint to continue from or None, checked to be writable and readable."""
-    folder, path = folders.choose(run, resume)
-    folders.check_writable(folder)
+def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple[Path, Path | None]:
+    """The run folder, claimed until held closes, and the checkpoint to continue from or None, which can be read."""
     boards.check_installed(run)
-    if path is not None:
-        checkpoint.read(path)  # a broken one is told of before anything else is
-    elif resume == "auto":
+    folder, path, claim = folders.claim(run, resume)
+    held.callback(claim.release)
+    if path is None and resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, path
+
+
+def _report(session: Session) -> None:
+    try:
+        report.write(session)
+    except OSError as error:
+        raise LewelError(
+            f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "
+            f"{error.strerror or error}; --resume auto writes it"
+        ) from None
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:

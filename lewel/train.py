@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from lewel import data, distributed, ranges
+from lewel import console, data, distributed, ranges
+from lewel.data import shared
 from lewel.errors import LewelError
 from lewel.evaluation import features, health, knn
 from lewel.recipe import plain
@@ -19,7 +21,7 @@ from lewel.run import checkpoint
 from lewel.run.preemption import Preemption
 from lewel.run.session import Session, in_parallel
 from lewel.run.step import Outcome, Stepper, rates
-from lewel.watching.log import Clock, RunLog, carry_over, read
+from lewel.watching.log import Clock, RunLog, carry_over, read, write_text
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 PICTURED = 256  # test images of all classes, over which the statistics of the maps are taken
@@ -33,6 +35,8 @@ def train(session: Session, resume: Path | None) -> bool:
     saves too, and ends in a KeyboardInterrupt.
     """
     run, folder, leads = session.run, session.folder, session.world.leads
+    if session.sets.train.device.type == "cpu":  # else workers make no views
+        shared.check(run, session.world.size, features.BATCH)
     if resume is not None:
         before = checkpoint.restore(resume, session)
     log_file = folder / "log.jsonl"
@@ -41,15 +45,15 @@ def train(session: Session, resume: Path | None) -> bool:
         if resume is not None and resume.parent.name == "checkpoints":
             carry_over(resume.parent.parent / "log.jsonl", log_file)
     log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, run=run, quiet=not leads)
-    if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
-        (folder / "config.yaml").write_text(plain.to_yaml(run))
     try:
+        if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
+            write_text(folder / "config.yaml", plain.to_yaml(run))
         if resume is None:
             if run.knn_every:
                 _log_baselines(session, log)
         else:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
-        with Preemption() as preemption:
+        with console.lossy(), Preemption() as preemption:
             return Loop(session, log, preemption).run()
     finally:
         log.close()
@@ -81,7 +85,10 @@ class Loop:
                     raise KeyboardInterrupt
                 return False
             if whole and not self.evaluated and (done == run.epochs or not run.knn_every or not done % run.knn_every):
-                _log_epoch(session, self.log)
+                self.preemption.evaluates = True
+                with self._keeping(whole=True):
+                    _log_epoch(session, self.log)
+                self.preemption.evaluates = False
             if done == run.epochs:
                 return True
             self.since, self.evaluated = time.monotonic(), False
@@ -98,11 +105,9 @@ class Loop:
         for batch in range(first, self.per_epoch):
             last = batch == self.per_epoch - 1
             rate = rates(run, session.steps_done, self.per_epoch)
-            passes = (
-                (session.to_device(views.first), session.to_device(views.second))
-                for views in itertools.islice(batches, run.accumulate)
+            outcome = self.stepper.take(
+                self._passes(batches), run.accumulate, step=session.steps_done, **rate._asdict()
             )
-            outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, **rate._asdict())
             if not session.scaler.is_enabled():  # which leaves out a step that overflowed
                 self.worst = torch.maximum(self.worst, outcome.loss)
             session.steps_done += 1
@@ -123,6 +128,30 @@ class Loop:
         if highest < health.COLLAPSED:
             line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
+
+    def _passes(self, batches: Iterator[data.Views]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The views of a step, on the device."""
+        for number in range(self.session.run.accumulate):
+            with self._keeping(whole=number == 0):
+                views = next(batches)
+            yield self.session.to_device(views.first), self.session.to_device(views.second)
+
+    @contextlib.contextmanager
+    def _keeping(self, whole: bool) -> Iterator[None]:
+        """A context that saves what was trained where the data end the run, if its last step is whole, and says so."""
+        try:
+            yield
+        except LewelError as error:
+            folder = self.session.folder / "checkpoints"
+            if (
+                whole
+                and self.session.steps_done
+                and not (folder / checkpoint.name_of(self.session.steps_done)).exists()
+            ):
+                self._save()
+            saved = checkpoint.found(folder)
+            on = f"{saved[-1]} is saved; --resume auto goes on" if saved else "no step is saved yet"
+            raise LewelError(f"{error}; {on}") from None
 
     def _spreads_before(self, epoch: int) -> list[float]:
         """z_std of the steps of this epoch that were logged before the run was continued."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from lewel.data import shared
 from lewel.errors import LewelError
 
 CPU = torch.device("cpu")
@@ -98,6 +99,7 @@ class TrainLoader:
             collate_fn=_as_it_is,
             worker_init_fn=_outlive_notices,
             persistent_workers=workers > 0,
+            timeout=shared.PATIENCE if workers else 0,
             pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
 
@@ -107,7 +109,9 @@ class TrainLoader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
         """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
-        return iter(self._loader)
+        with shared.sentences():
+            batches = iter(self._loader)
+        return shared.watched(batches)
 
 
 class _Keys:
@@ -142,8 +146,11 @@ def eval_batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_outlive_notices,
+        timeout=shared.PATIENCE if workers else 0,
     )
-    return iter(loader)
+    with shared.sentences():
+        batches = iter(loader)
+    return shared.watched(batches)
 
 
 def spaced(dataset: Images, count: int) -> np.ndarray:

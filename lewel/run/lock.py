@@ -1,0 +1,229 @@
+"""The claim of a running process to its run folder: a file in it that says which process of which host writes there.
+
+A process of the same host is asked for. One of another host, or of another container, is known by its heartbeat: it
+touches the file every BEAT seconds, and a lock that was not touched for STALE seconds is nobody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lewel.errors import LewelError
+
+NAME = "lock.json"
+BEAT, STALE = 15.0, 120.0  # seconds
+ATTEMPTS = 20  # against other processes that come and go
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that has claimed a folder."""
+
+    host: str
+    kernel: str  # boot and process namespace: with the host, where pid means something
+    pid: int
+    started: str  # by the kernel's clock; a later process may have the same pid
+    claim: str  # of several claims of one process
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Taken(LewelError):
+    """A folder that another process writes to."""
+
+
+class Lock:
+    """A claim that is held. Release it once the run has ended."""
+
+    def __init__(self, path: Path, owner: Owner, made: list[Path]) -> None:
+        self.path, self.owner, self._made = path, owner, made
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, daemon=True, name="lewel lock").start()
+
+    def release(self) -> None:
+        """Removes the file, and the folders that were made for it where nothing else has come into them."""
+        if self._released.is_set() or os.getpid() != self.owner.pid:  # a worker that was forked holds nothing
+            return
+        self._released.set()
+        with contextlib.suppress(OSError):
+            if _read(self.path) == self.owner:
+                self.path.unlink()
+        _remove_empty(self._made)
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT):
+            with contextlib.suppress(OSError):
+                found = _read(self.path)
+                if found not in (None, self.owner):  # this machine slept, and another run took over
+                    print(f"lewel: {self.path} is of {found} now; this process stops", file=sys.stderr)
+                    os.kill(self.owner.pid, signal.SIGTERM)
+                    return
+                os.utime(self.path)
+
+
+def take(folder: Path, *, wait: bool = False) -> Lock:
+    """Claims a folder, which is made where it is missing.
+
+    With wait, the heartbeat of another host is waited for before the folder counts as taken. Raises Taken where a
+    process that lives holds it, and LewelError where the folder cannot be written to.
+    """
+    path, owner = folder / NAME, _myself()
+    for attempt in range(ATTEMPTS):
+        try:
+            return Lock(path, owner, _create(path, owner))
+        except (OSError, ValueError) as error:
+            # Another process may hold it, or may just have removed the folder or the file.
+            if not isinstance(error, (FileExistsError, FileNotFoundError)) or attempt == ATTEMPTS - 1:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise LewelError(f"cannot write to the run folder {folder}: {reason}; choose another --out") from None
+        if not path.exists():
+            continue
+        found = _read(path)
+        if lives(folder) and (not wait or (found and _is_here(found)) or _beats(path, found)):
+            raise Taken(
+                f"{found or 'another process'} is writing to {folder}; wait for its end, or choose another --out "
+                f"(if there is none, as in the copy of a folder, remove {path})"
+            )
+        _remove(path, found)
+    raise AssertionError
+
+
+def _create(path: Path, owner: Owner) -> list[Path]:
+    """Writes the lock where there is none; the folders that were made for it."""
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(path.parent.parents), path.parent):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                made.insert(0, folder)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(file, json.dumps(asdict(owner)).encode())
+            os.close(file)
+        except OSError:
+            path.unlink()
+            raise
+    except (OSError, ValueError):
+        _remove_empty(made)
+        raise
+    return made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def lives(folder: Path, but: Lock | None = None) -> bool:
+    """Whether a process other than the holder of but has claimed a folder and still runs."""
+    path = folder / NAME
+    owner = _read(path)
+    if owner is None and not path.exists():
+        return False
+    if owner is not None and _is_here(owner):
+        return (but is None or owner != but.owner) and _started(owner.pid) == owner.started
+    age = _age(path)
+    return age is not None and age < STALE
+
+
+def _beats(path: Path, owner: Owner | None) -> bool:
+    """Waits until the lock of another host is touched, and then returns True, or is stale."""
+    touched = _touched(path)
+    said = f"{path} is of {owner or 'another process'}; waiting up to {STALE:.0f} seconds for a sign that it still runs"
+    print(said, flush=True)
+    while (age := _age(path)) is not None and age < STALE:
+        if _touched(path) != touched or _read(path) != owner:
+            return True
+        time.sleep(min(1.0, STALE / 10))
+    return False
+
+
+def _myself() -> Owner:
+    return Owner(socket.gethostname(), _kernel(), os.getpid(), _started(os.getpid()) or "", uuid.uuid4().hex)
+
+
+def _is_here(owner: Owner) -> bool:
+    return (owner.host, owner.kernel) == (socket.gethostname(), _kernel())
+
+
+def _kernel() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started, "" where only its being there is known; None for one that has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    except (OSError, ValueError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return ""
+
+
+def _read(path: Path) -> Owner | None:
+    """Who holds the lock; None where there is none, or where it says nothing that can be understood (yet)."""
+    try:
+        owner = Owner(**json.loads(path.read_text()))
+        return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _touched(path: Path) -> float | None:
+    try:
+        with open(path) as file:  # a network file system looks at the server when a file is opened
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since the lock was touched, by the clock of the file system, which all hosts share."""
+    touched = _touched(path)
+    if touched is None:
+        return None
+    probe = path.with_name(f".{NAME}.{uuid.uuid4().hex}")
+    try:
+        with open(probe, "x") as file:
+            now = os.fstat(file.fileno()).st_mtime
+        probe.unlink()
+    except OSError:
+        now = time.time()
+    return now - touched
+
+
+def _remove(path: Path, found: Owner | None) -> None:
+    """Removes a stale lock, unless another process has meanwhile put its own in the place."""
+    aside = path.with_name(f".{NAME}.{uuid.uuid4().hex}")
+    try:
+        os.rename(path, aside)  # of several processes one gets the file
+    except OSError:
+        return
+    if _read(aside) != found:
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    with contextlib.suppress(OSError):
+        aside.unlink()
