@@ -211,8 +211,7 @@ def export(
 def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple[Path, Path | None]:
     """The run folder, claimed until held closes, and the checkpoint to continue from or None, which can be read."""
     boards.check_installed(run)
-    folder, path, claim = folders.claim(run, resume)
-    held.callback(claim.release)
+    folder, path = folders.claim(run, resume, held)
     if path is None and resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, path

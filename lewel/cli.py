@@ -58,7 +58,10 @@ def _check_text(argument: str) -> None:
     try:
         argument.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(argument).decode(errors="backslashreplace")
+        given = os.fsencode(argument)
+        shown = given.decode(errors="backslashreplace")
+        if shown.encode() == given:
+            raise LewelError(f"the argument {shown} cannot be read in this locale; set LANG=C.UTF-8") from None
         raise LewelError(
             f"the argument {shown} is not UTF-8 text, as what a run writes of it must be; rename the file or folder"
         ) from None
@@ -72,4 +75,6 @@ def _dispatch(arguments: list[str]) -> None:
     elif arguments[0] not in COMMANDS:
         raise LewelError(f"there is no command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
     else:
-        importlib.import_module(f"lewel.commands.{arguments[0]}").run(arguments[1:])
+        with console.interrupted_quietly():
+            command = importlib.import_module(f"lewel.commands.{arguments[0]}")
+        command.run(arguments[1:])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, TextIO
 
 
@@ -35,6 +38,25 @@ def lossy() -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):
                 output.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def interrupted_quietly(command: bool = True) -> Iterator[None]:
+    """A context of imports in which Ctrl-C ends a command at once; half imported, numpy makes other errors of it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        write_now("lewel: interrupted\n")
+        os._exit(130)
+
+    here = threading.current_thread() is threading.main_thread()
+    if not command or not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def open_closed() -> None:

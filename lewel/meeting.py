@@ -16,7 +16,7 @@ SECONDS_UNTIL_SAID = 15  # that others are waited for
 
 def announced() -> int:
     """Number of processes. Raises LewelError for an environment that makes no sense."""
-    count = number("WORLD_SIZE", 1, "of processes, from 1")
+    count = number("WORLD_SIZE", 1, "of processes")
     if count == 0:
         raise OwnError("WORLD_SIZE is 0, but a run has one process at least; unset it for a run of one")
     if "RANK" not in os.environ and count > 1:
@@ -51,7 +51,9 @@ def number(name: str, default: int, what: str) -> int:
     if text is None:
         return default
     if not text.isascii() or not text.strip().isdigit():
-        raise OwnError(f"{name} is {text!r}, no number {what}; torchrun sets it, and a run of one process needs none")
+        raise OwnError(
+            f"{name} is {text!r}, which is no number {what}; torchrun sets it, and a run of one process needs none"
+        )
     return int(text)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -66,8 +67,9 @@ def sentences() -> Iterator[None]:
     try:
         _Deaths.look()
         yield
-    except RuntimeError as error:
-        if said := _sentence(str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter of a worker that died while it sent
+        broken = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
+        if said := _sentence(_Deaths.reported() if broken else str(error)):
             raise LewelError(said) from None
         raise
     finally:
@@ -102,6 +104,17 @@ class _Deaths:
         if cls.noted and cls.tell is not None:
             cls.noted = False
             cls.tell(signal.SIGCHLD, None)
+
+    @classmethod
+    def reported(cls) -> str:
+        """What DataLoader says of a worker that has just died."""
+        time.sleep(0.5)  # until the system has told of it
+        try:
+            cls.noted = True
+            cls.look()
+        except RuntimeError as error:
+            return str(error)
+        return "DataLoader worker (pid unknown)"
 
 
 def _sentence(text: str) -> str:

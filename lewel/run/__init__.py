@@ -7,6 +7,6 @@ schedules      warm-up, cosine, and the momentum of the momentum network
 checkpoint     save, restore, found, read
 shares         what another number of processes or passes changes for a run that goes on
 folders        claim, choose: the folder of a run; load: the Session of a saved one
-lock           take: a folder for this process alone, until it ends
+lock           Lock: a folder for this process alone, until it ends
 preemption     Preemption: signals that announce the end; at_once: where there is nothing to save
 """

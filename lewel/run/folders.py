@@ -22,27 +22,25 @@ from lewel.run.preemption import Stopped
 from lewel.run.session import Session, prepare
 
 
-def claim(run: Train, resume: str) -> tuple[Path, Path | None, Lock]:
-    """What choose returns, with the lock by which the folder is this process's alone until it is released.
+def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, Path | None]:
+    """What choose returns, checked to be usable, and the folder this process's alone until claims is closed.
 
     Of runs that start at the same moment each gets a folder of its own. Raises LewelError as choose does, and where
     a run that is still going holds the folder that run and resume name.
     """
     while True:
         folder, _ = choose(run, resume)
+        held = Lock(folder)
+        claims.callback(held.release)  # first, for a signal may come at any moment
         try:
-            held = lock.take(folder, wait=bool(resume))
+            held.take(wait=bool(resume))
         except lock.Taken:
             if run.out or resume:
                 raise
             continue
-        try:
-            again, path = choose(run, resume, held)
-            if again == folder:
-                return folder, usable(path, resume), held
-        except BaseException:
-            held.release()
-            raise
+        again, path = choose(run, resume, held)
+        if again == folder:
+            return folder, usable(path, resume)
         held.release()  # while this process waited another one began in the folder, and ended
 
 
@@ -76,6 +74,8 @@ def choose(run: Train, resume: str, held: Lock | None = None) -> tuple[Path, Pat
     taken = [f for f in taken if held is None or f != held.path.parent or _holds_run(f)]
     if not taken:
         return base, None
+    if out and lock.lives(base, held):
+        raise lock.taken(base)
     if out:
         raise LewelError(f"{base} holds a run already; continue it with --resume auto or choose another --out")
     return base.with_name(f"{base.name}-{max(1, _number(taken[-1], base)) + 1}"), None

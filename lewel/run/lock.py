@@ -44,22 +44,76 @@ class Taken(LewelError):
 
 
 class Lock:
-    """A claim that is held. Release it once the run has ended."""
+    """The claim of this process to a folder: release it once the run has ended, however far take has come."""
 
-    def __init__(self, path: Path, owner: Owner, made: list[Path]) -> None:
-        self.path, self.owner, self._made = path, owner, made
-        self._released = threading.Event()
-        threading.Thread(target=self._beat, daemon=True, name="lewel lock").start()
+    def __init__(self, folder: Path) -> None:
+        self.path, self.owner = folder / NAME, _myself()
+        self._made: list[Path] = []  # folders, the innermost first
+        self._creates, self._released = False, threading.Event()
+
+    def take(self, *, wait: bool = False) -> None:
+        """Claims the folder, which is made where it is missing.
+
+        With wait, the heartbeat of another host is waited for before the folder counts as taken. Raises Taken where a
+        process that lives holds it, and LewelError where the folder cannot be written to.
+        """
+        folder = self.path.parent
+        for attempt in range(ATTEMPTS):
+            try:
+                self._create()
+            except (OSError, ValueError) as error:
+                # Another process may hold it, or may just have removed the folder or the file.
+                if not isinstance(error, (FileExistsError, FileNotFoundError)) or attempt == ATTEMPTS - 1:
+                    reason = getattr(error, "strerror", None) or str(error)
+                    raise LewelError(
+                        f"cannot write to the run folder {folder}: {reason}; choose another --out"
+                    ) from None
+            else:
+                threading.Thread(target=self._beat, daemon=True, name="lewel lock").start()
+                return
+            if self.path.exists():
+                found = _read(self.path)
+                if lives(folder) and (not wait or (found and _is_here(found)) or _beats(self.path, found)):
+                    raise taken(folder)
+                _remove(self.path, found)
 
     def release(self) -> None:
         """Removes the file, and the folders that were made for it where nothing else has come into them."""
         if self._released.is_set() or os.getpid() != self.owner.pid:  # a worker that was forked holds nothing
             return
         self._released.set()
-        with contextlib.suppress(OSError):
-            if _read(self.path) == self.owner:
+        with contextlib.suppress(OSError, ValueError):
+            found = _read(self.path)
+            if found == self.owner or (found is None and self._creates):
                 self.path.unlink()
-        _remove_empty(self._made)
+        self._remove_made()
+
+    def _create(self) -> None:
+        """Writes the file where there is none, and the folders around it. What is made is noted before it is there."""
+        try:
+            for folder in (*reversed(self.path.parent.parents), self.path.parent):
+                if not folder.exists():
+                    self._made.insert(0, folder)
+                    folder.mkdir(exist_ok=True)
+            self._creates = True
+            with open(self.path, "x") as file:
+                json.dump(asdict(self.owner), file)
+        except FileExistsError:
+            self._creates = False
+            raise
+        except (OSError, ValueError):
+            if self._creates and _read(self.path) is None:
+                with contextlib.suppress(OSError, ValueError):
+                    self.path.unlink()
+            self._creates = False
+            self._remove_made()
+            raise
+
+    def _remove_made(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for folder in self._made:
+                folder.rmdir()
+        self._made = []
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
@@ -72,58 +126,13 @@ class Lock:
                 os.utime(self.path)
 
 
-def take(folder: Path, *, wait: bool = False) -> Lock:
-    """Claims a folder, which is made where it is missing.
-
-    With wait, the heartbeat of another host is waited for before the folder counts as taken. Raises Taken where a
-    process that lives holds it, and LewelError where the folder cannot be written to.
-    """
-    path, owner = folder / NAME, _myself()
-    for attempt in range(ATTEMPTS):
-        try:
-            return Lock(path, owner, _create(path, owner))
-        except (OSError, ValueError) as error:
-            # Another process may hold it, or may just have removed the folder or the file.
-            if not isinstance(error, (FileExistsError, FileNotFoundError)) or attempt == ATTEMPTS - 1:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise LewelError(f"cannot write to the run folder {folder}: {reason}; choose another --out") from None
-        if not path.exists():
-            continue
-        found = _read(path)
-        if lives(folder) and (not wait or (found and _is_here(found)) or _beats(path, found)):
-            raise Taken(
-                f"{found or 'another process'} is writing to {folder}; wait for its end, or choose another --out "
-                f"(if there is none, as in the copy of a folder, remove {path})"
-            )
-        _remove(path, found)
-    raise AssertionError
-
-
-def _create(path: Path, owner: Owner) -> list[Path]:
-    """Writes the lock where there is none; the folders that were made for it."""
-    made: list[Path] = []
-    try:
-        for folder in (*reversed(path.parent.parents), path.parent):
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                made.insert(0, folder)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            os.write(file, json.dumps(asdict(owner)).encode())
-            os.close(file)
-        except OSError:
-            path.unlink()
-            raise
-    except (OSError, ValueError):
-        _remove_empty(made)
-        raise
-    return made
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
+def taken(folder: Path) -> Taken:
+    """The error for a folder that another process writes to."""
+    path = folder / NAME
+    return Taken(
+        f"{_read(path) or 'another process'} is writing to {folder}; wait for its end, or choose another --out "
+        f"(if there is none, as in the copy of a folder, remove {path})"
+    )
 
 
 def lives(folder: Path, but: Lock | None = None) -> bool:
