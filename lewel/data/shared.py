@@ -53,7 +53,7 @@ def free_bytes() -> int | None:
 def watched(batches: Iterator[T]) -> Iterator[T]:
     """The same batches; a worker that died, or makes none, raises a LewelError where a batch is waited for."""
     while True:
-        with sentences():
+        with sentences(batches):
             batch = next(batches, None)
         if batch is None:
             return
@@ -61,19 +61,36 @@ def watched(batches: Iterator[T]) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """A context that waits for workers: what DataLoader says of them becomes a LewelError."""
+def sentences(batches: Iterator[Any] | None = None) -> Iterator[None]:
+    """A context that waits for workers, those of batches: what DataLoader says of them becomes a LewelError."""
     _Deaths.begin_to_wait()
     try:
         _Deaths.look()
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter of a worker that died while it sent
-        broken = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
-        if said := _sentence(_Deaths.reported() if broken else str(error)):
+        _Deaths.waits = False
+        said = _sentence(str(error) if str(error).startswith(("DataLoader t", "Caught")) else _death(batches, error))
+        if said:
             raise LewelError(said) from None
         raise
     finally:
         _Deaths.waits = False
+
+
+def _death(batches: Iterator[Any] | None, error: Exception) -> str:
+    """What DataLoader says, or would, of the worker that has died; what error says where none has."""
+    if "is killed by signal" in str(error):
+        return str(error)
+    for _ in range(10):  # until the system has told of it
+        for worker in getattr(batches, "_workers", ()):
+            if worker.exitcode:
+                by = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else None
+                said = f"DataLoader worker (pid {worker.pid}) "
+                return said + (f"is killed by signal: {by}." if by else f"exited with status {worker.exitcode}")
+        if isinstance(error, RuntimeError):
+            break
+        time.sleep(0.1)
+    return str(error)
 
 
 class _Deaths:
@@ -105,17 +122,6 @@ class _Deaths:
             cls.noted = False
             cls.tell(signal.SIGCHLD, None)
 
-    @classmethod
-    def reported(cls) -> str:
-        """What DataLoader says of a worker that has just died."""
-        time.sleep(0.5)  # until the system has told of it
-        try:
-            cls.noted = True
-            cls.look()
-        except RuntimeError as error:
-            return str(error)
-        return "DataLoader worker (pid unknown)"
-
 
 def _sentence(text: str) -> str:
     """What DataLoader's error means and what helps; "" for an error of another kind."""
@@ -130,10 +136,7 @@ def _sentence(text: str) -> str:
             return f"{worker}: memory has run out, as a rule (dmesg tells); {smaller}"
         return f"{worker}: an image or a library broke it; --data.workers 0 shows where"
     if text.startswith("DataLoader worker (pid"):
-        return (
-            f"a data worker has ended though nobody asked it to ({text.split('(', 1)[1]}): killed, as a rule because "
-            f"memory has run out (dmesg tells); {smaller}"
-        )
+        return f"a data worker has ended though nobody asked it to ({text}); --data.workers 0 shows why"
     if text.startswith("DataLoader timed out"):
         return (
             f"the data workers made no batch in {PATIENCE} seconds: the disk of the images hangs, or {SHARED} is "

@@ -29,7 +29,7 @@ def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, 
     a run that is still going holds the folder that run and resume name.
     """
     while True:
-        folder, _ = choose(run, resume)
+        folder, path = choose(run, resume)
         held = Lock(folder)
         claims.callback(held.release)  # first, for a signal may come at any moment
         try:
@@ -38,10 +38,11 @@ def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, 
             if run.out or resume:
                 raise
             continue
-        again, path = choose(run, resume, held)
-        if again == folder:
-            return folder, usable(path, resume)
-        held.release()  # while this process waited another one began in the folder, and ended
+        if resume:  # again, for the run that was waited for may have saved more
+            return folder, usable(path if resume != "auto" else _newest(folder), resume)
+        if not _holds_run(folder):
+            return folder, None
+        held.release()  # of a run that began after the choice, and has ended
 
 
 def usable(path: Path | None, resume: str) -> Path | None:
@@ -55,26 +56,21 @@ def usable(path: Path | None, resume: str) -> Path | None:
     return path
 
 
-def choose(run: Train, resume: str, held: Lock | None = None) -> tuple[Path, Path | None]:
-    """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over.
-
-    A folder that held is the lock of is not taken by that.
-    """
+def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
+    """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
     out = expanded(run.out) if run.out else None
     if resume and resume != "auto":
         return _continued(out, expanded(resume).resolve())
     base = out or Path("runs", _name(run.preset))
-    taken = [base] if _holds_run(base) or (not out and lock.lives(base, held)) else []
+    taken = [base] if _holds_run(base) or (not out and lock.lives(base)) else []
     if out is None:
         numbered = (f for f in base.parent.glob(f"{glob.escape(base.name)}-*") if _number(f, base) and f.is_dir())
         taken += sorted(numbered, key=lambda folder: _number(folder, base))
     if resume and taken:
-        checkpoints = checkpoint.found(taken[-1] / "checkpoints")
-        return taken[-1], checkpoints[-1] if checkpoints else None
-    taken = [f for f in taken if held is None or f != held.path.parent or _holds_run(f)]
+        return taken[-1], _newest(taken[-1])
     if not taken:
         return base, None
-    if out and lock.lives(base, held):
+    if out and lock.lives(base):
         raise lock.taken(base)
     if out:
         raise LewelError(f"{base} holds a run already; continue it with --resume auto or choose another --out")
@@ -116,6 +112,11 @@ def _number(folder: Path, base: Path) -> int:
     """n of a folder BASE-n, 0 of any other."""
     number = folder.name[len(base.name) + 1 :]
     return int(number) if number.isascii() and number.isdigit() else 0
+
+
+def _newest(folder: Path) -> Path | None:
+    checkpoints = checkpoint.found(folder / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
 
 
 def _continued(out: Path | None, path: Path) -> tuple[Path, Path]:

@@ -135,14 +135,14 @@ def taken(folder: Path) -> Taken:
     )
 
 
-def lives(folder: Path, but: Lock | None = None) -> bool:
-    """Whether a process other than the holder of but has claimed a folder and still runs."""
+def lives(folder: Path) -> bool:
+    """Whether a process has claimed a folder and still runs."""
     path = folder / NAME
     owner = _read(path)
     if owner is None and not path.exists():
         return False
     if owner is not None and _is_here(owner):
-        return (but is None or owner != but.owner) and _started(owner.pid) == owner.started
+        return _started(owner.pid) == owner.started
     age = _age(path)
     return age is not None and age < STALE
 
