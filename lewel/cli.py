@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import signal
 import sys
 
 from lewel import console, meeting
@@ -42,6 +44,7 @@ def _status(arguments: list[str]) -> int:
             print(f"lewel: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
         by = getattr(stop, "by", "SIGINT")
         if not training or meeting.speaks():
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"

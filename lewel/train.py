@@ -89,6 +89,10 @@ class Loop:
                 with self._keeping(whole=True):
                     _log_epoch(session, self.log)
                 self.preemption.evaluates = False
+                self.stopping = self.stopped.ask(bool(self.preemption.by))
+                if self.stopping and done < run.epochs:
+                    self.evaluated = True
+                    continue
             if done == run.epochs:
                 return True
             self.since, self.evaluated = time.monotonic(), False
@@ -100,7 +104,8 @@ class Loop:
         session, run = self.session, self.session.run
         first = session.steps_done - epoch * self.per_epoch
         clock = Clock(run.data.batch_size // run.accumulate)
-        batches = clock.waiting(session.loader.epoch(epoch, first))
+        with self._keeping(whole=True):
+            batches = clock.waiting(session.loader.epoch(epoch, first))
         spreads = self._spreads_before(epoch)
         for batch in range(first, self.per_epoch):
             last = batch == self.per_epoch - 1

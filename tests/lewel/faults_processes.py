@@ -303,7 +303,7 @@ ROWS: tuple[Fault, ...] = (
         f"{LONG} --out run",
         ("is saved, and --resume auto goes on from there",),
         status=130,
-        during=signalled(f"run/checkpoints/{checkpoint.name_of(3)}", signal.SIGINT, signal.SIGINT),
+        during=signalled(f"run/checkpoints/{checkpoint.name_of(6)}", signal.SIGINT, signal.SIGINT),
         left=lambda ended: not (ended.folder / "run" / lock.NAME).exists() or 1 / 0,
         slow=True,
     ),
