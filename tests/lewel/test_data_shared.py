@@ -15,6 +15,9 @@ from tiny_runs import TINY
 
 from lewel.data import loader, shared
 from lewel.errors import LewelError
+from lewel.run import checkpoint
+from lewel.run.session import prepare
+from lewel.train import train
 
 RUN = replace(TINY, knn_every=0, data=replace(TINY.data, workers=3))  # 16 images of 32 pixels
 
@@ -87,3 +90,21 @@ def test_a_death_is_told_of_where_a_batch_is_waited_for_and_in_no_step():
     time.sleep(1)  # the step, in which the worker dies
     with pytest.raises(LewelError, match=re.escape("ended by signal Killed")):
         list(batches)
+
+
+@pytest.mark.parametrize(("at", "saved"), [(0, "step-00000004.pt"), (1, "step-00000003.pt")], ids=["between", "within"])
+def test_what_was_trained_is_saved_where_the_data_end_the_run_unless_within_a_step(at, saved, tmp_path):
+    """Of the passes of the fifth step, the first fails or the second; the last checkpoint is of the third step."""
+    session = prepare(replace(TINY, knn_every=0, accumulate=2), tmp_path)
+    epoch = session.loader.epoch
+
+    def failing(number: int, first_step: int = 0):
+        for i, views in enumerate(epoch(number, first_step)):
+            if number == 1 and i == 2 + at:
+                raise LewelError("the disk is gone")
+            yield views
+
+    session.loader.epoch = failing
+    with pytest.raises(LewelError, match=rf"the disk is gone; .*{saved} is saved; --resume auto goes on"):
+        train(session, None)
+    assert checkpoint.found(tmp_path / "checkpoints")[-1].name == saved

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.watching import log
 
@@ -124,3 +125,29 @@ def test_a_log_with_nan_of_an_earlier_version_is_read_and_rewritten_without(tmp_
     assert [math.isfinite(record["loss"]) for record in log.read(path)] == [False, False]
     log.RunLog(path, total_steps=9, first_step=2).close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [None, None]
+
+
+def test_a_full_disk_is_a_sentence_and_the_log_closes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.symlink_to("/dev/full")
+    lines = log.Lines(path, first_step=0)
+    with pytest.raises(LewelError, match=r"cannot write .*log\.jsonl: No space left on device"):
+        lines.write("step", STEP)
+    lines.close()
+
+
+def test_a_board_that_fails_is_left_alone_and_said_to_be_once(tmp_path, monkeypatch, capsys):
+    class Board:
+        def write(self, kind, values):
+            raise OSError("the network is gone")
+
+        def close(self):
+            raise AssertionError
+
+    monkeypatch.setattr(log, "boards", lambda *arguments, **named: [Board()])
+    run_log = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=0)
+    run_log.step(STEP)
+    run_log.step({**STEP, "step": 2})
+    run_log.close()
+    assert capsys.readouterr().out == "Board fails (the network is gone); the run goes on without it\n"
+    assert [record["step"] for record in log.read(tmp_path / "log.jsonl")] == [1, 2]
