@@ -109,7 +109,7 @@ class TrainLoader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
         """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
-        with shared.sentences():
+        with shared.sentences(getattr(self._loader, "_iterator", None)):  # of the epoch before, whose workers live on
             batches = iter(self._loader)
         return shared.watched(batches)
 
