@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lewel.methods.objectives import OBJECTIVES, Objective, Terms  # fills the table that recipes read
+from lewel import console
+
+with console.interrupted_quietly(Path(sys.argv[0]).name in ("-m", "lewel")):  # by python -m lewel, or as a script
+    from lewel.methods.objectives import OBJECTIVES, Objective, Terms  # fills the table that recipes read
 from lewel.recipe import schema as config
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch.distributed
 from torch import nn
 
-from lewel import data, distributed
+from lewel import console, data, distributed
 from lewel.cost import plan
 from lewel.data import own
 from lewel.errors import LewelError
@@ -23,7 +24,8 @@ from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import export as files
 from lewel.results import maps as pictures
 from lewel.results import report
-from lewel.run import checkpoint, folders, initial
+from lewel.run import folders, initial
+from lewel.run.preemption import at_once
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
@@ -104,7 +106,7 @@ def train(
     if isinstance(config, schema.Train):
         run = config
     else:
-        run = presets.get(preset) if preset else plain.load(config) if config else schema.Train()
+        run = presets.get(preset) if preset else plain.load(folders.expanded(config)) if config else schema.Train()
     if places := _places_of(data):
         name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
         settings = {"data.name": name, "data.root": places[0] if len(places) == 1 else places, **settings}
@@ -127,23 +129,28 @@ def start(
     Of several processes, one that fails ends all of them, for the others would wait for it.
     """
     run = from_python(run, encoder, sets)
-    checks.check(run, processes=distributed.announced())
-    world = distributed.join()
-    try:
-        folder, path = distributed.from_leader(lambda: _places(run, resume))
-        session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
-        if world.leads:
-            print(plan.recipe_of(session), flush=True)
-        if run.init and path is None:
-            initial.begin(session)
-        finished = train_session(session, path)
-        if finished and world.leads:
-            report.write(session)
-    except Exception as error:
-        if world.size > 1:
-            distributed.abandon(error)
-        raise
-    return Run(session, finished)
+    with console.lossy(), contextlib.ExitStack() as held:
+        checks.check(run, processes=distributed.announced())
+        world = distributed.join()
+        if world.leads:  # another one may wait for it in a call that handlers cannot interrupt
+            held.enter_context(at_once())
+        try:
+            folder, path = distributed.from_leader(lambda: _places(run, resume, held))
+            with folders.interruptions(folder):
+                session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
+                if world.leads:
+                    print(plan.recipe_of(session), flush=True)
+                if run.init and path is None:
+                    initial.begin(session)
+                finished = train_session(session, path)
+                if finished and world.leads:
+                    _report(session)
+        except Exception as error:
+            if world.size > 1:
+                held.close()
+                distributed.abandon(error)
+            raise
+        return Run(session, finished)
 
 
 def eval(
@@ -183,10 +190,11 @@ def knn_of(
     encoder: Any = None,
 ) -> tuple[Session, dict[int, float]]:
     """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
-    _, _, run = folders.newest(folder)
+    opened = folders.newest(folder)
+    run = opened[2]
     checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
     sets = _sets(data, run)
-    session = folders.load(folder, data_root, data_eval=data_eval, encoder=_module(encoder), sets=sets)
+    session = folders.load(folder, data_root, data_eval=data_eval, encoder=_module(encoder), sets=sets, opened=opened)
     if not session.sets.num_classes:
         raise LewelError(
             f"kNN compares labels, and the images of {folder} have none; --data-eval ROOT (in Python data_eval) names "
@@ -220,18 +228,15 @@ def export(
     return files.export(Path(run), to, Path(out) if out else None, network)
 
 
-def _places(run: schema.Train, resume: str) -> tuple[Path, Path | None]:
-    """The run folder and the checkpoint to continue from or None, checked to be writable and readable."""
-    folder, path = folders.choose(run, resume)
-    folders.check_writable(folder)
+def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple[Path, Path | None]:
+    """The run folder, claimed until held closes, and the checkpoint to continue from or None, which can be read."""
     boards.check_installed(run)
-    if path is None and run.init:
+    folder, path = folders.claim(run, resume, held)
+    if run.init and path is None:
         initial.source(run)  # what is not there is told of before any image is looked for
-    if path is not None:
-        checkpoint.read(path)  # a broken one is told of before anything else is
-        if run.init:
-            print(f"the run continues with its own weights, not those of init {run.init}")
-    elif resume == "auto":
+    elif run.init:
+        print(f"the run continues with its own weights, not those of init {run.init}")
+    if path is None and resume == "auto":
         print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
     return folder, path
 
@@ -242,6 +247,16 @@ def _places_of(given: Any) -> tuple[str, ...]:
     if not all(isinstance(place, (str, os.PathLike)) for place in named):
         return ()
     return tuple(os.fspath(place) for place in named if place != "")
+
+
+def _report(session: Session) -> None:
+    try:
+        report.write(session)
+    except OSError as error:
+        raise LewelError(
+            f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "
+            f"{error.strerror or error}; --resume auto writes it"
+        ) from None
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:

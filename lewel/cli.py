@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import signal
 import sys
 
+from lewel import console, meeting
 from lewel.errors import LewelError
 
 USAGE = """usage: lewel COMMAND ...
@@ -23,22 +26,48 @@ COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
 def main() -> None:
     """Entry point; errors that the caller can put right are printed as one sentence, with exit status 2."""
-    leads = os.environ.get("RANK", "0") == "0"  # of several processes the one that speaks for all
+    console.open_closed()
+    with console.lossy():
+        if status := _status(sys.argv[1:]):
+            sys.exit(status)
+
+
+def _status(arguments: list[str]) -> int:
+    """Runs a command, and says why where it ends early; the exit status."""
+    training = arguments[:1] == ["train"]  # of several processes one speaks for all, but of no other command
     try:
-        _dispatch(sys.argv[1:])
+        for argument in arguments:
+            _check_text(argument)
+        _dispatch(arguments)
     except LewelError as error:
-        if leads:  # all found it before they met
+        if not training or meeting.speaks(error):
             print(f"lewel: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if leads:
-            print(
-                "lewel: interrupted; --resume auto continues a training run from its newest checkpoint", file=sys.stderr
-            )
-        sys.exit(130)
+        return 2
+    except KeyboardInterrupt as stop:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
+        by = getattr(stop, "by", "SIGINT")
+        if not training or meeting.speaks():
+            ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
+            print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
+        return 130 if by == "SIGINT" else 0
     except OSError as error:
-        print(f"lewel: {error.filename or 'the run'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"lewel: {named}{error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        given = os.fsencode(argument)
+        shown = given.decode(errors="backslashreplace")
+        if shown.encode() == given:
+            raise LewelError(f"the argument {shown} cannot be read in this locale; set LANG=C.UTF-8") from None
+        raise LewelError(
+            f"the argument {shown} is not UTF-8 text, as what a run writes of it must be; rename the file or folder"
+        ) from None
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -49,4 +78,6 @@ def _dispatch(arguments: list[str]) -> None:
     elif arguments[0] not in COMMANDS:
         raise LewelError(f"there is no command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
     else:
-        importlib.import_module(f"lewel.commands.{arguments[0]}").run(arguments[1:])
+        with console.interrupted_quietly():
+            command = importlib.import_module(f"lewel.commands.{arguments[0]}")
+        command.run(arguments[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lewel.errors import LewelError
+from lewel import meeting
+from lewel.errors import LewelError, ToldError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # with a process that reads a slow folder or compiles kernels
@@ -44,22 +46,21 @@ def join() -> World:
 
     Returns this process's place in it; a run of one process joins nothing. A group that the caller has initialised is
     taken as it is; without LOCAL_RANK the process's GPU is then the current one (torch.cuda.set_device). Raises
-    LewelError where there are more processes than GPUs.
+    LewelError where there are more processes than GPUs, and where the processes cannot meet.
     """
     global _host_group, _beside
     on_gpu = torch.cuda.is_available()
     current = torch.cuda.current_device() if on_gpu and dist.is_initialized() else 0
-    local_rank = int(os.environ.get("LOCAL_RANK", current))
+    local_rank = meeting.number("LOCAL_RANK", current, "of a process on its machine, from 0")
     if on_gpu:
-        if local_rank >= torch.cuda.device_count():
-            raise LewelError(
-                f"process {local_rank} of this machine found {torch.cuda.device_count()} GPUs; "
-                "start at most as many processes (torchrun --nproc-per-node) as there are"
-            )
+        meeting.check_gpus(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if announced() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=PATIENCE)
+        with meeting.place():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=PATIENCE
+            )
     if dist.is_initialized() and _beside is not dist.group.WORLD:
         on_hosts = "cpu:" in dist.get_backend_config()  # nccl alone has "cuda:nccl"
         _host_group = dist.group.WORLD if on_hosts else dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -69,7 +70,7 @@ def join() -> World:
 
 def announced() -> int:
     """Number of processes: of the group where there is one, else by torchrun's environment, before they have joined."""
-    return size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    return size() if dist.is_initialized() else meeting.announced()
 
 
 def leave() -> None:
@@ -86,7 +87,9 @@ def abandon(error: Exception) -> NoReturn:
     For one process of several: to wait for the others, which may wait for it, would hide the error.
     """
     if isinstance(error, (LewelError, OSError)):
-        print(f"lewel: {error}", file=sys.stderr)
+        said = f"lewel: {error}"
+        if not isinstance(error, ToldError) and _is_first_to_say(said):
+            print(said, file=sys.stderr)
     elif isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
         print(f"lewel: process {rank()} ends because another one did, which says why", file=sys.stderr)
     else:
@@ -94,6 +97,15 @@ def abandon(error: Exception) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2 if isinstance(error, LewelError) else 1)
+
+
+def _is_first_to_say(sentence: str) -> bool:
+    """Whether no other process has said the same; all may meet an error, as of data that are not there."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"lewel said {zlib.crc32(sentence.encode(errors='replace'))}", 1) == 1
+    except Exception:  # the store goes with process 0
+        return True
 
 
 def rank() -> int:
@@ -167,7 +179,7 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 
 def from_leader(find: Callable[[], T]) -> T:
-    """Calls find in process 0 alone; every process returns its result, or raises the LewelError that it raised."""
+    """Calls find in process 0 alone; every process returns its result, or a LewelError if it raised one."""
     if size() == 1:
         return find()
     answer: list[Any] = [None]
@@ -178,5 +190,5 @@ def from_leader(find: Callable[[], T]) -> T:
             answer = [error]
     dist.broadcast_object_list(answer, group=_host_group)
     if isinstance(answer[0], LewelError):
-        raise answer[0]
+        raise answer[0] if rank() == 0 else ToldError(str(answer[0]))
     return answer[0]

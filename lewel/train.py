@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from lewel import data, distributed, ranges
-from lewel.errors import LewelError
+from lewel import console, data, distributed, ranges
+from lewel.data import shared
+from lewel.errors import DataError, LewelError
 from lewel.evaluation import features, health, knn
 from lewel.recipe import plain
 from lewel.run import checkpoint
 from lewel.run.preemption import Preemption
 from lewel.run.session import Session, in_parallel
 from lewel.run.step import Outcome, Stepper, rates
-from lewel.watching.log import Clock, RunLog, carry_over, read
+from lewel.watching.log import Clock, RunLog, carry_over, read, write_text
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 PICTURED = 256  # test images of all classes, over which the statistics of the maps are taken
@@ -34,6 +35,8 @@ def train(session: Session, resume: Path | None) -> bool:
     saves too, and ends in a KeyboardInterrupt.
     """
     run, folder, leads = session.run, session.folder, session.world.leads
+    if session.sets.train.device.type == "cpu":  # else workers make no views
+        shared.check(run, session.world.size, features.BATCH)
     if resume is not None:
         before = checkpoint.restore(resume, session)
     log_file = folder / "log.jsonl"
@@ -42,9 +45,9 @@ def train(session: Session, resume: Path | None) -> bool:
         if resume is not None and resume.parent.name == "checkpoints":
             carry_over(resume.parent.parent / "log.jsonl", log_file)
     log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, run=run, quiet=not leads)
-    if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
-        (folder / "config.yaml").write_text(plain.to_yaml(run))
     try:
+        if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
+            write_text(folder / "config.yaml", plain.to_yaml(run))
         if resume is None:
             if run.knn_every:
                 _log_baselines(session, log)
@@ -52,7 +55,7 @@ def train(session: Session, resume: Path | None) -> bool:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
         if leads and session.sets.known_by is not None:
             session.sets.known_by.remembered()  # looks into files, for which the first checkpoint may have no time
-        with Preemption() as preemption:
+        with console.lossy(), Preemption() as preemption:
             return Loop(session, log, preemption).run()
     finally:
         log.close()
@@ -76,17 +79,18 @@ class Loop:
     def run(self) -> bool:
         """Trains until the last step or a signal; returns whether it came to the end.
 
-        Where too many images cannot be read, it saves what was trained before it raises the LewelError about it.
+        Where the data end the run, it saves the last whole step before it raises the DataError about it.
         """
         try:
             return self._run()
-        except data.Unreadable as error:
+        except DataError as error:
             session, checkpoints = self.session, self.session.folder / "checkpoints"
             saved = (checkpoints / checkpoint.name_of(session.steps_done)).exists()
             if session.world.leads and session.steps_done and not self.within_step and not saved:
                 self._save()
-            then = [f". --resume auto then goes on from {path}" for path in checkpoint.found(checkpoints)[-1:]]
-            raise data.Unreadable(f"{error}{''.join(then)}") from None
+            newest = checkpoint.found(checkpoints)[-1:]
+            then = f"{newest[0]} is saved: --resume auto goes on from there" if newest else "no step is saved yet"
+            raise DataError(f"{error}. {then}") from None
 
     def _run(self) -> bool:
         session, run = self.session, self.session.run
@@ -100,7 +104,13 @@ class Loop:
                     raise KeyboardInterrupt
                 return False
             if whole and not self.evaluated and (done == run.epochs or not run.knn_every or not done % run.knn_every):
+                self.preemption.evaluates = True
                 _log_epoch(session, self.log)
+                self.preemption.evaluates = False
+                self.stopping = self.stopped.ask(bool(self.preemption.by))
+                if self.stopping and done < run.epochs:
+                    self.evaluated = True
+                    continue
             if done == run.epochs:
                 return True
             self.since, self.evaluated = time.monotonic(), False
@@ -141,6 +151,7 @@ class Loop:
             self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
 
     def _passes(self, batches: Iterable[data.Views]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The views of a step, on the device."""
         for views in batches:
             self.within_step = True
             yield self.session.to_device(views.first), self.session.to_device(views.second)

@@ -32,8 +32,17 @@ def run(arguments: list[str]) -> None:
     command = tyro.cli(ShowCommand, args=arguments, prog="lewel show")
     if not command.runs:
         raise LewelError("no run was given; name run folders: lewel show RUN...")
-    logs = {name: _records(folder) for name, folder in zip(_names(command.runs), command.runs, strict=True)}
-    out = command.out or (command.runs[0] if len(logs) == 1 else Path()) / "curves.png"
+    logs, without = {}, []
+    for name, folder in zip(_names(command.runs), command.runs, strict=True):
+        try:
+            logs[name] = _records(folder)
+        except LewelError as error:
+            without.append(str(error))
+    if not logs:
+        raise LewelError("; ".join(without))
+    for sentence in without:
+        print(f"left out: {sentence}")
+    out = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "curves.png"
     curves.draw(out, logs)
     neighbours = knn.neighbours(record for records in logs.values() for record in records)
     print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))
@@ -45,7 +54,7 @@ def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dic
 
     neighbours are the k whose first and last accuracy are told. Speed is the median over the logged steps.
     """
-    steps = [record for record in records if record["kind"] == "step"]
+    steps = [record for record in records if record["kind"] == "step" and {"loss", "z_std"} <= record.keys()]
     # Without the steps that fp16 overflowed in, unless there is no other.
     last = next((step for step in reversed(steps) if math.isfinite(step["loss"])), steps[-1])
 
@@ -85,8 +94,10 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     if not path.is_file():
         raise LewelError(f"{folder} is no run folder: it has no log.jsonl; lewel train says where it writes")
-    records = log.read(path)
-    if not any(record["kind"] == "step" for record in records):
+    records, left_out = log.read_counted(path)
+    if left_out:
+        print(f"left {left_out} lines out of {path} that are no records")
+    if not any(record["kind"] == "step" and {"loss", "z_std"} <= record.keys() for record in records):
         raise LewelError(f"the log of {folder} has no step yet; the first is logged when training starts")
     return records
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
 import tyro
 
-from lewel import api, distributed
+from lewel import api, distributed, meeting
 from lewel.cost import plan
 from lewel.errors import LewelError
 from lewel.recipe import plain, presets, schema
@@ -44,9 +43,10 @@ def run(arguments: list[str]) -> None:
 def _plan(command: TrainCommand) -> None:
     if command.processes < 0:
         raise LewelError(f"processes must be positive, or 0 for those that torchrun started, got {command.processes}")
-    if os.environ.get("RANK", "0") == "0":
+    if meeting.speaks():
         boards.check_installed(command.run)
-        folder, resume = folders.choose(command.run, command.resume)
+        folder, found = folders.choose(command.run, command.resume)
+        resume = folders.usable(found, command.resume)
         start = f"continue {resume} in" if resume else "be written to"
         print(plan.text(command.run, command.processes or distributed.announced()))
         if command.run.init and not resume:
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     preset, file = _option(arguments, "--preset"), _option(arguments, "--config")
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
-    start = presets.get(preset) if preset else plain.load(file) if file else schema.Train()
+    start = presets.get(preset) if preset else plain.load(folders.expanded(file)) if file else schema.Train()
     return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")
 
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from lewel.data import batched, fingerprint, pictures
-from lewel.errors import LewelError
+from lewel.errors import DataError
 from lewel.recipe.schema import Data
 
 NAMED = 10  # unreadable files whose names and reasons are told; a disk that is gone would fill the terminal
 TRIES = 16  # files tried in place of an unreadable one, where too many are unreadable already
 
 
-class Unreadable(LewelError):
+class Unreadable(DataError):
     """More files of a split than data.max_unreadable allows could not be read."""
 
 

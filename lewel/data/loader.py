@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lewel.errors import LewelError
+from lewel.data import shared
+from lewel.errors import DataError, LewelError
 
 CPU = torch.device("cpu")
 # What a scheduler, or the terminal, sends before it takes the machine away: a run saves and stops.
@@ -98,6 +99,7 @@ class TrainLoader:
             collate_fn=_as_it_is,
             worker_init_fn=_outlive_notices,
             persistent_workers=workers > 0,
+            timeout=shared.PATIENCE if workers else 0,
             pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
 
@@ -107,7 +109,9 @@ class TrainLoader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
         """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
-        return map(_raised, self._loader)
+        with shared.sentences(getattr(self._loader, "_iterator", None)):  # of the epoch before, whose workers live on
+            batches = iter(self._loader)
+        return map(_raised, shared.watched(batches))
 
 
 class _Keys:
@@ -142,8 +146,11 @@ def eval_batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_outlive_notices,
+        timeout=shared.PATIENCE if workers else 0,
     )
-    return map(_raised, loader)
+    with shared.sentences():
+        batches = iter(loader)
+    return map(_raised, shared.watched(batches))
 
 
 def spaced(dataset: Images, count: int) -> np.ndarray:
@@ -167,7 +174,7 @@ class _Sentences:
 
 def _raised(item: Any) -> Any:
     if isinstance(item, LewelError):
-        raise item
+        raise item if isinstance(item, DataError) else DataError(str(item))
     return item
 
 

@@ -6,6 +6,7 @@ optim          build: the optimizer of a method; which parameters decay
 schedules      warm-up, cosine, and the momentum of the momentum network
 checkpoint     save, restore, found, read
 shares         what another number of processes or passes changes for a run that goes on
-folders        choose: the folder of a new run; load: the Session of a saved one
-preemption     Preemption: signals that announce the end
+folders        claim, choose: the folder of a run; load: the Session of a saved one
+lock           Lock: a folder for this process alone, until it ends
+preemption     Preemption: signals that announce the end; at_once: where there is nothing to save
 """

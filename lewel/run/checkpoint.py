@@ -93,27 +93,57 @@ def remove_after(folder: Path, step: int) -> list[Path]:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+    """The checkpoints in a folder, oldest first; files of other names are none."""
+    return sorted(path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal() and path.is_file())
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in a folder that is whole, and its content; None where there is none at all.
+
+    Those that are broken, as by a disk that was full, are passed over and named. Raises CheckpointError
+    where every one is, or where one cannot be read at the moment.
+    """
+    passed_over: list[str] = []
+    for path in reversed(found(folder)):
+        try:
+            state = _content(path)
+        except _Broken as error:
+            passed_over.append(str(error))
+            continue
+        if passed_over:
+            print(f"{'; '.join(passed_over)}; {path}, the one before, is taken instead", flush=True)
+        return path, state
+    if passed_over:
+        raise CheckpointError(f"no checkpoint in {folder} can be used: {'; '.join(passed_over)}")
+    return None
 
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, tensors on the CPU. Raises CheckpointError, with the reason, if it is none."""
     try:
+        return _content(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_offer(path)}") from None
+
+
+class _Broken(CheckpointError):
+    """A file that is no checkpoint, and will not become one."""
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}; {_offer(path)}") from None
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except OSError as error:  # of the disk or the permissions, not of the file
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
-        raise CheckpointError(
-            f"{path} is truncated or no checkpoint at all ({_reason(error)}); {_offer(path)}"
-        ) from None
+        raise _Broken(f"{path} is truncated or no checkpoint at all ({_reason(error)})") from None
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, BEFORE):
-        raise CheckpointError(
-            f"{path} was not written by this version of lewel train (no '{FORMAT}' in it); {_offer(path)}"
-        )
+        raise _Broken(f"{path} was not written by this version of lewel train (no '{FORMAT}' in it)")
     missing = [key for key in KEYS if key not in state]
     if missing:
-        raise CheckpointError(f"{path} is incomplete (it lacks {', '.join(missing)}); {_offer(path)}")
+        raise _Broken(f"{path} is incomplete (it lacks {', '.join(missing)})")
     return state if state["format"] == FORMAT else _named_as_now(state)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import glob
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,64 +16,135 @@ from torch import nn
 from lewel.data import Datasets
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
-from lewel.run import checkpoint
+from lewel.run import checkpoint, lock
+from lewel.run.lock import Lock
+from lewel.run.preemption import Stopped
 from lewel.run.session import Session, prepare
+
+
+def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, Path | None]:
+    """What choose returns, checked to be usable, and the folder this process's alone until claims is closed.
+
+    Of runs that start at the same moment each gets a folder of its own. Raises LewelError as choose does, and where
+    a run that is still going holds the folder that run and resume name.
+    """
+    while True:
+        folder, path = choose(run, resume)
+        held = Lock(folder)
+        claims.callback(held.release)  # first, for a signal may come at any moment
+        try:
+            held.take(wait=bool(resume))
+        except lock.Taken:
+            if run.out or resume:
+                raise
+            continue
+        if resume:  # again, for the run that was waited for may have saved more
+            return folder, usable(path if resume != "auto" else _newest(folder), resume)
+        if not _holds_run(folder):
+            return folder, None
+        held.release()  # of a run that began after the choice, and has ended
+
+
+def usable(path: Path | None, resume: str) -> Path | None:
+    """The checkpoint that choose has found or, of "auto" where that is broken, the one before it, which is said."""
+    if path is None:
+        return None
+    if resume == "auto":
+        newest = checkpoint.newest(path.parent)
+        return newest[0] if newest else None
+    checkpoint.read(path)
+    return path
 
 
 def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
     """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
+    out = expanded(run.out) if run.out else None
     if resume and resume != "auto":
-        return _continued(run.out, Path(resume).resolve())
-    base = Path(run.out or Path("runs", run.preset.replace("/", "-")))
-    taken = [base] if _holds_run(base) else []
-    if not run.out:
-        taken += sorted(
-            (folder for folder in base.parent.glob(f"{base.name}-*") if folder.name[len(base.name) + 1 :].isdigit()),
-            key=lambda folder: int(folder.name[len(base.name) + 1 :]),
-        )
+        return _continued(out, expanded(resume).resolve())
+    base = out or Path("runs", _name(run.preset))
+    taken = [base] if _holds_run(base) or (not out and lock.lives(base)) else []
+    if out is None:
+        numbered = (f for f in base.parent.glob(f"{glob.escape(base.name)}-*") if _number(f, base) and f.is_dir())
+        taken += sorted(numbered, key=lambda folder: _number(folder, base))
     if resume and taken:
-        checkpoints = checkpoint.found(taken[-1] / "checkpoints")
-        return taken[-1], checkpoints[-1] if checkpoints else None
+        return taken[-1], _newest(taken[-1])
     if not taken:
         return base, None
-    if run.out:
+    if out and lock.lives(base):
+        raise lock.taken(base)
+    if out:
         raise LewelError(f"{base} holds a run already; continue it with --resume auto or choose another --out")
-    number = int(taken[-1].name[len(base.name) + 1 :] or 1) + 1
-    return base.with_name(f"{base.name}-{number}"), None
+    return base.with_name(f"{base.name}-{max(1, _number(taken[-1], base)) + 1}"), None
 
 
-def _continued(out: str, path: Path) -> tuple[Path, Path]:
+@contextlib.contextmanager
+def interruptions(folder: Path) -> Iterator[None]:
+    """A context whose KeyboardInterrupt says what of the run in folder is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        saved = checkpoint.found(folder / "checkpoints")
+        said = (
+            f"{saved[-1]} is saved, and --resume auto goes on from there" if saved else "there is nothing to continue"
+        )
+        raise Stopped(getattr(stop, "by", "SIGINT"), said) from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ~ and ~user in full. Raises LewelError for a user that there is none of."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise LewelError(
+            f"{os.fspath(path)} names no folder ({str(error).rstrip('.')}); write the path in full"
+        ) from None
+
+
+def _name(preset: str) -> str:
+    """A preset's name as that of a folder."""
+    name = (
+        re.sub(r"[/\\\x00-\x1f\x7f]+", "-", preset).strip(". ").encode(errors="replace")[:200].decode(errors="ignore")
+    )
+    return name or "run"
+
+
+def _number(folder: Path, base: Path) -> int:
+    """n of a folder BASE-n, 0 of any other."""
+    number = folder.name[len(base.name) + 1 :]
+    return int(number) if number.isascii() and number.isdigit() else 0
+
+
+def _newest(folder: Path) -> Path | None:
+    checkpoints = checkpoint.found(folder / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
+
+
+def _continued(out: Path | None, path: Path) -> tuple[Path, Path]:
     if not path.is_file():
         raise LewelError(f"there is no checkpoint {path} to resume from")
     if not out and path.parent.name != "checkpoints":
         raise LewelError(f"{path} lies in no run folder's checkpoints/, so --out must say where the run goes on")
-    folder = Path(out).resolve() if out else path.parent.parent
+    folder = out.resolve() if out else path.parent.parent
     if folder != path.parent.parent and _holds_run(folder):
         raise LewelError(f"{folder} holds another run already; choose another --out to continue {path} in")
     return folder, path
 
 
-def check_writable(folder: Path) -> None:
-    try:
-        parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise LewelError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --out") from None
-
-
 def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     """The newest checkpoint in a run folder: its path, its content on the CPU, and the recipe it was trained with.
 
+    A broken one is passed over, and said to be.
+
     Raises:
-        LewelError: folder holds no run, or no checkpoint yet.
+        LewelError: folder holds no run, or no checkpoint that can be used.
     """
     if not _holds_run(folder):
         raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
-    found = checkpoint.found(folder / "checkpoints")
-    if not found:
+    found = checkpoint.newest(folder / "checkpoints")
+    if found is None:
         raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")
-    state = checkpoint.read(found[-1])
-    return found[-1], state, checkpoint.config_of(state, found[-1])
+    path, state = found
+    return path, state, checkpoint.config_of(state, path)
 
 
 def load(
@@ -79,13 +154,14 @@ def load(
     data_eval: str = "",
     encoder: nn.Module | None = None,
     sets: Datasets | None = None,
+    opened: tuple[Path, dict[str, Any], Train] | None = None,
 ) -> Session:
     """The session of a run that has finished or stopped: its data sets, and the weights of its newest checkpoint.
 
     data_root and data_eval say where the images lie now; empty means where they lay in training. encoder and sets are
-    those of a run that had them from Python. Raises LewelError as newest does.
+    those of a run that had them from Python, opened what newest has returned. Raises LewelError as newest does.
     """
-    path, state, run = newest(folder)
+    path, state, run = opened or newest(folder)
     if data_root or data_eval:
         places = replace(run.data, root=data_root or run.data.root, eval=data_eval or run.data.eval)
         run = replace(run, data=places)

@@ -6,13 +6,15 @@ fp16 overflowed in) is null in the file, since JSON has neither NaN nor Infinity
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from tqdm import tqdm
 
 from lewel import ranges
 from lewel.data import Views
+from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.watching.boards import Sink, boards
 from lewel.watching.progress import SECONDS_BETWEEN_LINES, Progress
 
+OF_NUMBERS = ("baselines", "step", "epoch")  # kinds of records that hold nothing else
 SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a terminal
 
 
@@ -39,13 +43,15 @@ class RunLog:
         self, path: Path, *, total_steps: int, first_step: int, run: Train | None = None, quiet: bool = False
     ) -> None:
         self.quiet = quiet
-        self.sinks: list[Sink] = []
+        self.lines, self.boards = None if quiet else Lines(path, first_step), list[Sink]()
         if not quiet:
-            self.sinks = [Lines(path, first_step), *boards(path.parent, first_step=first_step, run=run)]
-        no_bar = quiet or not sys.stderr.isatty()
+            self.boards = boards(path.parent, first_step=first_step, run=run)
+        no_bar = quiet or sys.stderr is None or not sys.stderr.isatty()
         self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=no_bar)
         self.spoke = time.monotonic()
         self.progress = Progress(self.say, bar=not no_bar)
+        if self.lines is not None and self.lines.left_out:
+            self.say(f"left {self.lines.left_out} lines out of {path} that are no records")
 
     def step(self, record: dict[str, Any]) -> None:
         """A training step's record; plain lines appear at most every 15 seconds."""
@@ -71,39 +77,91 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
-        for sink in self.sinks:
-            sink.close()
+        for board in self.boards:
+            self._try(board, board.close)
+        if self.lines is not None:
+            self.lines.close()
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.write(kind, values)
+        if self.lines is not None:
+            self.lines.write(kind, values)
+        for board in list(self.boards):
+            self._try(board, functools.partial(board.write, kind, values))
+
+    def _try(self, board: Sink, use: Callable[[], None]) -> None:
+        """Uses a board; one that fails is left alone from then on, for the log has everything."""
+        try:
+            use()
+        except Exception as error:
+            self.boards = [other for other in self.boards if other is not board]
+            self.say(f"{type(board).__name__} fails ({error}); the run goes on without it")
 
 
 class Lines:
-    """Writes log.jsonl: one JSON object a line, flushed. To continue at first_step, it first drops later records."""
+    """Writes log.jsonl: one JSON object a line, flushed. To continue at first_step, it first drops later records.
+
+    left_out counts the lines that were dropped because they were no records. Raises LewelError if it cannot write.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        if first_step:
-            _drop_after(path, first_step)
-        self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
+        self.path = path
+        self.left_out = _drop_after(path, first_step) if first_step else 0
+        with _sentence(path):
+            self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        self.file.write(_line({"kind": kind, **values}))
-        self.file.flush()
+        with _sentence(self.path):
+            self.file.write(_line({"kind": kind, **values}))
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # of what could not be written, which was said
+            self.file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a log, nan for null; a last line that was cut off is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append({key: math.nan if value is None else value for key, value in json.loads(line).items()})
-        except json.JSONDecodeError:
-            break
-    return records
+    """The records of a log, nan for null; lines that are none are left out."""
+    return read_counted(path)[0]
+
+
+def read_counted(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a log, and how many lines are left out for being none: half written, say, when a disk was full.
+
+    A last line that was cut off is not counted: that is how a log ends which is being written, or whose run was killed.
+    """
+    with _sentence(path, "read"):
+        lines = path.read_bytes().split(b"\n")
+    cut_off = lines.pop()
+    found = [_record(line) for line in lines if line.strip()]
+    last = _record(cut_off)
+    records = [record for record in (*found, last) if record is not None]
+    return records, found.count(None)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # not UTF-8, or not JSON
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    record = {key: math.nan if value is None else value for key, value in record.items()}
+    numbers = [key for key in record if key != "kind"] if record["kind"] in OF_NUMBERS else ["step"]
+    return record if all(isinstance(record.get(key), (int, float)) for key in {"step", *numbers}) else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole small file. Raises LewelError if it cannot."""
+    with _sentence(path):
+        path.write_text(text)
+
+
+@contextlib.contextmanager
+def _sentence(path: Path, verb: str = "write") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LewelError(f"cannot {verb} {path}: {error.strerror or error}") from None
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -115,17 +173,22 @@ def _line(record: dict[str, Any]) -> str:
 def carry_over(old: Path, new: Path) -> None:
     """Begins the log new with the records of old, where there are any, for a run that continues in another folder."""
     if old.exists() and old.resolve() != new.resolve():
-        shutil.copyfile(old, new)
+        with _sentence(new):
+            shutil.copyfile(old, new)
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Removes what a killed run wrote after the checkpoint that it now continues from."""
+def _drop_after(path: Path, step: int) -> int:
+    """Removes what a killed run wrote after the checkpoint that it now continues from, and lines that are no records.
+
+    Returns the number of the latter.
+    """
     if not path.exists():
-        return
-    kept = [record for record in read(path) if record["step"] <= step]
+        return 0
+    records, left_out = read_counted(path)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(map(_line, kept)))
+    write_text(temporary, "".join(_line(record) for record in records if record["step"] <= step))
     os.replace(temporary, path)
+    return left_out
 
 
 class Clock:

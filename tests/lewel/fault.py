@@ -56,6 +56,8 @@ class Fault:
     """asserts what is right of the state that is left"""
     env: Mapping[str, str] = field(default_factory=dict)
     """environment variables of the command"""
+    patches: Mapping[str, object] = field(default_factory=dict)
+    """what stands in the place of a dotted name, for a command that has no process of its own"""
     during: Callable[[subprocess.Popen[bytes], Path], None] | None = None
     """what happens while it runs, in a process of its own"""
     alone: bool = False
@@ -84,6 +86,8 @@ class Fault:
         patch.setattr("warnings.showwarning", lambda said, kind, *_: print(f"{kind.__name__}: {said}", file=sys.stderr))
         for name, value in self.env.items():
             patch.setenv(name, value)
+        for name, instead in self.patches.items():
+            patch.setattr(name, instead)
         status: object = 0
         try:
             cli.main()

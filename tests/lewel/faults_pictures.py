@@ -213,7 +213,7 @@ ROWS = (
         arrange=lambda folder: broken(folder / "set", 5),
         command=f"{FILES} --knn-every 0",
         status=2,
-        says=("lewel: 5 ", *TOO_MANY, "--resume auto then goes on from run/checkpoints/step-0000000"),
+        says=("lewel: 5 ", *TOO_MANY, "run/checkpoints/step-0000000", "is saved: --resume auto goes on from there"),
     ),
     Fault(
         name="any number may be allowed",
@@ -241,7 +241,7 @@ ROWS = (
         command=f"{FILES} --epochs 10000 --data.workers 1 --knn-every 0",
         during=remove_three,
         status=2,
-        says=("of the 64 images in set/train could not be read", "--resume auto then goes on from run/checkpoints"),
+        says=("of the 64 images in set/train could not be read", "is saved: --resume auto goes on from there"),
         left=goes_on,
         slow=True,
     ),

@@ -2,6 +2,371 @@
 
 from __future__ import annotations
 
-from fault import Fault
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
-ROWS: tuple[Fault, ...] = ()
+import yaml
+from fault import TRAIN, Ended, Fault, picture, start
+from tiny_runs import TINY, run_in
+
+from lewel.run import checkpoint, lock
+from lewel.watching import log
+
+MADE = f"{TRAIN} --data.name embedded --knn-every 0"  # of images that no fault is in
+LONG = f"{MADE} --epochs 10000"
+RUN = dataclasses.replace(TINY, epochs=2, knn_every=0)
+AGAIN = "train --config run/config.yaml --out run --resume auto"
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+@functools.cache
+def trained() -> Path:
+    """A run of two epochs, whose checkpoints are of the steps 3 and 6."""
+    folder = Path(tempfile.mkdtemp()) / "run"
+    run_in(folder, RUN)
+    return folder
+
+
+def with_run(change: Callable[[Path], object] = nothing) -> Callable[[Path], None]:
+    def arrange(folder: Path) -> None:
+        shutil.copytree(trained(), folder / "run")
+        change(folder / "run")
+        picture(folder / "cat.png")
+
+    return arrange
+
+
+def truncated(run: Path) -> None:
+    newest = checkpoint.found(run / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+
+
+def broken(run: Path) -> None:
+    for path in checkpoint.found(run / "checkpoints"):
+        path.write_bytes(b"")
+
+
+def scribbled(run: Path) -> None:
+    """Lines of the log that are no records, between those of the steps 3 and 4."""
+    lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if b'"step": 4,' in line)
+    bad = [b'{"kind": "step", "st\n', b"\xff\xfe\n", b"[1]\n", b'{"kind": "step", "step": 4, "loss": "x"}\n', b"{}\n"]
+    (run / "log.jsonl").write_bytes(b"".join([*lines[:at], *bad, *lines[at:]]))
+
+
+def whole_log(ended: Ended) -> None:
+    steps = [record["step"] for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def held(run: Path, **other: object) -> None:
+    """A lock of the first process of this machine, but for what is given otherwise."""
+    owner = dataclasses.replace(lock._myself(), pid=1, started=lock._started(1) or "")
+    run.mkdir(exist_ok=True)
+    (run / lock.NAME).write_text(json.dumps(dataclasses.asdict(owner) | other))
+
+
+def nothing_left(ended: Ended) -> None:
+    assert {path.name for path in ended.folder.iterdir()} == {"tiny.yaml"}
+
+
+def unlocked(ended: Ended) -> None:
+    assert not (ended.folder / "run" / lock.NAME).exists()
+
+
+def one_run_each(ended: Ended) -> None:
+    folders = sorted((ended.folder / "runs").iterdir())
+    assert [folder.name for folder in folders] == ["custom", "custom-2", "custom-3"]
+    assert sorted(yaml.safe_load((folder / "config.yaml").read_text())["seed"] for folder in folders) == [0, 1, 2]
+    for folder in folders:
+        assert [record["step"] for record in log.read(folder / "log.jsonl") if record["kind"] == "epoch"] == [6]
+        assert not (folder / lock.NAME).exists()
+
+
+def two_others(process: subprocess.Popen[bytes], folder: Path) -> None:
+    others = [start(f"{MADE} --seed {seed}", folder) for seed in (1, 2)]
+    assert [other.communicate(timeout=240) and other.returncode for other in others] == [0, 0]
+
+
+def preset_with_glob_characters(folder: Path) -> None:
+    for name in ("a [b]*", "a [b]*-2"):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "config.yaml").touch()
+    recipe = yaml.safe_load((folder / "tiny.yaml").read_text())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe | {"preset": "a [b]*"}))
+
+
+def preset_of_dots(folder: Path) -> None:
+    recipe = yaml.safe_load((folder / "tiny.yaml").read_text())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe | {"preset": "../" + 200 * "é"}))
+
+
+def out_at_home(folder: Path) -> None:
+    recipe = yaml.safe_load((folder / "tiny.yaml").read_text())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe | {"out": "~/x"}))
+
+
+def holds(*files: str) -> Callable[[Ended], None]:
+    def left(ended: Ended) -> None:
+        for file in files:
+            assert (ended.folder / file).exists(), sorted(ended.folder.rglob("*"))
+
+    return left
+
+
+def a_taken_port(folder: Path) -> None:
+    taken.append(socket.socket())
+    taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken[-1].bind(("", 29517))
+    taken[-1].listen()
+
+
+taken: list[socket.socket] = []  # as long as the tests run
+
+
+def recipe_to_a_full_disk(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").symlink_to("/dev/full")
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def signalled(at: str, *numbers: signal.Signals) -> Callable[[subprocess.Popen[bytes], Path], None]:
+    """Sends the signals once the file at is there."""
+
+    def during(process: subprocess.Popen[bytes], folder: Path) -> None:
+        wait_for(folder / at, process)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.2)
+
+    return during
+
+
+def a_worker_killed(process: subprocess.Popen[bytes], folder: Path) -> None:
+    wait_for(folder / "run" / "checkpoints" / checkpoint.name_of(6), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
+def nobody_listens(process: subprocess.Popen[bytes], folder: Path) -> None:
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = open(os.devnull, "rb")  # noqa: SIM115
+
+
+def ended_after_all_steps(ended: Ended) -> None:
+    assert log.read(ended.folder / "run" / "log.jsonl")[-1]["step"] == 6
+    assert (ended.folder / "run" / "report.txt").exists()
+
+
+def saved_where_it_says(ended: Ended) -> None:
+    (*_, newest) = checkpoint.found(ended.folder / "run" / "checkpoints")
+    assert f"run/checkpoints/{newest.name} is saved: --resume auto goes on from there" in ended.printed
+    assert log.read(ended.folder / "run" / "log.jsonl")[-1]["step"] == checkpoint.read(newest)["step"]
+
+
+def refused(name: str, env: dict[str, str], *says: str, arrange: Callable[[Path], None] = nothing) -> Fault:
+    """A run that does not start in an environment; nothing is left of it."""
+    return Fault(name, arrange, f"{MADE} --out run", says, status=2, env=env, left=nothing_left)
+
+
+ROWS: tuple[Fault, ...] = (
+    Fault("three-at-once", nothing, f"{MADE} --seed 0", left=one_run_each, during=two_others, slow=True),
+    Fault(
+        "resume-of-a-live-run",
+        with_run(held),
+        AGAIN,
+        ("process 1 on", "is writing to run", "choose another --out", "remove run/lock.json"),
+        status=2,
+        left=holds("run/lock.json"),
+    ),
+    Fault("out-of-a-live-run", with_run(held), f"{MADE} --out run", ("process 1 on", "is writing to run"), status=2),
+    Fault(
+        "checkpoint-of-a-live-run",
+        with_run(held),
+        "train --config run/config.yaml --resume run/checkpoints/step-00000003.pt",
+        ("process 1 on", "is writing to"),
+        status=2,
+    ),
+    Fault(
+        "lock-of-a-process-that-was-killed",
+        with_run(lambda run: held(run, started="0")),
+        AGAIN,
+        left=unlocked,
+    ),
+    Fault("preset-with-glob-characters", preset_with_glob_characters, MADE, left=holds("runs/a [b]*-3/report.txt")),
+    Fault(
+        "preset-of-dots-and-too-long",
+        preset_of_dots,
+        MADE,
+        left=holds("runs/-" + 99 * "é" + "/report.txt", "tiny.yaml"),
+    ),
+    Fault("out-at-home", out_at_home, MADE, left=holds("home/x/report.txt"), env={"HOME": "home"}),
+    Fault("out-of-an-unknown-user", nothing, f"{MADE} --out ~nobody-at-all/x", ("write the path in full",), status=2),
+    Fault("out-not-in-utf-8", nothing, f"{MADE} --out r\udcff", (r"r\xff is not UTF-8",), status=2, left=nothing_left),
+    Fault(
+        "rank-of-a-command-of-one-process",
+        nothing,
+        "show run",
+        ("run is no run folder",),
+        status=2,
+        env={"RANK": "1", "WORLD_SIZE": "2"},
+    ),
+    refused("world-size-without-rank", {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set"),
+    refused("world-size-empty", {"WORLD_SIZE": ""}, "WORLD_SIZE is '', which is no number of processes"),
+    refused("rank-empty", {"WORLD_SIZE": "2", "RANK": ""}, "RANK is '', which is no number"),
+    refused("rank-too-high", {"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
+    refused("rank-without-world-size", {"RANK": "1"}, "RANK is 1 but WORLD_SIZE is not set"),
+    refused("local-rank-odd", {"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1', which is no number"),
+    refused("no-meeting-place", {"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT must say where"),
+    refused(
+        "meeting-place-unknown",
+        {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "no host", "MASTER_PORT": "29500"},
+        "MASTER_ADDR is 'no host', which names no machine",
+    ),
+    refused(
+        "port-taken",
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"},
+        "that port is taken",
+        "choose another MASTER_PORT",
+        arrange=a_taken_port,
+    ),
+    Fault(
+        "more-processes-than-gpus",
+        nothing,
+        f"{MADE} --out run",
+        ("2 processes on this machine found 1 GPUs; start at most as many processes",),
+        status=2,
+        env={"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
+        patches={"torch.cuda.is_available": lambda: True, "torch.cuda.device_count": lambda: 1},
+        left=nothing_left,
+    ),
+    Fault(
+        "shared-memory-too-small",
+        nothing,
+        f"{MADE} --out run --data.workers 30 --data.image-size 32",
+        ("30 data workers put up to 11 MiB of images into /dev/shm, which has 1 MiB free", "--data.workers 2 fits"),
+        status=2,
+        patches={"lewel.data.shared.free_bytes": lambda: 2**20},
+        left=nothing_left,
+    ),
+    Fault(
+        "worker-killed",
+        nothing,
+        f"{LONG} --out run --data.workers 1",
+        ("memory has run out, as a rule",),
+        status=2,
+        during=a_worker_killed,
+        left=saved_where_it_says,
+        slow=True,
+    ),
+    Fault(
+        "output-that-cannot-encode",
+        nothing,
+        f"{MADE} --out ünï",
+        (r"wrote \xfcn\xef/curves.png",),
+        env={"PYTHONIOENCODING": "ascii"},
+        alone=True,
+        slow=True,
+    ),
+    Fault("nobody-listens", nothing, f"{MADE} --out run", during=nobody_listens, left=ended_after_all_steps, slow=True),
+    Fault(
+        "ctrl-c-before-the-first-step",
+        nothing,
+        f"{LONG} --out run",
+        ("lewel: interrupted",),
+        ("Traceback", "--resume auto"),
+        130,
+        during=signalled("run/lock.json", signal.SIGINT),
+        left=nothing_left,
+        slow=True,
+    ),
+    Fault(
+        "sigterm-before-the-first-step",
+        nothing,
+        f"{LONG} --out run",
+        ("lewel: ended by SIGTERM; there is nothing to continue",),
+        ("Traceback", "--resume auto"),
+        during=signalled("run/lock.json", signal.SIGTERM),
+        left=nothing_left,
+        slow=True,
+    ),
+    Fault(
+        "ctrl-c-twice",
+        nothing,
+        f"{LONG} --out run",
+        ("is saved, and --resume auto goes on from there",),
+        status=130,
+        during=signalled(f"run/checkpoints/{checkpoint.name_of(6)}", signal.SIGINT, signal.SIGINT),
+        left=unlocked,
+        slow=True,
+    ),
+    Fault(
+        "show-of-a-run-without-a-step",
+        with_run(lambda run: (run.with_name("new").mkdir(), (run.with_name("new") / "log.jsonl").touch())),
+        "show run new nowhere",
+        ("left out: the log of new has no step yet", "left out: nowhere is no run folder", "wrote curves.png"),
+    ),
+    Fault("show-of-a-log-with-broken-lines", with_run(scribbled), "show run", ("left 5 lines out of run/log.jsonl",)),
+    Fault(
+        "resume-of-a-log-with-broken-lines",
+        with_run(lambda run: (scribbled(run), truncated(run))),
+        AGAIN,
+        ("left 5 lines out of run/log.jsonl",),
+        left=whole_log,
+    ),
+    Fault(
+        "resume-of-a-truncated-checkpoint",
+        with_run(truncated),
+        AGAIN,
+        ("step-00000006.pt is truncated", "step-00000003.pt, the one before, is taken instead", "after step 3"),
+        left=whole_log,
+    ),
+    *(
+        Fault(
+            f"{command.split()[0]}-of-a-truncated-checkpoint",
+            with_run(truncated),
+            command,
+            ("step-00000006.pt is truncated", "step-00000003.pt, the one before, is taken instead"),
+        )
+        for command in ("eval knn run", "maps run cat.png", "export run --to safetensors")
+    ),
+    Fault(
+        "resume-of-broken-checkpoints",
+        with_run(broken),
+        AGAIN,
+        ("no checkpoint in run/checkpoints can be used", "step-00000003.pt", "step-00000006.pt"),
+        status=2,
+    ),
+    Fault(
+        "log-that-cannot-be-written",
+        lambda folder: (folder / "run" / "log.jsonl").mkdir(parents=True),
+        f"{MADE} --out run",
+        ("cannot write run/log.jsonl: Is a directory",),
+        status=2,
+    ),
+    Fault(
+        "recipe-on-a-full-disk",
+        recipe_to_a_full_disk,
+        f"{MADE} --out run --resume auto",
+        ("cannot write run/config.yaml: No space left on device",),
+        status=2,
+    ),
+)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.watching import log, progress
 
@@ -160,3 +161,29 @@ class TestProgress:
             tell("pixels", done, 4)
             time.sleep(0.11)
         assert "pixels:  50%" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence_and_the_log_closes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.symlink_to("/dev/full")
+    lines = log.Lines(path, first_step=0)
+    with pytest.raises(LewelError, match=r"cannot write .*log\.jsonl: No space left on device"):
+        lines.write("step", STEP)
+    lines.close()
+
+
+def test_a_board_that_fails_is_left_alone_and_said_to_be_once(tmp_path, monkeypatch, capsys):
+    class Board:
+        def write(self, kind, values):
+            raise OSError("the network is gone")
+
+        def close(self):
+            raise AssertionError
+
+    monkeypatch.setattr(log, "boards", lambda *arguments, **named: [Board()])
+    run_log = log.RunLog(tmp_path / "log.jsonl", total_steps=9, first_step=0)
+    run_log.step(STEP)
+    run_log.step({**STEP, "step": 2})
+    run_log.close()
+    assert capsys.readouterr().out == "Board fails (the network is gone); the run goes on without it\n"
+    assert [record["step"] for record in log.read(tmp_path / "log.jsonl")] == [1, 2]

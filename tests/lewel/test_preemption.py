@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from lewel.data.loader import NOTICES
-from lewel.run.preemption import Preemption
+from lewel.run.preemption import Preemption, Stopped, at_once
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,26 @@ def test_another_thread_takes_no_signals():
     thread.start()
     thread.join()
     assert found == [""]
+
+
+def test_of_an_evaluation_another_thing_is_true(capfd):
+    with Preemption() as preemption:
+        preemption.evaluates = True
+        os.kill(os.getpid(), signal.SIGINT)
+    said = capfd.readouterr().err
+    assert said == "\nstopping after this evaluation; all is saved; Ctrl-C again ends at once\n"
+
+
+@pytest.mark.parametrize("notice", NOTICES, ids=lambda notice: notice.name)
+def test_where_there_is_nothing_to_save_a_notice_ends_at_once(notice):
+    before = [signal.getsignal(each) for each in NOTICES]
+    with pytest.raises(Stopped) as stop, at_once():
+        os.kill(os.getpid(), notice)
+    assert stop.value.by == notice.name
+    assert [signal.getsignal(each) for each in NOTICES] == before
+
+
+def test_where_there_is_nothing_to_save_what_was_ignored_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with at_once():
+        os.kill(os.getpid(), signal.SIGHUP)

@@ -315,16 +315,16 @@ def test_where_the_images_end_the_last_whole_step_is_saved(passes, tmp_path, mon
     def ends(epoch, first):
         for views in whole(epoch, first):
             if len(read) == passes:
-                raise data.Unreadable("the disk is gone")
+                raise DataError("the disk is gone")
             read.append(views)
             yield views
 
     monkeypatch.setattr(session.loader, "epoch", ends)
-    with pytest.raises(data.Unreadable, match="the disk is gone") as caught:
+    with pytest.raises(DataError, match="the disk is gone") as caught:
         train(session, None)
     saved = checkpoint.found(tmp_path / "checkpoints")
     assert [path.name for path in saved] == ["step-00000001.pt"] * (passes == 2)
-    assert all(f"--resume auto then goes on from {path}" in str(caught.value) for path in saved)
+    assert all(f"{path} is saved: --resume auto goes on from there" in str(caught.value) for path in saved)
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch):

@@ -1,0 +1,90 @@
+"""Where lines go: a terminal, pipe or disk that takes none of them any more ends neither a command nor a run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+
+class _Lossy(io.FileIO):
+    """An output that takes everything: what the terminal, pipe or disk behind it refuses is lost."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or len(content)
+        except OSError:
+            return len(content)
+
+
+@contextlib.contextmanager
+def lossy() -> Iterator[None]:
+    """A context in which nothing that is printed raises an error, and what cannot be encoded is printed as an escape.
+
+    Outputs that are no files, as in a notebook, stay what they are.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _without_errors(sys.stdout), _without_errors(sys.stderr)
+    try:
+        yield
+    finally:
+        for output in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                output.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def interrupted_quietly(command: bool = True) -> Iterator[None]:
+    """A context of imports in which Ctrl-C ends a command at once; half imported, numpy makes other errors of it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        write_now("lewel: interrupted\n")
+        os._exit(130)
+
+    here = threading.current_thread() is threading.main_thread()
+    if not command or not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def open_closed() -> None:
+    """Opens the null device in place of each standard stream that is closed, whose number the next file would get."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def write_now(line: str) -> None:
+    """Writes a line to stderr from a signal handler: print may be what was interrupted."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+
+
+def _without_errors(output: TextIO | None) -> TextIO:
+    if output is None:  # closed before Python started
+        return open(os.devnull, "w")
+    if type(output) is not io.TextIOWrapper or isinstance(getattr(output.buffer, "raw", None), _Lossy):
+        return output
+    with contextlib.suppress(OSError, ValueError):
+        output.flush()
+    try:
+        raw = _Lossy(output.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return open(os.devnull, "w")
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=output.encoding, errors="backslashreplace", line_buffering=True
+    )
