@@ -20,6 +20,7 @@ from lewel import data, distributed
 from lewel.data import batched
 from lewel.data.folder import Folder
 from lewel.data.loader import BatchKey
+from lewel.errors import DataError
 from lewel.evaluation import features, health, knn
 from lewel.evaluation.features import knn_accuracy
 from lewel.methods.method import Method as Model
