@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch.distributed
 from torch import nn
 
-from lewel import console, data, distributed
-from lewel.cost import plan
+from lewel import data, distributed
 from lewel.data import own
 from lewel.errors import LewelError
 from lewel.evaluation.features import knn_accuracy
-from lewel.methods.encoders import Wrapped
 from lewel.recipe import checks, plain, presets, schema
-from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import export as files
 from lewel.results import maps as pictures
-from lewel.results import report
-from lewel.run import folders, initial
-from lewel.run.preemption import at_once
-from lewel.run.session import Session, from_python, prepare
-from lewel.train import train as train_session
-from lewel.watching import boards, log
+from lewel.run import folders
+from lewel.run.session import Session
+from lewel.start import Run, start
 from lewel.watching.progress import Progress
 
-__all__ = ["Run", "eval", "export", "maps", "start", "train"]
-
+__all__ = ["Run", "eval", "export", "maps", "train"]
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that lewel.train has trained."""
-
-    session: Session
-    finished: bool
-    """False where SIGTERM ended it early; train(..., resume="auto") goes on"""
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The trained encoder: images (N, 3, H, W), normalised as in training, to a feature map (N, C, h, w).
-
-        Of a run whose encoder came from Python it is that very module.
-        """
-        encoder = self.session.method.online.encoder
-        return encoder.model if self.config.encoder.name == CUSTOM and isinstance(encoder, Wrapped) else encoder
-
-    @property
-    def folder(self) -> Path:
-        """Where config.yaml, log.jsonl, checkpoints, pictures and report.txt lie."""
-        return self.session.folder
-
-    @property
-    def config(self) -> schema.Train:
-        """The whole recipe."""
-        return self.session.run
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """The records of log.jsonl: each has its kind ("baselines", "step", "epoch" ...), its step and its numbers."""
-        return log.read(self.folder / "log.jsonl")
 
 
 def train(
@@ -119,38 +78,6 @@ def train(
     if not before:
         distributed.leave()
     return made
-
-
-def start(
-    run: schema.Train, resume: str = "", *, encoder: nn.Module | None = None, sets: data.Datasets | None = None
-) -> Run:
-    """Checks a recipe, trains it from the start or from a checkpoint, and writes the run's report.
-
-    Of several processes, one that fails ends all of them, for the others would wait for it.
-    """
-    run = from_python(run, encoder, sets)
-    with console.lossy(), contextlib.ExitStack() as held:
-        checks.check(run, processes=distributed.announced())
-        world = distributed.join()
-        if world.leads:  # another one may wait for it in a call that handlers cannot interrupt
-            held.enter_context(at_once())
-        try:
-            folder, path = distributed.from_leader(lambda: _places(run, resume, held))
-            with folders.interruptions(folder):
-                session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
-                if world.leads:
-                    print(plan.recipe_of(session), flush=True)
-                if run.init and path is None:
-                    initial.begin(session)
-                finished = train_session(session, path)
-                if finished and world.leads:
-                    _report(session)
-        except Exception as error:
-            if world.size > 1:
-                held.close()
-                distributed.abandon(error)
-            raise
-        return Run(session, finished)
 
 
 def eval(
@@ -228,35 +155,12 @@ def export(
     return files.export(Path(run), to, Path(out) if out else None, network)
 
 
-def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple[Path, Path | None]:
-    """The run folder, claimed until held closes, and the checkpoint to continue from or None, which can be read."""
-    boards.check_installed(run)
-    folder, path = folders.claim(run, resume, held)
-    if run.init and path is None:
-        initial.source(run)  # what is not there is told of before any image is looked for
-    elif run.init:
-        print(f"the run continues with its own weights, not those of init {run.init}")
-    if path is None and resume == "auto":
-        print(f"nothing to continue: there is no checkpoint in {folder}, so this run starts from the beginning")
-    return folder, path
-
-
 def _places_of(given: Any) -> tuple[str, ...]:
     """The places that a path or a list of paths names; none for anything else."""
     named = given if isinstance(given, (list, tuple)) else [given]
     if not all(isinstance(place, (str, os.PathLike)) for place in named):
         return ()
     return tuple(os.fspath(place) for place in named if place != "")
-
-
-def _report(session: Session) -> None:
-    try:
-        report.write(session)
-    except OSError as error:
-        raise LewelError(
-            f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "
-            f"{error.strerror or error}; --resume auto writes it"
-        ) from None
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:

@@ -17,7 +17,7 @@ from lewel.data import shared
 from lewel.errors import DataError, LewelError
 from lewel.evaluation import features, health, knn
 from lewel.recipe import plain
-from lewel.run import checkpoint
+from lewel.run import checkpoint, resuming
 from lewel.run.preemption import Preemption
 from lewel.run.session import Session, in_parallel
 from lewel.run.step import Outcome, Stepper, rates
@@ -38,7 +38,7 @@ def train(session: Session, resume: Path | None) -> bool:
     if session.sets.train.device.type == "cpu":  # else workers make no views
         shared.check(run, session.world.size, features.BATCH)
     if resume is not None:
-        before = checkpoint.restore(resume, session)
+        before = resuming.restore(resume, session)
     log_file = folder / "log.jsonl"
     if leads:
         folder.mkdir(parents=True, exist_ok=True)

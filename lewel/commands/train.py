@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from lewel import api, distributed, meeting
+from lewel import distributed, meeting
 from lewel.cost import plan
 from lewel.errors import LewelError
 from lewel.recipe import plain, presets, schema
 from lewel.run import folders, initial
+from lewel.start import start
 from lewel.watching import boards
 
 
@@ -60,7 +61,7 @@ def _train(command: TrainCommand) -> None:
             f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
             f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
         )
-    api.start(command.run, command.resume)
+    start(command.run, command.resume)
     distributed.leave()
 
 

@@ -10,27 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from lewel import distributed
 from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
-from lewel.run import shares
 from lewel.run.session import Session
-from lewel.run.shares import Shares
-from lewel.run.step import rates
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
 KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
-# What the next step does not depend on, or, from accumulate on, only where it is computed. See _check_epochs for
-# epochs, and shares.refusal for accumulate.
-FREE_TO_CHANGE = (
-    "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
-    "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.eval", "data.download", "data.workers",
-    "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
-)  # fmt: skip
 
 
 class CheckpointError(LewelError):
@@ -73,7 +61,7 @@ def save(session: Session) -> Path:
             if not every or int(old.stem.removeprefix("step-")) % every:
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
-        raise CheckpointError(f"could not write {path}: {_reason(error)}; {_offer(path)}") from None
+        raise CheckpointError(f"could not write {path}: {reason(error)}; {_offer(path)}") from None
     finally:
         temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
     return path
@@ -138,7 +126,7 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:  # of the disk or the permissions, not of the file
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
-        raise _Broken(f"{path} is truncated or no checkpoint at all ({_reason(error)})") from None
+        raise _Broken(f"{path} is truncated or no checkpoint at all ({reason(error)})") from None
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, BEFORE):
         raise _Broken(f"{path} was not written by this version of lewel train (no '{FORMAT}' in it)")
     missing = [key for key in KEYS if key not in state]
@@ -159,103 +147,18 @@ def config_of(state: dict[str, Any], path: Path) -> Train:
     return plain.from_plain(state["config"], source=str(path))
 
 
-def restore(path: Path, session: Session) -> str:
-    """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
-
-    Returns what the log should add about it, or "". Raises CheckpointError for another recipe; for another number of
-    training images, which would change order and schedule; for other images; and for an accumulate that
-    lewel.run.shares refuses. Another number of processes alone only changes the batches of BN and of the aligned
-    InfoNCE.
-    """
-    state, run, images = read(path), session.run, len(session.sets.train)
-    old = config_of(state, path)
-    if old.method.name != run.method.name:
-        raise CheckpointError(
-            f"{path} holds {old.method.name} but this run is {run.method.name}; "
-            f"resume it with the recipe it was trained with, or start {run.method.name} in another folder (--out)"
-        )
-    changed = plain.differences(old, run, ignore=FREE_TO_CHANGE)
-    if changed:
-        raise CheckpointError(
-            f"{path} was trained with another recipe ({'; '.join(changed)}); "
-            "a resumed run continues exactly, so undo the change or start anew in another folder (--out)"
-        )
-    if old.epochs != run.epochs:
-        _check_epochs(old, run, state["step"], len(session.loader), path)
-    if state["images"] != images:
-        raise CheckpointError(
-            f"{path} was trained on {state['images']} images but there are {images} now; "
-            "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
-        )
-    folder, remembered = session.sets.known_by, state.get("known_by")  # which earlier versions did not write
-    if folder is not None and remembered is not None:
-        differ = distributed.from_leader(lambda: folder.difference(remembered))
-        if differ:
-            raise CheckpointError(
-                f"{path} was trained on other images: {differ}; a resumed run continues exactly, so restore the images "
-                "or start anew in another folder (--out), with --init from these weights"
-            )
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in session.method.modules())
-    before, now = Shares(old, state["processes"], normed), Shares(run, session.world.size, normed)
-    if refused := shares.refusal(before, now):
-        raise CheckpointError(f"{path} {refused}")
-    load_weights(session.method, state, path)
-    try:
-        session.optimizer.load_state_dict(state["optimizer"])
-        session.scaler.load_state_dict(state["scaler"])
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({_reason(error)})") from None
-    _lay_out(session.optimizer)
-    session.steps_done, session.seconds = state["step"], state["seconds"]
-    later = remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
-    said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
-    return said + shares.said(before, now) + (_rounding_said(run) if state["format"] == BEFORE else "")
-
-
-def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:
-    """Raises CheckpointError unless the steps before step would have been the same with the new number of epochs."""
-    if step > run.epochs * steps_per_epoch:
-        raise CheckpointError(
-            f"{path} has been trained for {step // steps_per_epoch} epochs, which are more than --epochs {run.epochs}"
-        )
-    if any(rates(old, before, steps_per_epoch) != rates(run, before, steps_per_epoch) for before in range(step)):
-        raise CheckpointError(
-            f"{path} was trained with another recipe (epochs: {old.epochs} -> {run.epochs}), for the learning rate or "
-            f"the momentum of its first {step} steps would have been others: half a cosine over all epochs. "
-            "Undo the change or start anew in another folder (--out); a run that may grow needs --optim.schedule "
-            "constant and --method.momentum-schedule constant from its start"
-        )
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Gives the optimizer's momenta the memory format of their weights, which a fused optimizer takes for granted."""
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
-                state[name] = torch.empty_like(weight).copy_(value)
-
-
-def _rounding_said(run: Train) -> str:
-    """A sentence about a run of the version before, where this one rounds differently."""
-    if not run.method.aligned or run.precision not in ("bf16", "fp16"):
-        return ""
-    return (
-        f"; an earlier version wrote it, which in {run.precision} rounded the semantic projector and the predictor of "
-        "the aligned embeddings otherwise: the steps from here on are not bit by bit those it would have taken"
-    )
-
-
 def load_weights(method: Method, state: dict[str, Any], path: Path) -> None:
     """Puts the networks and the objective of a checkpoint into method. Raises CheckpointError if they do not fit."""
     try:
         method.load_state_dict(state["method"])
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"the weights in {path} do not fit its recipe ({_reason(error)}); {_offer(path)}"
+            f"the weights in {path} do not fit its recipe ({reason(error)}); {_offer(path)}"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines()] or [""]
     text = (lines[1][:200] if lines[0].endswith(":") and len(lines) > 1 else lines[0]).split(". ")[0]
     return text if len(text) > 8 else f"{type(error).__name__} {text}".strip()

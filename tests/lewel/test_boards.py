@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 from tiny_runs import TINY, run_in
 
-from lewel import api
+from lewel import start
 from lewel.commands import train as command
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
@@ -172,7 +172,7 @@ class TestWeightsAndBiases:
             monkeypatch.setattr(sys, "path", [str(tmp_path)])
         else:
             monkeypatch.setitem(sys.modules, "wandb", None)
-        monkeypatch.setattr(api, "prepare", None)
+        monkeypatch.setattr(start, "prepare", None)
         with pytest.raises(
             LewelError, match=r"wandb is 'my-project' but .* not installed; pip install \"lewel\[wandb\]"
         ):

@@ -20,7 +20,7 @@ from torch import nn
 from lewel.recipe import plain
 from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results import report
-from lewel.run import checkpoint, shares
+from lewel.run import checkpoint, resuming, shares
 from lewel.run.session import Session, prepare
 from lewel.run.shares import Shares
 from lewel.train import train
@@ -137,7 +137,7 @@ def test_a_run_does_not_go_on_in_more_passes(tmp_path, finished):
     with pytest.raises(
         checkpoint.CheckpointError, match=r"step-00000006\.pt was trained in 1 processes of 1 passes.*8 im"
     ):
-        checkpoint.restore(newest, session)
+        resuming.restore(newest, session)
     assert session.steps_done == 0
 
 
@@ -151,7 +151,7 @@ def test_a_run_goes_on_in_another_memory_format(before, optimizer, tmp_path):
     path = tmp_path / "moved" / "checkpoints" / "step-00000003.pt"
     assert losses_of(run_in(tmp_path / "moved", whole.run, resume=path)) == pytest.approx(losses_of(whole), rel=1e-3)
     session, saved = prepare(whole.run, tmp_path / "again"), checkpoint.read(path)["optimizer"]["state"]
-    checkpoint.restore(path, session)
+    resuming.restore(path, session)
     for (weight, state), theirs in zip(session.optimizer.state.items(), saved.values(), strict=True):
         for name, momentum in state.items():
             assert momentum.stride() == weight.stride()
@@ -208,13 +208,13 @@ class TestEpochs:
         torch.save(state | {"config": plain.to_plain(run)}, path)
         session = prepare(replace(run, epochs=epochs), tmp_path)
         with pytest.raises(checkpoint.CheckpointError, match=rf"epochs: 3 -> {epochs}.*--optim\.schedule constant"):
-            checkpoint.restore(path, session)
+            resuming.restore(path, session)
 
     def test_that_are_over_already_are_refused(self, finished, tmp_path):
         path = finished.folder / "checkpoints" / "step-00000006.pt"
         session = prepare(replace(TINY, epochs=1), tmp_path)
         with pytest.raises(checkpoint.CheckpointError, match=r"has been trained for 2 epochs, .* more than --epochs 1"):
-            checkpoint.restore(path, session)
+            resuming.restore(path, session)
 
 
 def test_a_run_that_starts_in_the_folder_of_another_starts_its_log(tmp_path):
@@ -306,7 +306,7 @@ class TestUnusableCheckpoint:
         free |= {"init", "accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
         assert len(keys) == len(plain._flat(plain.to_plain(TINY)))
-        changes = plain.differences(TINY, different(TINY), ignore=checkpoint.FREE_TO_CHANGE)
+        changes = plain.differences(TINY, different(TINY), ignore=resuming.FREE_TO_CHANGE)
         assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
 
     def test_of_other_data(self, folder, monkeypatch):

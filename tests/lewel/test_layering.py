@@ -24,6 +24,7 @@ FLOORS = (
     {"evaluation"},
     {"cost"},
     {"train", "results"},
+    {"start"},
     {"api"},
     {"commands"},
     {"__init__", "cli"},

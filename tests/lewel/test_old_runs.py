@@ -18,7 +18,7 @@ from tiny_runs import in_double
 from lewel.commands import show
 from lewel.evaluation.features import knn_accuracy
 from lewel.recipe import checks, plain
-from lewel.run import checkpoint, folders
+from lewel.run import checkpoint, folders, resuming
 from lewel.run.session import prepare
 from lewel.train import train
 from lewel.watching import log
@@ -56,7 +56,7 @@ def test_an_old_run_that_will_be_rounded_otherwise_says_so(folder, precision):
     session = prepare(run, folder)
     changed = {"config": plain.to_plain(run), "scaler": session.scaler.state_dict()}
     torch.save(torch.load(path, weights_only=True) | changed, path)
-    said = checkpoint.restore(path, session)
+    said = resuming.restore(path, session)
     expected = run.method.aligned and precision != "fp32"
     assert (f"which in {precision} rounded the semantic projector" in said) == expected
 
