@@ -70,14 +70,11 @@ def test_online_knn_is_planned_where_there_is_one(dry):
     assert "--data.root has the test images counted" in printed
 
 
-def test_initial_weights_are_tried_unless_the_run_goes_on(dry, tmp_path):
+def test_initial_weights_are_tried_unless_the_run_goes_on(dry, finished, tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     arguments = ("--preset", "embedded/lewel_m", "--init", str(tmp_path / "w.pth"))
     assert "holds no weight of the encoder" in dry(*arguments)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "step-00000003.pt").write_text("not read here")
-    (tmp_path / "run" / "config.yaml").write_text("")
-    assert "it would continue" in dry(*arguments, "--resume", "auto", "--out", str(tmp_path / "run"))
+    assert "it would continue" in dry(*arguments, "--resume", "auto", "--out", str(finished.folder))
 
 
 class TestImages:
@@ -107,9 +104,11 @@ class TestImages:
 class TestProcesses:
     def test_are_those_that_torchrun_started(self, dry, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
         assert "memory of each of 2 processes" in dry("--preset", "embedded/lewel_m")
 
     def test_but_for_the_first_are_silent(self, dry, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
         assert dry("--preset", "embedded/lewel_m") == ""
 
