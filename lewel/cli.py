@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import shutil
 import signal
 import sys
 
@@ -20,6 +21,7 @@ USAGE = """usage: lewel COMMAND ...
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
+NARROWEST = 40  # columns of a terminal that are written for
 # Each a module of lewel.commands, imported when it is called.
 COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
@@ -27,6 +29,8 @@ COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 def main() -> None:
     """Entry point; errors that the caller can put right are printed as one sentence, with exit status 2."""
     console.open_closed()
+    if shutil.get_terminal_size().columns < NARROWEST:  # tyro would take minutes for its help
+        os.environ["COLUMNS"] = str(NARROWEST)
     with console.lossy():
         if status := _status(sys.argv[1:]):
             sys.exit(status)

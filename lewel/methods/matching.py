@@ -22,6 +22,7 @@ HEAD = re.compile(
 )
 FOLLOWER = re.compile(r"target|teacher|momentum|key|encoder_k|ema(\b|_)|_ema|shadow")
 COUNT = "num_batches_tracked"
+NUMBERS = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 
 
 class Match(NamedTuple):
@@ -48,10 +49,11 @@ class _Place(NamedTuple):
 def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str, Tensor], source: str) -> Match:
     """The tensors for own, the state dict of an encoder, among the tensors given of a file.
 
-    Names may be torchvision's or timm's, as own's are, or detectron2's, with any prefix. Of an online and a momentum
-    network the online one is taken. num_batches_tracked may be absent, and so may the parameters unused, which the map
-    does not depend on. Raises LewelError, which begins with source, where anything else of the encoder is missing or of
-    another shape, where the file's network is more than an encoder and heads, and for values that are not finite.
+    Names may be torchvision's or timm's, as own's are, detectron2's, or the numbers of a Sequential, with any prefix.
+    Of an online and a momentum network the online one is taken. num_batches_tracked may be absent, and so may the
+    parameters unused, which the map does not depend on. Raises LewelError, which begins with source, where anything
+    else of the encoder is missing or of another shape, where the file's network is more than an encoder and heads, and
+    for values that are not finite.
     """
     places = _places(own, given)
     if not places:
@@ -60,16 +62,16 @@ def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str,
             f"has {some(own)}; nothing was loaded"
         )
     place = places[0]
-    twins = [other.prefix for other in places if other[:3] == place[:3]]
-    if len(twins) > 1:
-        named = some(f"{prefix}* " if prefix else "those without prefix" for prefix in twins)
-        raise LewelError(f"{source} holds several networks that fit ({named}); save the one you mean alone")
     problems = _problems(own, unused, given, place)
     if problems:
         remedy = _remedy(own, given)
         raise LewelError(f"{source} does not fit the encoder: {'; '.join(problems)}{remedy}; nothing was loaded")
+    twins = [other for other in places[1:] if other[:3] == place[:3] and not _same(other, place, given)]
+    if twins:
+        named = some(f"{other.prefix}*" if other.prefix else "those without prefix" for other in (place, *twins))
+        raise LewelError(f"{source} holds several networks that fit ({named}); save the one you mean alone")
     values = {name: given[there] for name, there in place.names.items() if _fits(given[there], own[name])}
-    broken = [name for name, value in values.items() if not value.isfinite().all()]
+    broken = [name for name, value in values.items() if not value.to(own[name].dtype).isfinite().all()]
     if broken:
         raise LewelError(f"{source} has weights that are not finite ({some(broken)}); nothing was loaded")
     taken = {place.names[name] for name in values}
@@ -86,6 +88,12 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
+def numbered_name(name: str) -> str:
+    """The name in nn.Sequential(*resnet.children()) of a weight that torchvision names name: layer1 is 4."""
+    first, _, rest = name.partition(".")
+    return f"{NUMBERS[first]}.{rest}" if first in NUMBERS else name
+
+
 def some(items: Iterable[str], limit: int = 3) -> str:
     """The first items as text, and how many more there are."""
     items = list(items)
@@ -96,7 +104,7 @@ def some(items: Iterable[str], limit: int = 3) -> str:
 def _places(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[_Place]:
     """The networks in a file that share names with own, the best first."""
     places = []
-    for naming in (str, detectron2_name):
+    for naming in (str, detectron2_name, numbered_name):
         known, found = {naming(name): name for name in own}, defaultdict[str, dict[str, str]](dict)
         for name in given:
             for end in [0, *(at.end() for at in re.finditer(r"\.", name))]:
@@ -106,6 +114,13 @@ def _places(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[_Pla
             fitting = sum(_fits(given[there], own[name]) for name, there in names.items())
             places.append(_Place(fitting, len(names), FOLLOWER.search(prefix) is None, prefix, names))
     return sorted(places, key=lambda place: place[:3], reverse=True)
+
+
+def _same(one: _Place, other: _Place, given: Mapping[str, Tensor]) -> bool:
+    """Whether two places of a file hold the same weights, as where a module lies in another too."""
+    return one.names.keys() == other.names.keys() and all(
+        torch.equal(given[there], given[other.names[name]]) for name, there in one.names.items()
+    )
 
 
 def _problems(

@@ -32,7 +32,9 @@ def load(path: str | os.PathLike[str]) -> Train:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LewelError(f"cannot read the recipe {path}: {error}") from None
-    return from_plain(values if values is not None else {}, source=str(path))
+    if values is None:
+        raise LewelError(f"the recipe {path} is empty; write a setting, such as epochs: 20, or leave it out")
+    return from_plain(values, source=str(path))
 
 
 def from_plain(values: Any, *, source: str) -> Train:

@@ -48,12 +48,14 @@ def source(run: Train) -> Source:
         if run.encoder.name == CUSTOM:
             raise LewelError(f"{given} has no weights of an encoder that came from Python; give --init a file of them")
         return _of_torchvision(run) if given == "torchvision" else _of_timm(run)
-    if given == OFFICIAL:
+    if given in (OFFICIAL, f"{OFFICIAL}:"):
         raise LewelError(
             "the authors' LEWEL_B files are downloaded by hand, from where they publish them; then name the file: "
             "--init official:lewel_b.pth"
         )
-    path = Path(given.removeprefix(f"{OFFICIAL}:")).expanduser()
+    if "://" in given:
+        raise LewelError(f"init {given} is an address, and nothing is fetched from it; download the file and name it")
+    path = folders.expanded(given.removeprefix(f"{OFFICIAL}:"))
     if path.is_dir():
         return _of_run(path, run)
     if not path.is_file():

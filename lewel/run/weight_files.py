@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lewel.errors import LewelError
 BESIDE = ("optimizer", "scaler", "scheduler", "lr_scheduler")
 # What training scripts keep beside the weights, which does nothing when it is read.
 HARMLESS = [argparse.Namespace, np.dtype, type(np.dtype("float64")), type(np.dtype("float32")), type(np.dtype("int64"))]
+PICKLE = b"\x80"  # the first byte of a pickle
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # of a file of torch.save before its zip archives
 ARRAYS = {
     (module, name)
     for module in ("numpy.core", "numpy._core")
@@ -27,18 +30,23 @@ ARRAYS = {
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors, a file of torch.save or detectron2's .pkl, on the CPU, by dotted names.
+    """The tensors in a file of safetensors, of torch.save or in detectron2's pickle, on the CPU, by dotted names.
+
+    Which one it is its first bytes tell, whatever its name.
 
     Raises LewelError for a file that is none of these, or that holds code or objects beside tensors and numbers.
     """
     try:
-        if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            start = file.read(len(OLD_TORCH))
+        if start[8:9] == b"{":  # after the length of its header
             content: Any = safetensors.torch.load_file(path)
-        elif path.suffix == ".pkl" and path.read_bytes()[:2] != b"PK":  # torch.save's are zip archives
+        elif start[:1] == PICKLE and start != OLD_TORCH:
             with open(path, "rb") as file:
                 content = _Arrays(file).load()
         else:
-            with torch.serialization.safe_globals(HARMLESS + _scalars()):
+            with torch.serialization.safe_globals(HARMLESS + _scalars()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of TorchScript, which is refused with a sentence
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file leads the unpicklers to whatever it leads them to
         raise LewelError(f"{path} cannot be read as a file of weights: {_reason(error, path)}") from None
@@ -46,11 +54,13 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors in nested tables by their keys, joined by dots; what is no tensor is left out, and optimizers are."""
+    """The tensors in nested tables and lists by their keys, joined by dots; no optimizer's, and nothing else."""
     if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
         return {prefix: torch.from_numpy(content.copy())}
     if isinstance(content, Tensor):
         return {prefix: content}
+    if isinstance(content, (list, tuple)):
+        content = dict(enumerate(content))
     if not isinstance(content, Mapping):
         return {}
     tables = {str(key): value for key, value in content.items() if not str(key).startswith(BESIDE)}
@@ -88,6 +98,11 @@ def _reason(error: Exception, path: Path) -> str:
             f"beside tensors it holds objects of {what}, which could run programs; where you trust it, save its "
             'weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], "weights.pth")'
         )
+    if "TorchScript" in text:
+        return (
+            "it is a TorchScript program; save its weights alone: "
+            'torch.save(torch.jit.load(FILE).state_dict(), "weights.pth")'
+        )
     try:
         with open(path, "rb") as file:
             start = file.read(40)
@@ -97,4 +112,7 @@ def _reason(error: Exception, path: Path) -> str:
         return "it is empty"
     if start.isascii() and start.decode().replace("\n", " ").isprintable():  # a web page, or a pointer of Git LFS
         return f"it is text, which begins with {start.decode()!r}"
-    return f"{type(error).__name__}: {text.split('. ')[0][:160]} (the file has {path.stat().st_size:,} bytes)"
+    return (
+        f"it is whole of none of the kinds that are read (torch.save, safetensors, detectron2's pickle), and has "
+        f"{path.stat().st_size:,} bytes ({type(error).__name__}: {text.split('. ')[0][:160]})"
+    )

@@ -115,3 +115,12 @@ def test_of_several_processes_one_tells_what_all_found_before_they_met(monkeypat
         cli.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err == ""
+
+
+def test_help_is_written_for_forty_columns_at_least(monkeypatch, capsys):
+    """In one column tyro would take minutes and gigabytes."""
+    monkeypatch.setenv("COLUMNS", "1")
+    monkeypatch.setattr("sys.argv", ["lewel", "show", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 40

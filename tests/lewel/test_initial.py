@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from saved_runs import fill, filled, saved
@@ -70,6 +71,9 @@ FORMS = {
     "swav": lambda w: under("module.", w) | {"module.prototypes.weight": torch.ones(1)},
     "compiled": lambda w: {"model": under("_orig_mod.", encoder_of(w))},
     "without counts": lambda w: {name: value for name, value in w.items() if "num_batches" not in name},
+    "numbered": lambda w: {"state_dict": under("backbone.", {matching.numbered_name(name): w[name] for name in w})},
+    "held twice": lambda w: under("net.", w) | under("online_encoder.net.", w) | under("target_encoder.", w, 2),
+    "in a tuple": lambda w: (w, {"epoch": 3}),
     "half": lambda w: {name: value.half() if value.is_floating_point() else value for name, value in w.items()},
 }
 
@@ -107,6 +111,35 @@ def test_safetensors_and_exports_of_every_kind_are_read(tmp_path):
         session = begun(place, tmp_path / "new", RUN)
         assert_equal(session.method.online.encoder.state_dict(), expected)
         assert_equal(session.method.target.encoder.state_dict(), expected)
+
+
+def test_the_first_bytes_tell_what_a_file_is(tmp_path):
+    given = weights()
+    safetensors.torch.save_file(given, tmp_path / "s.pth")
+    torch.save(given, tmp_path / "t.safetensors")
+    torch.save(given, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    for name in ("s.pth", "t.safetensors", "old.pkl"):
+        assert_equal(weight_files.read(tmp_path / name), given)
+
+
+def test_a_program_of_torchscript_is_refused_with_the_line_that_saves_its_weights(tmp_path, recwarn):
+    torch.jit.script(nn.Linear(2, 3)).save(tmp_path / "w.pt")
+    with pytest.raises(LewelError, match=r"it is a TorchScript program; .*torch\.jit\.load\(FILE\)\.state_dict"):
+        weight_files.read(tmp_path / "w.pt")
+    assert not [each for each in recwarn if "jit.load" in str(each.message)]
+
+
+@pytest.mark.parametrize(
+    ("init", "sentence"),
+    [
+        ("official:", "downloaded by hand"),
+        ("https://x.y/z.pth", "init https://x.y/z.pth is an address"),
+        ("~nobodyatall/w.pth", "~nobodyatall/w.pth names no folder"),
+    ],
+)
+def test_what_names_no_file_is_a_sentence(init, sentence):
+    with pytest.raises(LewelError, match=sentence):
+        initial.source(replace(SMALL, init=init))
 
 
 def test_the_authors_file_is_known_by_its_names(tmp_path, capsys):
@@ -185,10 +218,11 @@ def changed(state: dict[str, Tensor], **changes: Tensor) -> dict[str, Tensor]:
          r"conv1.weight is \(32, 3, 3, 3\), the encoder's \(32, 3, 7, 7\); it fits .* --encoder.stem small"),
         (lambda: changed(weights(), bn1__weight=torch.full((32,), torch.nan)), r"not finite \(bn1.weight\)"),
         (lambda: changed(weights(), bn1__weight=torch.ones(32, dtype=torch.int8)), r"bn1.weight is \(32,\) int8"),
-        (lambda: under("a.", weights()) | under("b.", weights()), r"several networks that fit \(a\.\*.*, b\.\*"),
+        (lambda: changed(weights(), bn1__weight=torch.full((32,), 1e300, dtype=torch.float64)), "not finite"),
+        (lambda: under("a.", weights()) | under("b.", weights(), 2), r"several networks that fit \(a\.\*.*, b\.\*"),
         (lambda: {"epoch": 3, "x": torch.ones(3)}, "holds no weight of the encoder: there is x, and"),
         (lambda: {"epoch": 3}, "holds no weight of the encoder: there is no tensor at all"),
-        (lambda: [torch.ones(3)], "there is no tensor at all"),
+        (lambda: [torch.ones(3)], "there is 0, and"),
         (lambda: torchvision.models.resnet18(), "holds objects of torchvision.models.resnet.ResNet, which could run"),
     ],
 )  # fmt: skip
@@ -209,7 +243,11 @@ def test_a_file_of_something_else_is_a_sentence(kept, suffix, tmp_path):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(kept)
     reason = (
-        "it is empty" if not kept else "it is text, which begins" if kept.isascii() else r"\(the file has 5 bytes\)"
+        "it is empty"
+        if not kept
+        else "it is text, which begins"
+        if kept.isascii()
+        else "none of the kinds that are read .*has 5 bytes"
     )
     with pytest.raises(LewelError, match=f"cannot be read as a file of weights: .*{reason}"):
         weight_files.read(path)

@@ -332,3 +332,10 @@ def test_unknown_preset_names_the_nearest():
 def test_preset_and_config_together_are_refused():
     with pytest.raises(LewelError, match="give one of them"):
         parse(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n"])
+def test_an_empty_recipe_is_not_taken_for_the_default_one(text, tmp_path):
+    (tmp_path / "empty.yaml").write_text(text)
+    with pytest.raises(LewelError, match=r"the recipe .*empty\.yaml is empty"):
+        plain.load(tmp_path / "empty.yaml")
