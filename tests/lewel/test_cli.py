@@ -123,4 +123,4 @@ def test_help_is_written_for_forty_columns_at_least(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["lewel", "show", "--help"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    assert max(map(len, capsys.readouterr().out.splitlines())) == 40
+    assert " -------------------------------------- " in capsys.readouterr().out.splitlines()
