@@ -97,8 +97,7 @@ class Folder:
         for tried, at in enumerate(self._from(index)):
             try:
                 image = pictures.read(self.path(at), self.config)
-            # Decoders raise whatever a broken file leads them to; none of it may end a run in its twentieth hour.
-            except Exception as error:
+            except (pictures.UnreadableImage, MemoryError) as error:
                 self._mark(at, error)
                 if tried >= TRIES:
                     self.check()

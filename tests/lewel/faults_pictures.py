@@ -283,6 +283,13 @@ ROWS = (
         left=counted(1),
     ),
     Fault(
+        name="more pixels than Pillow allows",
+        arrange=large,
+        command=FILES,
+        patches={"PIL.Image.MAX_IMAGE_PIXELS": 10_000},
+        never=("Traceback", "DecompressionBomb", "cannot be read", "cannot read"),
+    ),
+    Fault(
         name="maps of more pixels than allowed",
         arrange=limited,
         command="maps run x.png",

@@ -240,13 +240,24 @@ class TestUnreadable:
     def test_too_many_end_the_reading_soon(self, tmp_path, monkeypatch):
         """A disk that is gone fails at once a million times, and slowly."""
         tried = []
-        monkeypatch.setattr(pictures, "read", lambda path, _: tried.append(path) or 1 / 0)
+
+        def read(path: Path, _: Data) -> None:
+            tried.append(path)
+            raise pictures.UnreadableImage("Stale file handle")
+
+        monkeypatch.setattr(pictures, "read", read)
         split = Folder(
             [tmp_path / f"{i}.png" for i in range(10_000)], range(10_000), tmp_path, Data(max_unreadable=0.01)
         )
-        with pytest.warns(UserWarning, match="division by zero"), pytest.raises(LewelError, match="101 of the 10000"):
+        with pytest.warns(UserWarning, match="Stale file handle"), pytest.raises(LewelError, match="101 of the 10000"):
             split.load(5)
         assert len(tried) == 101
+
+    def test_our_own_mistakes_are_no_unreadable_files(self, root, monkeypatch):
+        monkeypatch.setattr(pictures, "_by_own_range", lambda *_, **__: 1 / 0)
+        Image.new("I;16", (40, 32)).save(root / "train" / "ant" / "0.png")
+        with pytest.raises(ZeroDivisionError):
+            build(config(root), seed=0).bank[np.array([0])]
 
     def test_a_file_is_warned_of_and_counted_once(self, root, broken):
         bank = build(config(root), seed=0).bank
