@@ -69,6 +69,11 @@ def broken(root: Path, count: int, train: int = 8) -> None:
         path.write_bytes(b"")
 
 
+def oddly_named(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "ant" / "a\n\x1b[31mb.png").touch()
+
+
 def counted(number: int) -> Callable[[Ended], None]:
     def check(ended: Ended) -> None:
         steps = [record for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
@@ -178,6 +183,15 @@ ROWS = (
         command=f"{FILES} --epochs 2",
         says=("set/train/ant/000.png",),
         left=counted(1),
+    ),
+    Fault(
+        name="an unreadable file of an odd name in a worker",
+        arrange=oddly_named,
+        command=f"{FILES} --data.workers 1",
+        says=("\nlewel: cannot read set/train/ant/a??[31mb.png: it is no image",),
+        never=("Traceback", "\x1b[31m", "UserWarning", ".py:"),
+        alone=True,
+        slow=True,
     ),
     Fault(
         name="ten unreadable files are named",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lewel.data import TrainLoader, build, eval_batches, fingerprint, pictures
-from lewel.data.folder import Folder
+from lewel.data.folder import Folder, Replaced
 from lewel.data.loader import BatchKey
 from lewel.data.per_sample import View, fit, to_tensor
 from lewel.errors import LewelError
@@ -214,6 +214,18 @@ class TestUnreadable:
         assert {red[2], red[3]} <= sound
         assert labels.tolist() == [int(shown >= 5) for shown in red]
 
+    def test_said_in_a_line_that_a_name_does_not_break(self, tmp_path):
+        path = tmp_path / "a\n\x1b[31mb.png"
+        path.touch()
+        write_image(tmp_path / "c.png", 3)
+        split = Folder([path, tmp_path / "c.png"], [0, 0], tmp_path, Data(max_unreadable=1))
+        with pytest.warns(Replaced) as caught:
+            split.load(0)
+        message = str(caught[0].message)
+        assert message.startswith(f"cannot read {tmp_path}/a??[31mb.png: ")
+        assert warnings.formatwarning(message, Replaced, "folder.py", 1) == f"lewel: {message}\n"
+        assert "folder.py:1: UserWarning" in warnings.formatwarning("other", UserWarning, "folder.py", 1)
+
     def test_replacements_are_scattered_and_the_same_every_time(self, tmp_path):
         """300 empty files in a row must not become one picture."""
         for i in range(1000):
@@ -231,11 +243,36 @@ class TestUnreadable:
         assert np.bincount(shown[0]).max() < 8
         assert np.abs(np.bincount(shown[0], minlength=1000).reshape(10, 100).sum(1)[[0, 9]] - 143).max() < 30
 
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    def test_one_with_a_label_takes_the_place_of_one_with_a_label(self, root, in_memory):
+        for i in range(40):
+            write_image(root / "train" / f"{i}.png", 200)  # without a label: beside the class folders
+        for name in ("1.png", "2.png"):
+            (root / "train" / "bee" / name).write_bytes(b"")
+        with pytest.warns(Replaced):
+            [(images, labels)] = whole_bank(root, in_memory)
+        red = ((images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 25.5).round().int()
+        assert len(images) == 10
+        assert red.max() < 10
+        assert labels.tolist() == [int(shown >= 5) for shown in red]
+        assert red[6] != red[7]  # scattered: the next in the row would be the same
+        for path in (root / "train").glob("*/*.png"):
+            path.write_bytes(b"")
+        with pytest.warns(Replaced), pytest.raises(LewelError, match="none of the 10 images with labels, which kNN"):
+            whole_bank(root, in_memory)
+
     @pytest.mark.parametrize("count", [1, 2, 7, 12, 64])
     def test_every_file_is_tried_once_before_none_can_be_read(self, count, tmp_path):
-        split = Folder([tmp_path / f"{i}.png" for i in range(count)], range(count), tmp_path, Data())
-        for index in range(count):
-            assert sorted(split._from(index)) == list(range(count))
+        for labelled in (count, count // 2, 0):
+            labels = [i if i < labelled else -1 for i in range(count)]
+            split = Folder([tmp_path / f"{i}.png" for i in range(count)], labels, tmp_path, Data())
+            for index in range(count):
+                tried = list(split._from(index))
+                assert sorted(tried) == list(range(count))
+                assert tried[0] == index
+                assert sorted(tried[: labelled if index < labelled else count - labelled])[0] == (
+                    0 if index < labelled else labelled
+                )
 
     def test_too_many_end_the_reading_soon(self, tmp_path, monkeypatch):
         """A disk that is gone fails at once a million times, and slowly."""
