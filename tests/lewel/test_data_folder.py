@@ -1,6 +1,7 @@
 """Images in folders: layout, errors as sentences, unreadable files."""
 
 import os
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -372,6 +373,36 @@ class TestKnownAgain:
         path.write_bytes(whole)
         assert self.folder(root).difference(met) == ""
         assert str(path) in self.folder(root).difference(unmet)  # nobody knew that there was something to mend
+
+    @pytest.mark.parametrize("form", ["relative", "absolute", "images and list moved", "from elsewhere"])
+    def test_images_that_a_list_names_however_it_does(self, root, form, monkeypatch):
+        def listed(place: Path, images: Path, absolute: bool = False) -> Folder:
+            place.parent.mkdir(exist_ok=True)
+            paths = (images / "train" / name / f"{i}.png" for name in ("ant", "bee") for i in range(5))
+            lines = (str(path) if absolute else os.path.relpath(path, place.parent) for path in paths)
+            place.write_text("\n".join(lines))
+            return self.folder(place)
+
+        before = listed(root / "list.txt", root).remembered()
+        if form == "images and list moved":
+            root = root.rename(root.with_name(f"{root.name}-moved"))
+        if form == "from elsewhere":
+            monkeypatch.chdir(root)
+            assert listed(Path("lists/list.txt"), Path()).difference(before) == ""
+        else:
+            again = listed(root / "lists" / "list.txt", root, absolute=form == "absolute")
+            assert again.difference(before) == ""
+            (root / "train" / "ant" / "1.png").rename(root / "train" / "ant" / "10.png")
+            (root / "lists" / "list.txt").write_text(
+                (root / "lists" / "list.txt").read_text().replace("ant/1.", "ant/10.")
+            )
+            assert "have other names" in self.folder(root / "lists" / "list.txt").difference(before)
+
+    def test_many_files_are_waited_for_together(self, root, monkeypatch):
+        """Of a disk in the network; one after another they would never come together at the barrier."""
+        together = threading.Barrier(2)
+        monkeypatch.setattr(fingerprint, "_file", lambda _: bytes([together.wait(timeout=20) % 1]) * 8)
+        assert len(self.folder(root).remembered()["files"]) == 10
 
     def test_of_a_large_set_some_files_are_looked_at(self, root, monkeypatch):
         monkeypatch.setattr(fingerprint, "FILES", 5)
