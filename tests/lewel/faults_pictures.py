@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fault import TRAIN, Ended, Fault, labelled, picture
+import torch
+from fault import TRAIN, Ended, Fault, labelled, picture, pictures
 from PIL import Image
 
 from lewel import api
@@ -96,6 +97,15 @@ def trained(folder: Path, change: Callable[[Path], object]) -> None:
     rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
     api.train(config=folder / "tiny.yaml", data=folder / "set", out=folder / "run", **rates)
     change(folder / "set")
+
+
+def of_before(folder: Path, beside: int = 0) -> None:
+    """A run as an earlier version left it, and images beside its class folders, which that did not count."""
+    trained(folder, lambda root: pictures(root / "train", beside))
+    (path,) = checkpoint.found(folder / "run" / "checkpoints")
+    state = torch.load(path, weights_only=True)
+    del state["known_by"]
+    torch.save(state, path)
 
 
 def limited(folder: Path) -> None:
@@ -286,6 +296,19 @@ ROWS = (
         arrange=mended,
         command=RESUME,
         says=("continuing after step 2",),
+    ),
+    Fault(
+        name="a run of an earlier version continued",
+        arrange=of_before,
+        command=RESUME,
+        says=("continuing after step 2", "an earlier version wrote it, which showed pictures of 16 bits"),
+    ),
+    Fault(
+        name="images that an earlier version did not count",
+        arrange=lambda folder: of_before(folder, beside=3),
+        command=RESUME,
+        status=2,
+        says=("was trained on 16 images but there are 19 now", "which did not count images beside class folders"),
     ),
     Fault(
         name="more pixels than allowed",
