@@ -9,7 +9,7 @@ import torch
 
 from lewel import distributed
 from lewel.data import embedded, layout, named
-from lewel.data.files import FolderImages, FolderViews, Labelled
+from lewel.data.files import FolderImages, FolderViews, Labelled, all_labelled
 from lewel.data.folder import Folder
 from lewel.data.found import Found
 from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
@@ -129,7 +129,6 @@ def _decoded(
         apart = decode(at.bank, config.image_size)
         bank = MemoryImages(apart.images.to(place), apart.labels)
     elif at.labelled < len(at.train):
-        images, labels = bank.images[: at.labelled], bank.labels[: at.labelled]
-        has = labels >= 0  # where one that cannot be read shows an image without a label there is none
-        bank = MemoryImages(images if has.all() else images[has], labels[has])
+        bank = MemoryImages(bank.images[: at.labelled], bank.labels[: at.labelled])
+        all_labelled(int(bank.labels.min()), at.labelled)
     return views, bank, test

@@ -24,6 +24,18 @@ class Split(Protocol):
     def check(self) -> None: ...  # raises LewelError where too many of those loaded were replaced by others
 
 
+def all_labelled(lowest: int, count: int) -> None:
+    """Raises LewelError where an image without a label stands for one of count that have labels, by the lowest label.
+
+    It only does where none of these can be read.
+    """
+    if lowest < 0:
+        raise LewelError(
+            f"none of the {count} images with labels, which kNN compares, can be read; repair or restore them, or name "
+            "others by --data.eval"
+        )
+
+
 class Labelled:
     """The first count images of a split, those that have labels."""
 
@@ -34,11 +46,9 @@ class Labelled:
         return self.count
 
     def load(self, index: int) -> tuple[Image.Image, int]:
-        for step in range(self.count):
-            image, label = self.split.load((index + step) % self.count)
-            if label >= 0:  # else an image without a label took the place of one that cannot be read
-                return image, label
-        raise LewelError(f"none of the {self.count} images with labels can be read")
+        image, label = self.split.load(index)
+        all_labelled(label, self.count)
+        return image, label
 
     def check(self) -> None:
         self.split.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 
 FILES = 10_000  # whose content is looked at, at equal distances where there are more
 ENDS = 8192  # bytes at the start and at the end of a file that are looked at
+AT_ONCE = 16  # files that are waited for together: of a disk in the network each takes its time
 WIDTH = 8  # bytes of a file's hash; zeros for one that cannot be read, which says nothing
 
 
@@ -26,7 +28,11 @@ class Fingerprint(NamedTuple):
 def take(paths: Sequence[bytes], roots: Sequence[Path]) -> Fingerprint:
     """The fingerprint of the images at paths, which lie below roots; these may lie elsewhere when the run goes on."""
     names = hashlib.blake2b(b"\0".join(_below(paths, roots)), digest_size=16).hexdigest()
-    files = b"".join(_file(paths[index]) for index in looked_at(len(paths)))
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        files = b"".join(pool.map(_file, [paths[index] for index in looked_at(len(paths))]))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
     return Fingerprint(names, torch.frombuffer(bytearray(files), dtype=torch.uint8).view(-1, WIDTH))
 
 
@@ -42,13 +48,18 @@ def exchanged(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
 
 
 def _below(paths: Sequence[bytes], roots: Sequence[Path]) -> Iterator[bytes]:
-    """The paths from the deepest of roots on that each lies below; whole where it lies below none."""
-    places = [root.expanduser() for root in roots]
-    folders = [place.parent if place.is_file() else place for place in places]  # a file lists images
+    """The paths from the deepest of roots on that each lies below.
+
+    Those that a file lists lie anywhere: from the deepest folder on that they share, however the file names them.
+    """
+    folders = [place for place in (root.expanduser() for root in roots) if place.is_dir()]
     forms = {os.fsencode(form) + b"/" for folder in folders for form in (folder, folder.absolute(), folder.resolve())}
     deepest_first = sorted(forms, key=len, reverse=True)
-    for path in paths:
-        yield path[next((len(form) for form in deepest_first if path.startswith(form)), 0) :]
+    starts = [next((len(form) for form in deepest_first if path.startswith(form)), 0) for path in paths]
+    listed = {path: os.path.abspath(path) for path, start in zip(paths, starts, strict=True) if not start}
+    shared = os.path.commonpath({os.path.dirname(path) for path in listed.values()}) if listed else b""
+    for path, start in zip(paths, starts, strict=True):
+        yield path[start:] if start else listed[path].removeprefix(shared).lstrip(b"/")
 
 
 def _file(path: bytes) -> bytes:

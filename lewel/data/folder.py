@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from lewel.data import batched, fingerprint, pictures
+from lewel.data.walk import shown
 from lewel.errors import DataError
 from lewel.recipe.schema import Data
 
@@ -27,11 +28,30 @@ class Unreadable(DataError):
     """More files of a split than data.max_unreadable allows could not be read."""
 
 
+class Replaced(UserWarning):
+    """That a file cannot be read and another takes its place; printed as a line of its own, without Python's source."""
+
+
+_usual = warnings.formatwarning
+
+
+def _format(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, Replaced):
+        return f"lewel: {message}\n"
+    return _usual(message, category, filename, lineno, line)
+
+
+warnings.formatwarning = _format  # in workers too; the filters of a user's program still come before
+
+
 class Folder:
     """The images of one split, in the order of their paths.
 
     A file that cannot be read is replaced by one that can: the same in every epoch, worker and process, and another
-    for each, so that files that are broken in a row do not become one picture. The first ten are warned of by name.
+    for each, so that files that are broken in a row do not become one picture. In place of one with a label comes one
+    with a label while any can be read. Each process warns of its first ten by name.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], split: Path, config: Data) -> None:
@@ -82,7 +102,7 @@ class Folder:
         changed = fingerprint.exchanged(remembered["files"], self._fingerprint.files).nonzero()
         if not len(changed):
             return ""
-        first = self.path(int(fingerprint.looked_at(len(self))[int(changed[0])]))
+        first = shown(str(self.path(int(fingerprint.looked_at(len(self))[int(changed[0])]))))
         looked = f" of {len(self._fingerprint.files)} looked at" if len(self) > fingerprint.FILES else ""
         return f"{len(changed)}{looked} hold something else under the same name, the first {first}"
 
@@ -97,8 +117,7 @@ class Folder:
         for tried, at in enumerate(self._from(index)):
             try:
                 image = pictures.read(self.path(at), self.config)
-            # Decoders raise whatever a broken file leads them to; none of it may end a run in its twentieth hour.
-            except Exception as error:
+            except (pictures.UnreadableImage, MemoryError) as error:
                 self._mark(at, error)
                 if tried >= TRIES:
                     self.check()
@@ -110,7 +129,7 @@ class Folder:
         """Raises Unreadable where more files than data.max_unreadable allows could not be read: as many as given."""
         count, share = self.replaced if unreadable is None else unreadable, self.config.max_unreadable
         if count > share * len(self):
-            first = self.path(int(self.unreadable.argmax()))
+            first = shown(str(self.path(int(self.unreadable.argmax()))))
             raise Unreadable(
                 f"{count} of the {len(self)} images in {self.split} could not be read, among them {first}; "
                 f"data.max_unreadable allows a share of {share:g}. Repair or restore them, or raise "
@@ -118,14 +137,21 @@ class Folder:
             )
 
     def _from(self, index: int) -> Iterator[int]:
-        """The number of every image once, from index on in strides that are hashed from it."""
+        """The number of every image once, from index on in strides that are hashed from it.
+
+        First come those that have a label, if it has one, and otherwise those that have none.
+        """
         yield index
-        count = len(self)
-        stride = int(batched.hashed(0, 0, np.array([index]), 0, 1)[0, 0]) % count
-        while math.gcd(stride, count) > 1:  # only strides without a common divisor lead past every image
-            stride += 1
-        for step in range(1, count):
-            yield (index + step * stride) % count
+        alike = (self.labels >= 0) == (self.labels[index] >= 0)
+        hashed = int(batched.hashed(0, 0, np.array([index]), 0, 1)[0, 0])
+        for group in (np.flatnonzero(alike), np.flatnonzero(~alike)):
+            count, start = len(group), int(np.searchsorted(group, index))
+            stride = hashed % max(count, 1)
+            while math.gcd(stride, count) > 1:  # only strides without a common divisor lead past every image
+                stride += 1
+            for step in range(count):
+                if (other := int(group[(start + step * stride) % count])) != index:
+                    yield other
 
     def _mark(self, index: int, error: Exception) -> None:
         with self._replaced.get_lock():
@@ -135,14 +161,15 @@ class Folder:
             self._replaced.value += 1
             count = self._replaced.value
         if count <= NAMED:
-            warnings.warn(
+            said = (
                 f"cannot read {self.path(index)}: {pictures.reason(error)}. Another image of {self.split} takes its "
-                "place; repair or remove the file",
-                stacklevel=3,
+                "place; repair or remove the file"
             )
         elif count == NAMED + 1:
-            warnings.warn(
+            said = (
                 f"more than {NAMED} images in {self.split} cannot be read; further ones are replaced without being "
-                'named, and counted as "replaced" in the log',
-                stacklevel=3,
+                'named, and counted as "replaced" in the log'
             )
+        else:
+            return
+        warnings.warn(shown(said), Replaced, stacklevel=3)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
+from lewel.data import opening
 from lewel.data.walk import PassedOver, kinds, ranked, shown
 
 LOOKED_AT = 64  # images whose headers are read, at equal distances
@@ -54,15 +55,14 @@ def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
     rotated = transparent = several = broken = 0
     for path in paths:
         try:
-            with warnings.catch_warnings(), Image.open(path) as image:
-                warnings.simplefilter("ignore")
+            with opening.opened(Path(path)) as image:
                 sizes.append(image.size)
                 # Of a PNG without it in front, asking would decode the whole.
                 orientation = 1
                 if image.format != "PNG" or "exif" in image.info:
                     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 rotated += orientation in range(2, 9)
-                transparent += image.has_transparency_data
+                transparent += image.mode.lower().endswith("a") or "transparency" in image.info
                 several += getattr(image, "is_animated", False)
         except Exception:  # whatever a decoder makes of a broken file; training tells of it by name
             broken += 1

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from lewel.data import opening
 from lewel.data.batched import ASPECT, MEAN, STD, blur_radius, blur_sigma, hashed
 from lewel.recipe.schema import Augmentation
 
@@ -33,7 +34,7 @@ class View:
     def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> torch.Tensor:
         """(3, S, S) float32, normalised, the same for the same (seed, epoch, index)."""
         draw = hashed(seed, epoch, np.array([index]), self.view, 1)[0, 0]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), opening.unlimited():
             torch.manual_seed(int(draw >> np.uint64(1)))
             return self.transform(image)
 
@@ -63,4 +64,5 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    with opening.unlimited():
+        return image.crop((left, top, left + width, top + height))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lewel.errors import LewelError
+from lewel.data.opening import UnreadableImage, in_words, opened
+from lewel.data.opening import reason as reason
 from lewel.recipe.schema import Data
 
 BLOCK = 256  # rows that are held in float64 at a time
-DARK = 16  # of 256: 16-bit colours all below it use 12 bits at most
+DARK = 16  # of 255, to which PPM rounds 4095: 16-bit colours none of which is above it use 12 bits at most
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 262, 339  # tags of EXIF and of TIFF
+MOST_OF_12_BITS = 4095
+NO_DATA = 3e38  # at the ends of float32, which stand for "nothing was measured here"
+ORIENTATION, BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 0x0112, 258, 262, 284, 339  # tags of EXIF and of TIFF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,56 +29,48 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_opening = threading.Lock()
 
 
 def read(path: Path, config: Data) -> Image.Image:
     """The image in a file, of several the first, as RGB of 8 bits; an alpha channel is dropped, as torchvision does.
 
     Gray values of more than 8 bits are scaled by their own range: the smallest becomes 0, the largest 255. So are
-    16-bit colours of which only the lower 12 bits are used; of others the upper 8 bits are taken. config says whether
-    EXIF turns the image (TIFF is always turned, by Pillow). Raises LewelError for more pixels than config.max_pixels,
-    before they are decoded, and whatever a broken file leads Pillow's decoders to.
+    16-bit colours of which only the lower 12 bits are used; of others, and of gray with alpha, the upper 8 bits are
+    taken. config says whether EXIF turns the image (TIFF is always turned, by Pillow). Raises UnreadableImage for more
+    pixels than config.max_pixels, before they are decoded, and for what Pillow cannot decode, or only wrong.
     """
-    # Pillow remarks on transparent palettes and cut EXIF, of which nothing is used here, once for every image.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        with _open(path) as file:
-            pixels = file.width * file.height
-            if pixels > config.max_pixels:
-                raise LewelError(
-                    f"it has {pixels:,} pixels, more than data.max_pixels {config.max_pixels:,}, "
-                    "which --data.max-pixels sets when a run is trained"
+    with opened(path) as file:
+        pixels = file.width * file.height
+        if pixels > config.max_pixels:
+            raise UnreadableImage(
+                f"it has {pixels:,} pixels, more than data.max_pixels {config.max_pixels:,}, "
+                "which --data.max-pixels sets when a run is trained"
+            )
+        if any(part[0] == "libtiff" for part in _tiles(file)):
+            file.tile = [_swapped_once(part) for part in _tiles(file)]
+        lower, wide = _lower_bytes(file), _wide_colours(file)
+        with in_words():
+            file.load()
+        image = to_rgb(file)
+        if wide and _colours(file).max() <= DARK:
+            if not lower:
+                raise UnreadableImage(
+                    f"its 16-bit colours use the lower 12 bits at most, which Pillow leaves out in this form ({wide}); "
+                    "save it with 8 bits, or as RGB without alpha in PNG"
                 )
-            lower = _lower_bytes(file)
-            image = to_rgb(file)
-            if lower and np.asarray(image).max() < DARK:
-                image = _brightened(image, path, lower)
-            return _upright(image, file) if config.exif_rotate else image
+            image = _brightened(image, path, lower)
+        return _upright(image, file) if config.exif_rotate else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in 8 bits and three colours; Pillow itself cuts values off at 255."""
-    return (_scaled(image) if _is_deep(image) else image).convert("RGB")
+    """An image of any mode in 8 bits and three colours; Pillow itself cuts values off at 255.
 
-
-def reason(error: Exception) -> str:
-    """Why an image could not be read, in words; some decoders raise errors that have none."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no image, or of a kind that Pillow does not read"
-    if isinstance(error, OSError) and error.strerror:  # str(error) would name the file again
-        return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _open(path: Path) -> Image.Image:
-    """Image.open without Pillow's own limits, which other threads of a user's program keep outside of this call."""
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    Raises UnreadableImage for a mode that Pillow does not convert.
+    """
+    if _is_deep(image):
+        image = _scaled(image)
+    with in_words():
+        return image.convert("RGB")
 
 
 def _is_deep(file: Image.Image) -> bool:
@@ -98,7 +92,7 @@ def _scaled(file: Image.Image) -> Image.Image:
 
 def _by_own_range(values: np.ndarray, inverted: bool = False) -> Image.Image:
     """Values (H, W) or (H, W, 3) as an image, the smallest finite one as 0 and the largest as 255, or inverted."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    finite = values[(values > -NO_DATA) & (values < NO_DATA)] if values.dtype.kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if inverted:
         low, high = high, low
@@ -110,24 +104,65 @@ def _by_own_range(values: np.ndarray, inverted: bool = False) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _lower_bytes(file: Image.Image) -> list[Any]:
-    """Of 16-bit colours: the parts of file so that Pillow decodes the bytes of each value that it leaves out else."""
+def _tiles(file: Any) -> list[Any]:
+    """The parts of a file that a decoder is called for: (decoder, extents, offset, its arguments)."""
+    return list(getattr(file, "tile", ()))
+
+
+def _raw(part: Any) -> str:
+    """How the values of a part lie in the file, as Pillow names it; in PPM without their width."""
+    return str(part[3][0] if isinstance(part[3], tuple) and part[3] else part[3])
+
+
+def _other(part: Any, raw: str) -> Any:
+    """A part with other raw values; parts are plain tuples before Pillow 11."""
+    args = (raw, *part[3][1:]) if isinstance(part[3], tuple) else raw
+    return getattr(part, "_make", tuple)((*part[:3], args))
+
+
+def _swapped_once(part: Any) -> Any:
+    """A part of a compressed TIFF whose bytes libtiff has put in order already, so that Pillow leaves them."""
+    return _other(part, re.sub(r"(;\d+)B", r"\1N", _raw(part)))
+
+
+def _wide_colours(file: Any) -> str:
+    """How 16-bit colours lie in file, of which Pillow keeps the upper 8 bits; "" where there are none.
+
+    Raises UnreadableImage for those that Pillow takes for colours of 8 bits.
+    """
+    for part in _tiles(file):
+        raw = _raw(part)
+        if part[0] == "raw" and _tag(file, PLANAR) == 2 and (_tag(file, BITS) or 8) > 8:
+            raise UnreadableImage("Pillow does not read 16-bit colours in planes that are not compressed; save it anew")
+        if not _is_deep(file) and (";16" in raw or (part[0].startswith("ppm") and part[3][1] > MOST_OF_12_BITS)):
+            return raw
+    return ""
+
+
+def _lower_bytes(file: Any) -> list[Any]:
+    """The parts of file so that Pillow decodes the bytes of 16-bit colours that it leaves out else; [] if it cannot."""
     parts = []
-    for part in getattr(file, "tile", ()):
-        raw, *rest = part.args if isinstance(part.args, tuple) else (part.args,)
-        mode, _, order = str(raw).partition(";16")
-        if not mode.startswith("RGB") or order not in SWAPPED:
+    for part in _tiles(file):
+        mode, _, order = _raw(part).partition(";16")
+        if not mode.startswith("RGB") or order not in SWAPPED or _tag(file, PLANAR) == 2:
             return []
-        other = f"{mode};16{SWAPPED[order]}"
-        parts.append(part._replace(args=(other, *rest) if isinstance(part.args, tuple) else other))
+        parts.append(_other(part, f"{mode};16{SWAPPED[order]}"))
     return parts
+
+
+def _colours(file: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 without alpha."""
+    values = np.asarray(file)
+    return values if file.mode == "CMYK" else values[..., :3]
 
 
 def _brightened(upper: Image.Image, path: Path, lower: list[Any]) -> Image.Image:
     """The colours whose upper bytes upper has, by their own range: of 12 bits in 16, an image would be nearly black."""
-    with _open(path) as file:
+    with opened(path) as file:
         file.tile = lower
-        values = np.asarray(file)[..., :3].astype(np.uint16)
+        with in_words():
+            file.load()
+        values = _colours(file).astype(np.uint16)
     return _by_own_range(values + 256 * np.asarray(upper).astype(np.uint16))
 
 

@@ -24,6 +24,16 @@ FREE_TO_CHANGE = (
     "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 
+# What this version reads otherwise than the one before, which remembered nothing of the images but their number.
+COUNTED_SINCE = (
+    ". An earlier version wrote it, which did not count images beside class folders, nor .jfif, .jpe, .pgm, .pbm and "
+    ".pnm: those that are more may be such, and then may be moved away"
+)
+OTHER_PICTURES = (
+    "; an earlier version wrote it, which showed pictures of 16 bits and floats otherwise, and put others in the place "
+    "of files that cannot be read: where the images are such, the steps from here on are not those it would have taken"
+)
+
 
 def restore(path: Path, session: Session) -> str:
     """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
@@ -48,12 +58,15 @@ def restore(path: Path, session: Session) -> str:
         )
     if old.epochs != run.epochs:
         _check_epochs(old, run, state["step"], len(session.loader), path)
+    folder, remembered = session.sets.known_by, state.get("known_by")
+    unknown = folder is not None and remembered is None  # an earlier version wrote it
     if state["images"] != images:
         raise CheckpointError(
             f"{path} was trained on {state['images']} images but there are {images} now; "
             "a resumed run continues exactly, so restore the images or start anew in another folder (--out)"
+            + COUNTED_SINCE
+            * unknown
         )
-    folder, remembered = session.sets.known_by, state.get("known_by")  # which earlier versions did not write
     if folder is not None and remembered is not None:
         differ = distributed.from_leader(lambda: folder.difference(remembered))
         if differ:
@@ -75,7 +88,8 @@ def restore(path: Path, session: Session) -> str:
     session.steps_done, session.seconds = state["step"], state["seconds"]
     later = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
     said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
-    return said + shares.said(before, now) + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "")
+    said += shares.said(before, now) + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "")
+    return said + OTHER_PICTURES * unknown
 
 
 def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:

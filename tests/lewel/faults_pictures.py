@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fault import TRAIN, Ended, Fault, labelled, picture
+import torch
+from fault import TRAIN, Ended, Fault, labelled, picture, pictures
 from PIL import Image
 
 from lewel import api
@@ -69,6 +70,11 @@ def broken(root: Path, count: int, train: int = 8) -> None:
         path.write_bytes(b"")
 
 
+def oddly_named(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "ant" / "a\n\x1b[31mb.png").touch()
+
+
 def counted(number: int) -> Callable[[Ended], None]:
     def check(ended: Ended) -> None:
         steps = [record for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
@@ -91,6 +97,15 @@ def trained(folder: Path, change: Callable[[Path], object]) -> None:
     rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
     api.train(config=folder / "tiny.yaml", data=folder / "set", out=folder / "run", **rates)
     change(folder / "set")
+
+
+def of_before(folder: Path, beside: int = 0) -> None:
+    """A run as an earlier version left it, and images beside its class folders, which that did not count."""
+    trained(folder, lambda root: pictures(root / "train", beside))
+    (path,) = checkpoint.found(folder / "run" / "checkpoints")
+    state = torch.load(path, weights_only=True)
+    del state["known_by"]
+    torch.save(state, path)
 
 
 def limited(folder: Path) -> None:
@@ -178,6 +193,15 @@ ROWS = (
         command=f"{FILES} --epochs 2",
         says=("set/train/ant/000.png",),
         left=counted(1),
+    ),
+    Fault(
+        name="an unreadable file of an odd name in a worker",
+        arrange=oddly_named,
+        command=f"{FILES} --data.workers 1",
+        says=("\nlewel: cannot read set/train/ant/a??[31mb.png: it is no image",),
+        never=("Traceback", "\x1b[31m", "UserWarning", ".py:"),
+        alone=True,
+        slow=True,
     ),
     Fault(
         name="ten unreadable files are named",
@@ -274,6 +298,19 @@ ROWS = (
         says=("continuing after step 2",),
     ),
     Fault(
+        name="a run of an earlier version continued",
+        arrange=of_before,
+        command=RESUME,
+        says=("continuing after step 2", "an earlier version wrote it, which showed pictures of 16 bits"),
+    ),
+    Fault(
+        name="images that an earlier version did not count",
+        arrange=lambda folder: of_before(folder, beside=3),
+        command=RESUME,
+        status=2,
+        says=("was trained on 16 images but there are 19 now", "which did not count images beside class folders"),
+    ),
+    Fault(
         name="more pixels than allowed",
         arrange=large,
         command=f"{FILES} --data.max-pixels 100000",
@@ -281,6 +318,13 @@ ROWS = (
             "set/train/ant/000.png: it has 120,000 pixels, more than data.max_pixels 100,000, which --data.max-pixels",
         ),
         left=counted(1),
+    ),
+    Fault(
+        name="more pixels than Pillow allows",
+        arrange=large,
+        command=FILES,
+        patches={"PIL.Image.MAX_IMAGE_PIXELS": 10_000},
+        never=("Traceback", "DecompressionBomb", "cannot be read", "cannot read"),
     ),
     Fault(
         name="maps of more pixels than allowed",

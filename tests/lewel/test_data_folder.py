@@ -1,6 +1,7 @@
 """Images in folders: layout, errors as sentences, unreadable files."""
 
 import os
+import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from lewel.data import TrainLoader, build, eval_batches, fingerprint, pictures
-from lewel.data.folder import Folder
+from lewel.data.folder import Folder, Replaced
 from lewel.data.loader import BatchKey
 from lewel.data.per_sample import View, fit, to_tensor
 from lewel.errors import LewelError
@@ -214,6 +215,18 @@ class TestUnreadable:
         assert {red[2], red[3]} <= sound
         assert labels.tolist() == [int(shown >= 5) for shown in red]
 
+    def test_said_in_a_line_that_a_name_does_not_break(self, tmp_path):
+        path = tmp_path / "a\n\x1b[31mb.png"
+        path.touch()
+        write_image(tmp_path / "c.png", 3)
+        split = Folder([path, tmp_path / "c.png"], [0, 0], tmp_path, Data(max_unreadable=1))
+        with pytest.warns(Replaced) as caught:
+            split.load(0)
+        message = str(caught[0].message)
+        assert message.startswith(f"cannot read {tmp_path}/a??[31mb.png: ")
+        assert warnings.formatwarning(message, Replaced, "folder.py", 1) == f"lewel: {message}\n"
+        assert "folder.py:1: UserWarning" in warnings.formatwarning("other", UserWarning, "folder.py", 1)
+
     def test_replacements_are_scattered_and_the_same_every_time(self, tmp_path):
         """300 empty files in a row must not become one picture."""
         for i in range(1000):
@@ -231,22 +244,58 @@ class TestUnreadable:
         assert np.bincount(shown[0]).max() < 8
         assert np.abs(np.bincount(shown[0], minlength=1000).reshape(10, 100).sum(1)[[0, 9]] - 143).max() < 30
 
+    @pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
+    def test_one_with_a_label_takes_the_place_of_one_with_a_label(self, root, in_memory):
+        for i in range(40):
+            write_image(root / "train" / f"{i}.png", 200)  # without a label: beside the class folders
+        for name in ("1.png", "2.png"):
+            (root / "train" / "bee" / name).write_bytes(b"")
+        with pytest.warns(Replaced):
+            [(images, labels)] = whole_bank(root, in_memory)
+        red = ((images[:, 0].mean((1, 2)) * 0.229 + 0.485) * 25.5).round().int()
+        assert len(images) == 10
+        assert red.max() < 10
+        assert labels.tolist() == [int(shown >= 5) for shown in red]
+        assert red[6] != red[7]  # scattered: the next in the row would be the same
+        for path in (root / "train").glob("*/*.png"):
+            path.write_bytes(b"")
+        with pytest.warns(Replaced), pytest.raises(LewelError, match="none of the 10 images with labels, which kNN"):
+            whole_bank(root, in_memory)
+
     @pytest.mark.parametrize("count", [1, 2, 7, 12, 64])
     def test_every_file_is_tried_once_before_none_can_be_read(self, count, tmp_path):
-        split = Folder([tmp_path / f"{i}.png" for i in range(count)], range(count), tmp_path, Data())
-        for index in range(count):
-            assert sorted(split._from(index)) == list(range(count))
+        for labelled in (count, count // 2, 0):
+            labels = [i if i < labelled else -1 for i in range(count)]
+            split = Folder([tmp_path / f"{i}.png" for i in range(count)], labels, tmp_path, Data())
+            for index in range(count):
+                tried = list(split._from(index))
+                assert sorted(tried) == list(range(count))
+                assert tried[0] == index
+                assert sorted(tried[: labelled if index < labelled else count - labelled])[0] == (
+                    0 if index < labelled else labelled
+                )
 
     def test_too_many_end_the_reading_soon(self, tmp_path, monkeypatch):
         """A disk that is gone fails at once a million times, and slowly."""
         tried = []
-        monkeypatch.setattr(pictures, "read", lambda path, _: tried.append(path) or 1 / 0)
+
+        def read(path: Path, _: Data) -> None:
+            tried.append(path)
+            raise pictures.UnreadableImage("Stale file handle")
+
+        monkeypatch.setattr(pictures, "read", read)
         split = Folder(
             [tmp_path / f"{i}.png" for i in range(10_000)], range(10_000), tmp_path, Data(max_unreadable=0.01)
         )
-        with pytest.warns(UserWarning, match="division by zero"), pytest.raises(LewelError, match="101 of the 10000"):
+        with pytest.warns(UserWarning, match="Stale file handle"), pytest.raises(LewelError, match="101 of the 10000"):
             split.load(5)
         assert len(tried) == 101
+
+    def test_our_own_mistakes_are_no_unreadable_files(self, root, monkeypatch):
+        monkeypatch.setattr(pictures, "_by_own_range", lambda *_, **__: 1 / 0)
+        Image.new("I;16", (40, 32)).save(root / "train" / "ant" / "0.png")
+        with pytest.raises(ZeroDivisionError):
+            build(config(root), seed=0).bank[np.array([0])]
 
     def test_a_file_is_warned_of_and_counted_once(self, root, broken):
         bank = build(config(root), seed=0).bank
@@ -324,6 +373,36 @@ class TestKnownAgain:
         path.write_bytes(whole)
         assert self.folder(root).difference(met) == ""
         assert str(path) in self.folder(root).difference(unmet)  # nobody knew that there was something to mend
+
+    @pytest.mark.parametrize("form", ["relative", "absolute", "images and list moved", "from elsewhere"])
+    def test_images_that_a_list_names_however_it_does(self, root, form, monkeypatch):
+        def listed(place: Path, images: Path, absolute: bool = False) -> Folder:
+            place.parent.mkdir(exist_ok=True)
+            paths = (images / "train" / name / f"{i}.png" for name in ("ant", "bee") for i in range(5))
+            lines = (str(path) if absolute else os.path.relpath(path, place.parent) for path in paths)
+            place.write_text("\n".join(lines))
+            return self.folder(place)
+
+        before = listed(root / "list.txt", root).remembered()
+        if form == "images and list moved":
+            root = root.rename(root.with_name(f"{root.name}-moved"))
+        if form == "from elsewhere":
+            monkeypatch.chdir(root)
+            assert listed(Path("lists/list.txt"), Path()).difference(before) == ""
+        else:
+            again = listed(root / "lists" / "list.txt", root, absolute=form == "absolute")
+            assert again.difference(before) == ""
+            (root / "train" / "ant" / "1.png").rename(root / "train" / "ant" / "10.png")
+            (root / "lists" / "list.txt").write_text(
+                (root / "lists" / "list.txt").read_text().replace("ant/1.", "ant/10.")
+            )
+            assert "have other names" in self.folder(root / "lists" / "list.txt").difference(before)
+
+    def test_many_files_are_waited_for_together(self, root, monkeypatch):
+        """Of a disk in the network; one after another they would never come together at the barrier."""
+        together = threading.Barrier(2)
+        monkeypatch.setattr(fingerprint, "_file", lambda _: bytes([together.wait(timeout=20) % 1]) * 8)
+        assert len(self.folder(root).remembered()["files"]) == 10
 
     def test_of_a_large_set_some_files_are_looked_at(self, root, monkeypatch):
         monkeypatch.setattr(fingerprint, "FILES", 5)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from lewel.data import pictures
+from lewel.data.found import look
+from lewel.data.opening import UnreadableImage
 from lewel.data.per_sample import View, fit
-from lewel.errors import LewelError
 from lewel.recipe.schema import Augmentation, Data
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(48, 0)
@@ -39,22 +40,44 @@ def assert_ramp(path: Path, ramp: np.ndarray = RAMP) -> None:
     assert np.abs(got - 255 * ramp[..., None]).max() <= 1
 
 
-def tiff(path: Path, pixels: np.ndarray, photometric: int, sample_format: int, deflated: bool = False) -> Path:
+def tiff(
+    path: Path,
+    pixels: np.ndarray,
+    photometric: int,
+    sample_format: int,
+    deflated: bool = False,
+    order: str = "<",
+    planes: bool = False,
+) -> Path:
     """A TIFF of any kind of values, which Pillow writes few of."""
     height, width, *channels = pixels.shape
-    count, data = (channels or [1])[0], zlib.compress(pixels.tobytes()) if deflated else pixels.tobytes()
-    bits = struct.pack(f"<{count}H", *[8 * pixels.itemsize] * count)
-    tags = [(256, width), (257, height), (258, 200), (259, 8 if deflated else 1), (262, photometric), (273, 300)]
-    tags += [(277, count), (278, height), (279, len(data)), (338, 2), (339, sample_format)]
-    entries = b"".join(
-        struct.pack("<HHI", tag, 3, count) + (bits.ljust(4, b"\0") if count < 3 else struct.pack("<I", 200))
-        if tag == 258
-        else struct.pack("<HHII", tag, 4, 1, value)
-        for tag, value in tags
-        if tag != 338 or count == 4
-    )
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags) - (count != 4)) + entries + bytes(4)
-    path.write_bytes((head.ljust(200, b"\0") + bits).ljust(300, b"\0") + data)
+    count, stored = (channels or [1])[0], pixels.astype(pixels.dtype.newbyteorder(order))
+    parts = [np.ascontiguousarray(part).tobytes() for part in (np.moveaxis(stored, -1, 0) if planes else [stored])]
+    parts = [zlib.compress(part) for part in parts] if deflated else parts
+    starts = [600 + sum(map(len, parts[:i])) for i in range(len(parts))]
+    tags = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * count, 259: [8 if deflated else 1]}
+    tags |= {262: [photometric], 273: starts, 277: [count], 278: [height], 279: [len(part) for part in parts]}
+    tags |= {284: [1 + planes]} | ({338: [2]} if count == 4 and photometric == 2 else {})
+    tags |= {339: [sample_format] * count}
+    entries, beyond = b"", b""
+    for tag, numbers in tags.items():
+        kind = 4 if tag in (273, 279) else 3
+        packed = struct.pack(f"{order}{len(numbers)}{'I' if kind == 4 else 'H'}", *numbers)
+        entries += struct.pack(f"{order}HHI", tag, kind, len(numbers))
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", 300 + len(beyond))
+        beyond += packed if len(packed) > 4 else b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags)) + entries
+    path.write_bytes((head.ljust(300, b"\0") + beyond).ljust(600, b"\0") + b"".join(parts))
+    return path
+
+
+def png(path: Path, wide: np.ndarray, kind: int) -> Path:
+    """A PNG of 16 bits: kind 2 is RGB, 4 gray with alpha, 6 RGB with alpha."""
+    rows = b"".join(b"\0" + row.tobytes() for row in wide.astype(">u2"))
+    head = struct.pack(">IIBBBBB", wide.shape[1], wide.shape[0], 16, kind, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
     return path
 
 
@@ -105,14 +128,44 @@ class TestWideValues:
             wide = np.concatenate([wide, np.full_like(wide[..., :1], 65535)], -1)
         path = tmp_path / f"x.{ending}"
         if ending == "png":
-            rows = b"".join(b"\0" + row.tobytes() for row in wide.astype(">u2"))
-            head = struct.pack(">IIBBBBB", 64, 48, 16, 6 if alpha else 2, 0, 0, 0)
-            chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-            framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-            path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+            png(path, wide, 6 if alpha else 2)
         else:
             tiff(path, wide, 2, 1, deflated=ending.startswith("deflated"))
         assert np.abs(values(path) - 255 * COLOURS).max() <= 1
+
+    @pytest.mark.parametrize("form", ["ppm", "gray with alpha", "cmyk", "planes", "deflated planes"])
+    def test_forms_whose_lower_bytes_are_out_of_reach_are_right_or_refused(self, form, tmp_path):
+        for highest in (65535, 4095):
+            wide, path = (highest * COLOURS).astype(np.uint16), tmp_path / f"x.{form[:3]}"
+            expected = COLOURS
+            if form == "ppm":
+                path.write_bytes(b"P6 64 48 65535\n" + wide.astype(">u2").tobytes())
+            elif form == "cmyk":
+                tiff(path, np.concatenate([wide, np.zeros_like(wide[..., :1])], -1), 5, 1)
+                expected = 1 - COLOURS
+            elif form == "gray with alpha":
+                png(path, np.stack([wide[..., 0], np.full_like(wide[..., 0], 65535)], -1), 4)
+                expected = RAMP[..., None]
+            else:
+                tiff(path, wide, 2, 1, deflated=form.startswith("deflated"), planes=True)
+            if highest == 4095 or form == "planes":
+                with pytest.raises(UnreadableImage, match="16-bit colours"):
+                    values(path)
+            else:
+                assert np.abs(values(path) - 255 * expected).max() <= 1
+
+    @pytest.mark.parametrize("order", "<>")
+    @pytest.mark.parametrize("deflated", [False, True])
+    @pytest.mark.parametrize(("kind", "sample_format"), [("i2", 2), ("f4", 3), ("u2", 1), ("i4", 2)])
+    def test_bytes_are_swapped_once(self, kind, sample_format, deflated, order, tmp_path):
+        ramp = (RAMP * 60_000 - (0 if kind == "u2" else 30_000)).astype(kind)
+        assert_ramp(tiff(tmp_path / "x.tiff", ramp, 1, sample_format, deflated=deflated, order=order))
+
+    def test_the_ends_of_float32_are_no_data(self, tmp_path):
+        floats, expected = RAMP.astype(np.float32), RAMP.copy()
+        floats[3, 4:6], expected[3, 4:6] = (-3.4e38, np.finfo(np.float32).max), (0, 1)
+        Image.fromarray(floats).save(tmp_path / "x.tiff")
+        assert_ramp(tmp_path / "x.tiff", expected)
 
     def test_of_full_sixteen_bit_colours_the_upper_eight_are_taken(self, tmp_path):
         """Not scaled by their range: that would change colours that 8 bits show as they are."""
@@ -120,6 +173,37 @@ class TestWideValues:
         assert np.array_equal(values(tiff(tmp_path / "x.tiff", wide, 2, 1)), 40 + BYTES // 2)
         (tmp_path / "x.ppm").write_bytes(b"P6 64 48 65535\n" + wide.astype(">u2").tobytes())
         assert np.array_equal(values(tmp_path / "x.ppm"), 40 + BYTES // 2)
+
+
+class TestPillow:
+    """What differs between versions of Pillow, and what it does unasked."""
+
+    def test_parts_of_files_are_plain_tuples_before_11(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pictures, "_tiles", lambda file: [tuple(part) for part in file.tile])
+        Image.fromarray(BYTES).save(tmp_path / "x.jpg")
+        assert values(tmp_path / "x.jpg").shape == BYTES.shape
+        assert np.abs(values(png(tmp_path / "x.png", (4095 * COLOURS).astype(np.uint16), 2)) - BYTES).max() <= 1
+
+    def test_no_program_is_started_for_a_file(self, tmp_path):
+        eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+        (tmp_path / "x.jpg").write_bytes(eps)
+        with pytest.raises(UnreadableImage, match="no image of the kinds that are read"):
+            values(tmp_path / "x.jpg")
+
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+    def test_whatever_the_suffix_says(self, kind, tmp_path):
+        Image.fromarray(BYTES).save(tmp_path / "x.jpg", format=kind)
+        assert values(tmp_path / "x.jpg").shape == BYTES.shape
+
+    def test_other_warnings_are_said_once_however_many_images_are_read(self, tmp_path):
+        Image.fromarray(BYTES).quantize(32).save(tmp_path / "x.png", transparency=bytes(32))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            values(tmp_path / "x.png")
+            for _ in range(3):
+                warnings.warn("of a user's encoder", stacklevel=1)
+                values(tmp_path / "x.png")
+        assert len(caught) == 1
 
 
 class TestBytes:
@@ -180,10 +264,19 @@ class TestSize:
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
             assert values(tmp_path / "x.png").shape == BYTES.shape
             with pytest.raises(
-                LewelError, match=r"3,072 pixels, more than data.max_pixels 3,071, which --data.max-pixels sets"
+                UnreadableImage, match=r"3,072 pixels, more than data.max_pixels 3,071, which --data.max-pixels sets"
             ):
                 values(tmp_path / "x.png", max_pixels=3071)
             assert limit == Image.MAX_IMAGE_PIXELS
+
+    def test_nor_met_by_what_comes_after_reading(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        Image.fromarray(BYTES).save(tmp_path / "x.png")
+        assert look([str(tmp_path / "x.png")], False) == ("64x48 pixels", [])
+        image = pictures.read(tmp_path / "x.png", Data())
+        assert fit(image, 32).size == (32, 32)
+        assert View(Augmentation(), 32, 0)(image, 0, 0, 0).shape == (3, 32, 32)
+        assert Image.MAX_IMAGE_PIXELS == 10
 
     @pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2), (1, 1000), (1000, 1), (1, 1), (8, 65)])
     def test_of_a_long_strip_only_the_middle_is_enlarged(self, size, monkeypatch):
