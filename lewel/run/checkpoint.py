@@ -72,12 +72,25 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
-def remove_after(folder: Path, step: int) -> list[Path]:
-    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns them."""
-    later = [path for path in found(folder) if path.name > name_of(step)]
-    for path in later:
-        path.unlink()
-    return later
+def remove_after(folder: Path, step: int) -> str:
+    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns what to say.
+
+    Those that cannot be used are renamed instead, for nobody has decided that nothing can be had from them.
+    """
+    said = ""
+    for path in found(folder):
+        if path.name <= name_of(step):
+            continue
+        try:
+            _content(path)
+        except CheckpointError:
+            aside = path.with_name(f"{path.name}.broken")
+            path.replace(aside)
+            said += f"; {path.name}, which cannot be used, is named {aside.name} now"
+        else:
+            path.unlink()
+            said += f"; removed {path.name}, which comes later"
+    return said
 
 
 def found(folder: Path) -> list[Path]:
@@ -89,7 +102,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in a folder that is whole, and its content; None where there is none at all.
 
     Those that are broken, as by a disk that was full, are passed over and named. Raises CheckpointError
-    where every one is, or where one cannot be read at the moment.
+    where every one is, where one cannot be read at the moment, and where another version wrote it.
     """
     passed_over: list[str] = []
     for path in reversed(found(folder)):
@@ -119,20 +132,48 @@ class _Broken(CheckpointError):
 
 
 def _content(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:  # of the disk or the permissions, not of the file
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
-        raise _Broken(f"{path} is truncated or no checkpoint at all ({reason(error)})") from None
-    if not isinstance(state, dict) or state.get("format") not in (FORMAT, BEFORE):
+    state = _loaded(path)
+    known = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or known not in (FORMAT, BEFORE):
+        if isinstance(known, str) and known.startswith("lewel"):
+            raise CheckpointError(
+                f"{path} was not written by this version of lewel train, which reads '{FORMAT}' and '{BEFORE}', but by "
+                f"that of '{known}'; continue with that one"
+            )
         raise _Broken(f"{path} was not written by this version of lewel train (no '{FORMAT}' in it)")
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise _Broken(f"{path} is incomplete (it lacks {', '.join(missing)})")
-    return state if state["format"] == FORMAT else _named_as_now(state)
+    return state if known == FORMAT else _named_as_now(state)
+
+
+def _loaded(path: Path) -> Any:
+    """What torch reads in a file, which is broken where no later attempt could read it either."""
+    try:
+        if not _is_whole(path):
+            raise _Broken(f"{path} is truncated or no checkpoint at all ({path.stat().st_size:,} bytes)")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except CheckpointError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:  # of the disk, the memory or the permissions
+        text = str(error)
+        if "PytorchStreamReader" in text and "file read failed" not in text:
+            raise _Broken(f"{path} is damaged ({reason(error)})") from None
+        raise CheckpointError(
+            f"{path} cannot be read now ({getattr(error, 'strerror', None) or reason(error)})"
+        ) from None
+    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
+        raise _Broken(f"{path} is truncated or no checkpoint at all ({reason(error)})") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as the archives of torch.save do."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(-min(22, path.stat().st_size), os.SEEK_END)
+        return start == b"PK\3\4" and file.read(4) == b"PK\5\6"
 
 
 def _named_as_now(state: dict[str, Any]) -> dict[str, Any]:

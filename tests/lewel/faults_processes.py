@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -12,9 +13,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 import yaml
 from fault import TRAIN, Ended, Fault, picture, start
 from tiny_runs import TINY, run_in
@@ -52,6 +54,32 @@ def with_run(change: Callable[[Path], object] = nothing) -> Callable[[Path], Non
 def truncated(run: Path) -> None:
     newest = checkpoint.found(run / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
+
+
+def of_a_later_version(run: Path) -> None:
+    newest = checkpoint.found(run / "checkpoints")[-1]
+    torch.save(torch.load(newest) | {"format": "lewel checkpoint 99"}, newest)
+
+
+def both_stay(ended: Ended) -> None:
+    names = [path.name for path in checkpoint.found(ended.folder / "run" / "checkpoints")]
+    assert names == [checkpoint.name_of(3), checkpoint.name_of(6)]
+
+
+def put_aside(ended: Ended) -> None:
+    """What was passed over; the run has made the checkpoint again."""
+    both_stay(ended)
+    assert (ended.folder / "run" / "checkpoints" / "step-00000006.pt.broken").stat().st_size == 1000
+    whole_log(ended)
+
+
+def failing(error: Exception) -> Mapping[str, object]:
+    """What reads a checkpoint in a moment without memory, or from a disk that fails."""
+
+    def load(*arguments: object, **named: object) -> object:
+        raise error
+
+    return {"torch.load": load}
 
 
 def broken(run: Path) -> None:
@@ -336,8 +364,44 @@ ROWS: tuple[Fault, ...] = (
         "resume-of-a-truncated-checkpoint",
         with_run(truncated),
         AGAIN,
-        ("step-00000006.pt is truncated", "step-00000003.pt, the one before, is taken instead", "after step 3"),
-        left=whole_log,
+        (
+            "step-00000006.pt is truncated",
+            "step-00000003.pt, the one before, is taken instead",
+            "after step 3",
+            "step-00000006.pt, which cannot be used, is named step-00000006.pt.broken now",
+        ),
+        left=put_aside,
+    ),
+    *(
+        Fault(
+            f"resume-where-{what}-fails",
+            with_run(),
+            AGAIN,
+            ("step-00000006.pt cannot be read now", said),
+            ("Traceback", "taken instead"),
+            status=2,
+            patches=failing(error),
+            left=both_stay,
+        )
+        for what, error, said in (
+            ("memory", MemoryError(), "MemoryError"),
+            ("a-large-tensor", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate"),
+            ("the-disk", OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+            (
+                "the-disk-within-torch",
+                RuntimeError("PytorchStreamReader failed reading file data/0: file read failed"),
+                "file read failed",
+            ),
+        )
+    ),
+    Fault(
+        "resume-of-a-later-version-s-checkpoint",
+        with_run(of_a_later_version),
+        AGAIN,
+        ("step-00000006.pt was not written by this version of lewel train", "'lewel checkpoint 99'"),
+        ("Traceback", "taken instead"),
+        status=2,
+        left=both_stay,
     ),
     *(
         Fault(
