@@ -15,6 +15,7 @@ from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
+from lewel.run import lock
 from lewel.run.session import Session
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
@@ -28,8 +29,10 @@ class CheckpointError(LewelError):
 def save(session: Session) -> Path:
     """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes old ones, returns its path.
 
-    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write.
+    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write;
+    ends the process where another one has taken the folder over.
     """
+    lock.check_mine(session.folder)
     state = {
         "format": FORMAT,
         "config": plain.to_plain(session.run),

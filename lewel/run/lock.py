@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import sys
 import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lewel import console
 from lewel.errors import LewelError
 
 NAME = "lock.json"
@@ -120,10 +119,24 @@ class Lock:
             with contextlib.suppress(OSError):
                 found = _read(self.path)
                 if found not in (None, self.owner):  # this machine slept, and another run took over
-                    print(f"lewel: {self.path} is of {found} now; this process stops", file=sys.stderr)
-                    os.kill(self.owner.pid, signal.SIGTERM)
-                    return
+                    _end(self.path, found)
                 os.utime(self.path)
+
+
+def check_mine(folder: Path) -> None:
+    """Ends this process where another one has meanwhile taken the folder over. Without a lock it is as good as ours."""
+    found = _read(folder / NAME)
+    if found is not None and not (_is_here(found) and found.pid == os.getpid()) and lives(folder):
+        _end(folder / NAME, found)
+
+
+def _end(path: Path, owner: Owner) -> None:
+    """Ends this process at once, from whatever thread: what it wrote from here on would be in the other's way."""
+    console.write_now(
+        f"lewel: {path} is of {owner} now, which has taken the folder over, as a run may where no sign comes for "
+        f"{STALE:.0f} seconds (of one that was suspended, say); this process ends and saves nothing more\n"
+    )
+    os._exit(1)
 
 
 def taken(folder: Path) -> Taken:

@@ -7,8 +7,8 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from tiny_runs import TINY
 from lewel.errors import LewelError
 from lewel.run import folders, lock
 from lewel.run.lock import Lock
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -137,19 +140,37 @@ def test_it_is_touched_while_it_is_held(tmp_path, monkeypatch):
     mine.release()
 
 
-def test_a_process_whose_lock_was_taken_over_is_told_to_end(tmp_path, monkeypatch, capfd):
-    told: list[tuple[int, int]] = []
-    monkeypatch.setattr(lock.os, "kill", lambda *call: told.append(call))
-    monkeypatch.setattr(lock, "BEAT", 0.01)
-    mine = Lock(tmp_path)
-    mine.take()
-    write(tmp_path, host="other")
-    for _ in range(500):
-        if told:
-            break
-        time.sleep(0.01)
-    assert told == [(os.getpid(), signal.SIGTERM)]
-    assert "on other now; this process stops" in capfd.readouterr().err
+LOSES_ITS_LOCK = """
+import json, signal, sys, time
+from pathlib import Path
+from lewel.run import lock
+signal.signal(signal.SIGTERM, lambda *_: None)  # a run saves and ends well
+lock.BEAT = float(sys.argv[2])
+mine = lock.Lock(Path(sys.argv[1]))
+mine.take()
+other = json.loads(mine.path.read_text()) | {"host": "other"}
+mine.path.write_text(json.dumps(other))
+if sys.argv[3] == "saves":
+    lock.check_mine(mine.path.parent)
+else:
+    time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize(("beat", "then"), [(0.01, "waits"), (60, "saves")])
+def test_a_process_whose_lock_was_taken_over_ends_at_once_and_not_well(beat, then, tmp_path):
+    command = [sys.executable, "-c", LOSES_ITS_LOCK, str(tmp_path), str(beat), then]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 1
+    assert "on other now, which has taken the folder over" in ended.stderr
+    assert lock._read(tmp_path / lock.NAME).host == "other"
+
+
+def test_who_holds_a_folder_or_finds_nobody_there_may_save(held, tmp_path):
+    lock.check_mine(held.path.parent)
+    lock.check_mine(tmp_path)
+    write(tmp_path, started="0")  # of a process that has ended
+    lock.check_mine(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_sentence(tmp_path):
