@@ -59,6 +59,7 @@ def train(session: Session, resume: Path | None) -> bool:
             return Loop(session, log, preemption).run()
     finally:
         log.close()
+        shared.give_back_deaths()
 
 
 class Loop:

@@ -200,15 +200,16 @@ class Clock:
 
     def waiting(self, batches: Iterator[Views]) -> Iterator[Views]:
         """The same batches; the time that each takes to arrive is counted as waiting."""
+        end = object()
         while True:
             before = time.monotonic()
             with record_function(ranges.DATA):
-                views = next(batches, None)
-            if views is None:
+                views = next(batches, end)
+            if views is end:
                 return
             self.waited += time.monotonic() - before
             self.batches += 1
-            yield views
+            yield views  # type: ignore[misc]
 
     def lap(self) -> dict[str, float]:
         elapsed = time.monotonic() - self.started
