@@ -105,7 +105,7 @@ def abandon(error: Exception) -> NoReturn:
 
 
 def _is_of_another(error: Exception) -> bool:
-    """Whether NCCL, gloo or the store has lost another process: their errors are of torch's own kind, or name the connection."""
+    """Whether NCCL, gloo or the store has lost another process: an error of torch's own kind, or of a connection."""
     return isinstance(error, dist.DistError) or re.search(r"gloo/transport|by peer|Broken pipe", str(error)) is not None
 
 

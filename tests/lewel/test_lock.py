@@ -19,7 +19,6 @@ from lewel.errors import LewelError
 from lewel.run import folders, lock
 from lewel.run.lock import Lock
 
-
 ROOT = Path(__file__).parents[2]
 
 
