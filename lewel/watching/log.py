@@ -111,6 +111,7 @@ class Lines:
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         with _sentence(self.path):
+            self.path.stat()  # a file that was deleted, or went with its folder, takes lines as if it were there
             self.file.write(_line({"kind": kind, **values}))
             self.file.flush()
 

@@ -21,7 +21,7 @@ import yaml
 from fault import TRAIN, Ended, Fault, picture, start
 from tiny_runs import TINY, run_in
 
-from lewel.run import checkpoint, lock
+from lewel.run import checkpoint, lock, owners
 from lewel.watching import log
 
 MADE = f"{TRAIN} --data.name embedded --knn-every 0"  # of images that no fault is in
@@ -102,7 +102,7 @@ def whole_log(ended: Ended) -> None:
 
 def held(run: Path, **other: object) -> None:
     """A lock of the first process of this machine, but for what is given otherwise."""
-    owner = dataclasses.replace(lock._myself(), pid=1, started=lock._started(1) or "")
+    owner = dataclasses.replace(owners.myself(), pid=1, started=owners.started(1) or "")
     run.mkdir(exist_ok=True)
     (run / lock.NAME).write_text(json.dumps(dataclasses.asdict(owner) | other))
 

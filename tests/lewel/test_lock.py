@@ -16,7 +16,7 @@ import pytest
 from tiny_runs import TINY
 
 from lewel.errors import LewelError
-from lewel.run import folders, lock
+from lewel.run import folders, lock, owners
 from lewel.run.lock import Lock
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def held(tmp_path):
 def write(folder: Path, **other: object) -> None:
     """The lock of this process, but for what is given otherwise."""
     folder.mkdir(exist_ok=True)
-    (folder / lock.NAME).write_text(json.dumps(dataclasses.asdict(lock._myself()) | other))
+    (folder / lock.NAME).write_text(json.dumps(dataclasses.asdict(owners.myself()) | other))
 
 
 def age(folder: Path, seconds: float) -> None:
@@ -85,7 +85,7 @@ def test_a_lock_that_was_interrupted_while_it_was_made_leaves_nothing(tmp_path, 
 
 def test_of_a_process_that_has_ended_it_is_taken_over(tmp_path):
     with subprocess.Popen(["sleep", "60"]) as process:
-        write(tmp_path, pid=process.pid, started=lock._started(process.pid))
+        write(tmp_path, pid=process.pid, started=owners.started(process.pid))
         assert lock.lives(tmp_path)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie runs no more
@@ -118,6 +118,69 @@ def test_a_resumed_run_waits_for_the_heartbeat_or_its_end(tmp_path, monkeypatch,
         take(tmp_path, wait=True)
 
 
+@pytest.mark.parametrize("ahead", [60.0, 3600.0])
+def test_a_clock_that_was_set_back_makes_no_one_wait_for_longer(ahead, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 0.5)
+    write(tmp_path, host="other")
+    age(tmp_path, -ahead)
+    before = time.monotonic()
+    take(tmp_path, wait=True)
+    assert time.monotonic() - before < 3
+
+
+def test_of_a_process_that_is_hidden_or_has_no_start_only_the_heartbeat_tells(tmp_path, monkeypatch):
+    """As with hidepid, or where there is no /proc."""
+    monkeypatch.setattr(lock, "started", lambda pid: "")
+    write(tmp_path)
+    with pytest.raises(lock.Taken):
+        take(tmp_path)
+    age(tmp_path, lock.STALE + 5)
+    take(tmp_path)
+
+
+def test_a_process_without_an_entry_in_proc_is_asked_for(monkeypatch):
+    monkeypatch.setattr(owners.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError()))
+    assert owners.started(os.getpid()) == ""
+    monkeypatch.setattr(owners.os, "kill", lambda *call: (_ for _ in ()).throw(PermissionError()))
+    assert owners.started(os.getpid()) == ""
+    monkeypatch.setattr(owners.os, "kill", lambda *call: (_ for _ in ()).throw(ProcessLookupError()))
+    assert owners.started(os.getpid()) is None
+
+
+def test_a_lock_that_cannot_be_read_is_held_as_long_as_it_is_touched(tmp_path, monkeypatch):
+    def refuse(path, mode="r"):
+        if Path(path).name == lock.NAME and mode == "r":
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode)
+
+    write(tmp_path)
+    monkeypatch.setattr(lock, "open", refuse, raising=False)
+    monkeypatch.setattr(lock, "_read", lambda path: None)
+    assert lock.lives(tmp_path)
+    with pytest.raises(lock.Taken, match="another process is writing"):
+        Lock(tmp_path).take()
+    age(tmp_path, lock.STALE + 5)
+    assert not lock.lives(tmp_path)
+
+
+def test_a_stale_lock_in_a_folder_that_cannot_be_written_to_names_the_reason(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError(13, "Permission denied")
+
+    write(tmp_path, started="0")
+    monkeypatch.setattr(lock.os, "rename", refuse)
+    with pytest.raises(LewelError, match=r"cannot write to the run folder .*: Permission denied; choose another --out"):
+        Lock(tmp_path).take()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "link"])
+def test_what_is_no_file_is_not_taken_for_a_lock(make, tmp_path):
+    make(tmp_path / lock.NAME)
+    with pytest.raises(LewelError, match=r"lock.json is no file, but the lock of a run goes there"):
+        Lock(tmp_path).take()
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+
+
 def test_half_a_lock_is_somebodys_who_has_just_begun(tmp_path):
     (tmp_path / lock.NAME).touch()
     with pytest.raises(lock.Taken, match="another process is writing"):
@@ -147,8 +210,11 @@ signal.signal(signal.SIGTERM, lambda *_: None)  # a run saves and ends well
 lock.BEAT = float(sys.argv[2])
 mine = lock.Lock(Path(sys.argv[1]))
 mine.take()
-other = json.loads(mine.path.read_text()) | {"host": "other"}
-mine.path.write_text(json.dumps(other))
+if sys.argv[4] == "gone":
+    mine.path.parent.rename(mine.path.parent.with_name("renamed"))
+else:
+    other = json.loads(mine.path.read_text()) | {"host": "other"}
+    mine.path.write_text(json.dumps(other))
 if sys.argv[3] == "saves":
     lock.check_mine(mine.path.parent)
 else:
@@ -156,13 +222,16 @@ else:
 """
 
 
+@pytest.mark.parametrize(("how", "said"), [("taken", "is of process"), ("gone", "is gone, as where the run folder")])
 @pytest.mark.parametrize(("beat", "then"), [(0.01, "waits"), (60, "saves")])
-def test_a_process_whose_lock_was_taken_over_ends_at_once_and_not_well(beat, then, tmp_path):
-    command = [sys.executable, "-c", LOSES_ITS_LOCK, str(tmp_path), str(beat), then]
+def test_a_process_whose_lock_was_taken_over_or_is_gone_ends_at_once_and_not_well(beat, then, how, said, tmp_path):
+    command = [sys.executable, "-c", LOSES_ITS_LOCK, str(tmp_path / "run"), str(beat), then, how]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert ended.returncode == 1
-    assert "on other now, which has taken the folder over" in ended.stderr
-    assert lock._read(tmp_path / lock.NAME).host == "other"
+    assert f"run/lock.json {said}" in ended.stderr
+    assert "saves nothing more" in ended.stderr
+    left = "renamed" if how == "gone" else "run"
+    assert [path.name for path in tmp_path.iterdir()] == [left]
 
 
 def test_who_holds_a_folder_or_finds_nobody_there_may_save(held, tmp_path):
