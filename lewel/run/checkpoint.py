@@ -5,7 +5,10 @@ No generator is stored: order, augmentation and every draw of a step are functio
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +67,20 @@ def save(session: Session) -> Path:
             if not every or int(old.stem.removeprefix("step-")) % every:
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
-        raise CheckpointError(f"could not write {path}: {reason(error)}; {_offer(path)}") from None
+        why = getattr(error, "strerror", None) or _of_the_disk(folder) or reason(error)
+        raise CheckpointError(f"could not write {path}: {why}; {_offer(path)}") from None
     finally:
         temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
     return path
+
+
+def _of_the_disk(folder: Path) -> str:
+    """Why torch, which does not say, could not write, if it is that the disk is as good as full."""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < 16 * 2**20:
+            return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} MiB are free)"
+    return ""
 
 
 def name_of(step: int) -> str:

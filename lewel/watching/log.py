@@ -152,9 +152,15 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole small file. Raises LewelError if it cannot."""
+    """Writes a small file, which has its name only when it is whole. Raises LewelError if it cannot."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _sentence(path):
-        path.write_text(text)
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -186,9 +192,7 @@ def _drop_after(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     records, left_out = read_counted(path)
-    temporary = path.with_suffix(".tmp")
-    write_text(temporary, "".join(_line(record) for record in records if record["step"] <= step))
-    os.replace(temporary, path)
+    write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
     return left_out
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -362,6 +363,16 @@ class TestSave:
         assert sentence.startswith(f"could not write {folder}/step-00000012.pt: ")
         assert f"--resume {folder}/step-00000009.pt" in sentence
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_what_torch_does_not_say_of_a_full_disk_is_said(self, folder, finished, monkeypatch):
+        def fail(state, file):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(torch, "save", fail)
+        for free, said in ((2**20, r"No space left on device \(1.0 MiB are free\);"), (2**40, "enforce fail")):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+            with pytest.raises(checkpoint.CheckpointError, match=rf"could not write .*: .*{said}"):
+                self.save(folder, finished)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
     def test_nothing_half_written_stays_or_has_the_name(self, folder, finished, error, monkeypatch):

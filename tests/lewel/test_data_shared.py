@@ -77,6 +77,7 @@ def kill(number: signal.Signals) -> None:
 def test_a_worker_that_ends_is_a_sentence(end, sentence, monkeypatch):
     monkeypatch.setattr(shared, "PATIENCE", 0.4)
     monkeypatch.setattr(shared, "LOOK", 0.2)
+    monkeypatch.setattr(shared, "free_bytes", lambda: 2**30)
     with pytest.raises(LewelError, match=sentence):
         list(loader.eval_batches(Images(end), 1, 1))
 
