@@ -32,8 +32,8 @@ class CheckpointError(LewelError):
 def save(session: Session) -> Path:
     """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes old ones, returns its path.
 
-    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write;
-    ends the process where another one has taken the folder over.
+    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write,
+    and LewelError where another process has taken the folder over.
     """
     lock.check_mine(session.folder)
     state = {

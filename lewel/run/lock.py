@@ -104,33 +104,28 @@ class Lock:
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             with contextlib.suppress(OSError):
-                _look_at(self.path, self.owner)
+                found = _read(self.path)
+                if found not in (None, self.owner):  # what this process wrote from here on would be in the other's way
+                    console.write_now(f"lewel: {_taken_over(self.path, found)}\n")
+                    os._exit(1)
                 os.utime(self.path)
 
 
 def check_mine(folder: Path) -> None:
-    """Ends this process where the folder that it has claimed is no longer its own, or no longer there."""
-    if owner := _held.get(folder / NAME):
-        _look_at(folder / NAME, owner)
+    """Raises LewelError where a folder that this process has claimed is no longer its own, or no longer there."""
+    path = folder / NAME
+    owner, found = _held.get(path), _read(path)
+    if owner is not None and found not in (None, owner):
+        raise LewelError(_taken_over(path, found))
+    if owner is not None and found is None and _is_gone(path):
+        raise LewelError(f"{path} is gone, as where the run folder was deleted or renamed; the run ends, unsaved")
 
 
-def _look_at(path: Path, owner: Owner) -> None:
-    """Ends this process at once, from whatever thread: what it wrote from here on would be lost, or in another's way.
-
-    A lock that cannot be read for the moment is as good as its own.
-    """
-    found = _read(path)
-    if found is not None and found != owner:
-        why = (
-            f"is of {found} now, which has taken the folder over, as a run may where no sign comes for {STALE:.0f} "
-            "seconds (of one that was suspended, say)"
-        )
-    elif found is None and _held.get(path) == owner and _is_gone(path):
-        why = "is gone, as where the run folder was deleted or renamed"
-    else:
-        return
-    console.write_now(f"lewel: {path} {why}; this process ends and saves nothing more\n")
-    os._exit(1)
+def _taken_over(path: Path, owner: Owner | None) -> str:
+    return (
+        f"{path} is of {owner} now, which has taken the folder over, as a run may where no sign comes for {STALE:.0f} "
+        "seconds (of one that was suspended, say); this process ends and saves nothing more"
+    )
 
 
 def _is_gone(path: Path) -> bool:
