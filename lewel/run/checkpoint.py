@@ -67,6 +67,7 @@ def save(session: Session) -> Path:
             if not every or int(old.stem.removeprefix("step-")) % every:
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
+        lock.check_mine(session.folder)  # it may just have gone
         why = getattr(error, "strerror", None) or _of_the_disk(folder) or reason(error)
         raise CheckpointError(f"could not write {path}: {why}; {_offer(path)}") from None
     finally:
