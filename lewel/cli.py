@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import os
 import shutil
@@ -27,13 +28,24 @@ COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
 
 
 def main() -> None:
-    """Entry point; errors that the caller can put right are printed as one sentence, with exit status 2."""
+    """Entry point; errors that the caller can put right are printed as one sentence, with exit status 2.
+
+    Printing ends no command; one that is not train, whose words are what it is for, has status 1 where they are lost.
+    """
     console.open_closed()
     if shutil.get_terminal_size().columns < NARROWEST:  # tyro would take minutes for its help
         os.environ["COLUMNS"] = str(NARROWEST)
     with console.lossy():
-        if status := _status(sys.argv[1:]):
-            sys.exit(status)
+        try:
+            status: object = _status(sys.argv[1:])
+        except SystemExit as stop:  # after --help, or for an option that there is none of
+            status = stop.code
+        if not status and sys.argv[1:2] != ["train"] and (error := console.lost()):
+            if error.errno != errno.EPIPE:  # whoever closed a pipe had enough
+                print(f"lewel: what this command prints could not be written: {error.strerror}", file=sys.stderr)
+            status = 1
+    if status:
+        sys.exit(status)  # type: ignore[arg-type]
 
 
 def _status(arguments: list[str]) -> int:

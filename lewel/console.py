@@ -14,12 +14,15 @@ from typing import Any, TextIO
 
 
 class _Lossy(io.FileIO):
-    """An output that takes everything: what the terminal, pipe or disk behind it refuses is lost."""
+    """An output that takes everything: what the terminal, pipe or disk behind it refuses is lost; the error is kept."""
+
+    lost: OSError | None = None
 
     def write(self, content: Any) -> int:
         try:
             return super().write(content) or len(content)
-        except OSError:
+        except OSError as error:
+            self.lost = self.lost or error
             return len(content)
 
 
@@ -57,6 +60,13 @@ def interrupted_quietly(command: bool = True) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def lost() -> OSError | None:
+    """Why something that was printed on stdout within lossy was lost, once it has been flushed; None if nothing was."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    return getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "lost", None)
 
 
 def open_closed() -> None:

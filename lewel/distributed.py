@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import zlib
@@ -90,13 +91,22 @@ def abandon(error: Exception) -> NoReturn:
         said = f"lewel: {error}"
         if not isinstance(error, ToldError) and _is_first_to_say(said):
             print(said, file=sys.stderr)
-    elif isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
-        print(f"lewel: process {rank()} ends because another one did, which says why", file=sys.stderr)
+    elif _is_of_another(error):
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"lewel: process {rank()} ends because another one did, which says why unless it was killed ({reason})",
+            file=sys.stderr,
+        )
     else:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2 if isinstance(error, LewelError) else 1)
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Whether NCCL, gloo or the store has lost another process: an error of torch's own kind, or of a connection."""
+    return isinstance(error, dist.DistError) or re.search(r"gloo/transport|by peer|Broken pipe", str(error)) is not None
 
 
 def _is_first_to_say(sentence: str) -> bool:

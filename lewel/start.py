@@ -17,7 +17,7 @@ from lewel.recipe import checks, schema
 from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import report
 from lewel.run import folders, initial
-from lewel.run.preemption import at_once
+from lewel.run.preemption import Stopped, at_once
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
@@ -104,6 +104,9 @@ def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple
 def _report(session: Session) -> None:
     try:
         report.write(session)
+    except KeyboardInterrupt as stop:
+        by = getattr(stop, "by", "SIGINT")
+        raise Stopped(by, "training has finished and is saved; --resume auto writes the report") from None
     except OSError as error:
         raise LewelError(
             f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "

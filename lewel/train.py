@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from lewel import console, data, distributed, ranges
+from lewel import data, distributed, ranges
 from lewel.data import shared
 from lewel.errors import DataError, LewelError
 from lewel.evaluation import features, health, knn
@@ -55,10 +55,11 @@ def train(session: Session, resume: Path | None) -> bool:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
         if leads and session.sets.known_by is not None:
             session.sets.known_by.remembered()  # looks into files, for which the first checkpoint may have no time
-        with console.lossy(), Preemption() as preemption:
+        with Preemption() as preemption:
             return Loop(session, log, preemption).run()
     finally:
         log.close()
+        shared.give_back_deaths()
 
 
 class Loop:
@@ -99,7 +100,10 @@ class Loop:
             whole = session.steps_done == done * self.per_epoch > 0
             if self.stopping and not (whole and done == run.epochs):
                 by = self.preemption.by or "a signal to another process"
-                self.log.say(f"stopped by {by} after step {session.steps_done}; --resume auto continues from there")
+                then = (
+                    "" if by == "SIGINT" else "; --resume auto continues from there"
+                )  # which is said of a Ctrl-C later
+                self.log.say(f"stopped by {by} after step {session.steps_done}{then}")
                 if by == "SIGINT":  # whoever started the run shall not take it for finished
                     raise KeyboardInterrupt
                 return False

@@ -92,7 +92,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
-    if not path.is_file():
+    if not path.exists():
         raise LewelError(f"{folder} is no run folder: it has no log.jsonl; lewel train says where it writes")
     records, left_out = log.read_counted(path)
     if left_out:

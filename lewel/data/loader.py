@@ -99,7 +99,7 @@ class TrainLoader:
             collate_fn=_as_it_is,
             worker_init_fn=_outlive_notices,
             persistent_workers=workers > 0,
-            timeout=shared.PATIENCE if workers else 0,
+            timeout=shared.LOOK if workers else 0,
             pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
         )
 
@@ -146,7 +146,7 @@ def eval_batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_outlive_notices,
-        timeout=shared.PATIENCE if workers else 0,
+        timeout=shared.LOOK if workers else 0,
     )
     with shared.sentences():
         batches = iter(loader)
@@ -175,6 +175,8 @@ class _Sentences:
 def _raised(item: Any) -> Any:
     if isinstance(item, LewelError):
         raise item if isinstance(item, DataError) else DataError(str(item))
+    if item is None:
+        raise DataError("the data set returned None in place of a batch; see lewel.data.loader for what it must return")
     return item
 
 

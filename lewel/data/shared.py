@@ -20,6 +20,8 @@ T = TypeVar("T")
 SHARED = "/dev/shm"
 AHEAD = 2  # batches that DataLoader has each worker make ahead
 PATIENCE = 600  # seconds that a batch may take
+LOOK = 5  # seconds after which DataLoader gives up waiting; it then looks whether a worker has died
+SCARCE = 64 * 2**20  # bytes of /dev/shm with which it may have been full a moment ago
 MIB = 2**20
 
 
@@ -52,19 +54,31 @@ def free_bytes() -> int | None:
 
 def watched(batches: Iterator[T]) -> Iterator[T]:
     """The same batches; a worker that died, or makes none, raises a DataError where a batch is waited for."""
+    end = object()
     while True:
         with sentences(batches):
-            batch = next(batches, None)
-        if batch is None:
+            batch = _patiently(batches, end)
+        if batch is end:
             return
-        yield batch
+        yield batch  # type: ignore[misc]
+
+
+def _patiently(batches: Iterator[T], end: object) -> T | object:
+    """The next batch, or end. Only time in which this process ran counts as waiting: it may have been suspended."""
+    for _ in range(max(0, round(PATIENCE / LOOK) - 1)):
+        try:
+            return next(batches, end)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+    return next(batches, end)
 
 
 @contextlib.contextmanager
 def sentences(batches: Iterator[Any] | None = None) -> Iterator[None]:
     """A context that waits for workers, those of batches: what DataLoader says of them becomes a DataError."""
-    _Deaths.begin_to_wait()
     try:
+        _Deaths.begin_to_wait()
         _Deaths.look()
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter of a worker that died while it sent
@@ -75,6 +89,11 @@ def sentences(batches: Iterator[Any] | None = None) -> Iterator[None]:
         raise
     finally:
         _Deaths.waits = False
+
+
+def give_back_deaths() -> None:
+    """Has the deaths of children handled as before the first wait, once a run needs it no more."""
+    _Deaths.give_back()
 
 
 def _death(batches: Iterator[Any] | None, error: Exception) -> str:
@@ -96,7 +115,8 @@ def _death(batches: Iterator[Any] | None, error: Exception) -> str:
 class _Deaths:
     """The deaths of children, which DataLoader's handler makes errors of wherever the process is.
 
-    In the middle of a step such an error would leave half a step: it is kept until a batch is waited for.
+    In the middle of a step such an error would leave half a step: it is kept until a batch is waited for, and handled
+    as before once the run has ended.
     """
 
     waits = noted = False
@@ -109,6 +129,12 @@ class _Deaths:
             cls.tell = handler
             signal.signal(signal.SIGCHLD, cls.note)
         cls.waits = True
+
+    @classmethod
+    def give_back(cls) -> None:
+        here = threading.current_thread() is threading.main_thread()
+        if here and cls.tell is not None and signal.getsignal(signal.SIGCHLD) == cls.note:
+            signal.signal(signal.SIGCHLD, cls.tell)
 
     @classmethod
     def note(cls, number: int, frame: FrameType | None) -> None:
@@ -138,10 +164,10 @@ def _sentence(text: str) -> str:
     if text.startswith("DataLoader worker (pid"):
         return f"a data worker has ended though nobody asked it to ({text}); --data.workers 0 shows why"
     if text.startswith("DataLoader timed out"):
-        return (
-            f"the data workers made no batch in {PATIENCE} seconds: the disk of the images hangs, or {SHARED} is "
-            f"full{room}; give it more (docker run --shm-size 8g), or {smaller}"
-        )
+        full = free is not None and free < SCARCE
+        why = f"{SHARED} is full{room}; give it more (docker run --shm-size 8g), or {smaller}"
+        hangs = "the disk of the images hangs, or what reads them; --data.workers 0 shows where"
+        return f"the data workers made no batch in {PATIENCE} seconds: {why if full else hangs}"
     if text.startswith("Too many open files") or "received 0 items of ancdata" in text:
         return f"the data workers have too many open files; raise the limit (ulimit -n 65536), or {smaller}"
     return ""

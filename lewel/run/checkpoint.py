@@ -5,7 +5,10 @@ No generator is stored: order, augmentation and every draw of a step are functio
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
+from lewel.run import lock
 from lewel.run.session import Session
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
@@ -28,8 +32,10 @@ class CheckpointError(LewelError):
 def save(session: Session) -> Path:
     """Writes checkpoints/step-NNNNNNNN.pt under a temporary name, renames it, removes old ones, returns its path.
 
-    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write.
+    The run.keep newest stay, and those after every run.keep_every epochs. Raises CheckpointError if it cannot write,
+    and LewelError where another process has taken the folder over.
     """
+    lock.check_mine(session.folder)
     state = {
         "format": FORMAT,
         "config": plain.to_plain(session.run),
@@ -61,10 +67,21 @@ def save(session: Session) -> Path:
             if not every or int(old.stem.removeprefix("step-")) % every:
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
-        raise CheckpointError(f"could not write {path}: {reason(error)}; {_offer(path)}") from None
+        lock.check_mine(session.folder)  # it may just have gone
+        why = getattr(error, "strerror", None) or _of_the_disk(folder) or reason(error)
+        raise CheckpointError(f"could not write {path}: {why}; {_offer(path)}") from None
     finally:
         temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
     return path
+
+
+def _of_the_disk(folder: Path) -> str:
+    """Why torch, which does not say, could not write, if it is that the disk is as good as full."""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < 16 * 2**20:
+            return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} MiB are free)"
+    return ""
 
 
 def name_of(step: int) -> str:
@@ -72,12 +89,25 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
-def remove_after(folder: Path, step: int) -> list[Path]:
-    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns them."""
-    later = [path for path in found(folder) if path.name > name_of(step)]
-    for path in later:
-        path.unlink()
-    return later
+def remove_after(folder: Path, step: int) -> str:
+    """Removes the checkpoints of later steps, which a run that continues after step makes again; returns what to say.
+
+    Those that cannot be used are renamed instead, for nobody has decided that nothing can be had from them.
+    """
+    said = ""
+    for path in found(folder):
+        if path.name <= name_of(step):
+            continue
+        try:
+            _content(path)
+        except CheckpointError:
+            aside = path.with_name(f"{path.name}.broken")
+            path.replace(aside)
+            said += f"; {path.name}, which cannot be used, is named {aside.name} now"
+        else:
+            path.unlink()
+            said += f"; removed {path.name}, which comes later"
+    return said
 
 
 def found(folder: Path) -> list[Path]:
@@ -89,7 +119,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in a folder that is whole, and its content; None where there is none at all.
 
     Those that are broken, as by a disk that was full, are passed over and named. Raises CheckpointError
-    where every one is, or where one cannot be read at the moment.
+    where every one is, where one cannot be read at the moment, and where another version wrote it.
     """
     passed_over: list[str] = []
     for path in reversed(found(folder)):
@@ -119,20 +149,48 @@ class _Broken(CheckpointError):
 
 
 def _content(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:  # of the disk or the permissions, not of the file
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
-        raise _Broken(f"{path} is truncated or no checkpoint at all ({reason(error)})") from None
-    if not isinstance(state, dict) or state.get("format") not in (FORMAT, BEFORE):
+    state = _loaded(path)
+    known = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or known not in (FORMAT, BEFORE):
+        if isinstance(known, str) and known.startswith("lewel"):
+            raise CheckpointError(
+                f"{path} was not written by this version of lewel train, which reads '{FORMAT}' and '{BEFORE}', but by "
+                f"that of '{known}'; continue with that one"
+            )
         raise _Broken(f"{path} was not written by this version of lewel train (no '{FORMAT}' in it)")
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise _Broken(f"{path} is incomplete (it lacks {', '.join(missing)})")
-    return state if state["format"] == FORMAT else _named_as_now(state)
+    return state if known == FORMAT else _named_as_now(state)
+
+
+def _loaded(path: Path) -> Any:
+    """What torch reads in a file, which is broken where no later attempt could read it either."""
+    try:
+        if not _is_whole(path):
+            raise _Broken(f"{path} is truncated or no checkpoint at all ({path.stat().st_size:,} bytes)")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except CheckpointError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:  # of the disk, the memory or the permissions
+        text = str(error)
+        if "PytorchStreamReader" in text and "file read failed" not in text:
+            raise _Broken(f"{path} is damaged ({reason(error)})") from None
+        raise CheckpointError(
+            f"{path} cannot be read now ({getattr(error, 'strerror', None) or reason(error)})"
+        ) from None
+    except Exception as error:  # a foreign file leads the unpickler to whatever it leads it to
+        raise _Broken(f"{path} is truncated or no checkpoint at all ({reason(error)})") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as the archives of torch.save do."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(-min(22, path.stat().st_size), os.SEEK_END)
+        return start == b"PK\3\4" and file.read(4) == b"PK\5\6"
 
 
 def _named_as_now(state: dict[str, Any]) -> dict[str, Any]:

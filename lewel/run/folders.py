@@ -83,6 +83,8 @@ def interruptions(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        if str(stop):
+            raise
         saved = checkpoint.found(folder / "checkpoints")
         said = (
             f"{saved[-1]} is saved, and --resume auto goes on from there" if saved else "there is nothing to continue"
@@ -138,7 +140,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     Raises:
         LewelError: folder holds no run, or no checkpoint that can be used.
     """
-    if not _holds_run(folder):
+    if not (folder / "config.yaml").exists():
         raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
@@ -172,4 +174,5 @@ def load(
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists()
+    """Whether there is a run, or checkpoints of one, among which another run's would get lost."""
+    return (folder / "config.yaml").exists() or bool(checkpoint.found(folder / "checkpoints"))

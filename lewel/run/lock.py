@@ -9,34 +9,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import socket
-import sys
+import stat
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from lewel import console
 from lewel.errors import LewelError
+from lewel.run.owners import Owner, is_here, myself, started
 
 NAME = "lock.json"
 BEAT, STALE = 15.0, 120.0  # seconds
 ATTEMPTS = 20  # against other processes that come and go
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that has claimed a folder."""
-
-    host: str
-    kernel: str  # boot and process namespace: with the host, where pid means something
-    pid: int
-    started: str  # by the kernel's clock; a later process may have the same pid
-    claim: str  # of several claims of one process
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+_held: dict[Path, Owner] = {}  # the locks of this process
 
 
 class Taken(LewelError):
@@ -47,7 +34,7 @@ class Lock:
     """The claim of this process to a folder: release it once the run has ended, however far take has come."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.owner = folder / NAME, _myself()
+        self.path, self.owner = folder / NAME, myself()
         self._made: list[Path] = []  # folders, the innermost first
         self._creates, self._released = False, threading.Event()
 
@@ -64,16 +51,14 @@ class Lock:
             except (OSError, ValueError) as error:
                 # Another process may hold it, or may just have removed the folder or the file.
                 if not isinstance(error, (FileExistsError, FileNotFoundError)) or attempt == ATTEMPTS - 1:
-                    reason = getattr(error, "strerror", None) or str(error)
-                    raise LewelError(
-                        f"cannot write to the run folder {folder}: {reason}; choose another --out"
-                    ) from None
+                    raise _cannot_write(folder, error) from None
             else:
+                _held[self.path] = self.owner
                 threading.Thread(target=self._beat, daemon=True, name="lewel lock").start()
                 return
-            if self.path.exists():
+            if _is_there(self.path):
                 found = _read(self.path)
-                if lives(folder) and (not wait or (found and _is_here(found)) or _beats(self.path, found)):
+                if lives(folder) and (not wait or (found and is_here(found)) or _beats(self.path, found)):
                     raise taken(folder)
                 _remove(self.path, found)
 
@@ -82,6 +67,7 @@ class Lock:
         if self._released.is_set() or os.getpid() != self.owner.pid:  # a worker that was forked holds nothing
             return
         self._released.set()
+        _held.pop(self.path, None)
         with contextlib.suppress(OSError, ValueError):
             found = _read(self.path)
             if found == self.owner or (found is None and self._creates):
@@ -119,11 +105,51 @@ class Lock:
         while not self._released.wait(BEAT):
             with contextlib.suppress(OSError):
                 found = _read(self.path)
-                if found not in (None, self.owner):  # this machine slept, and another run took over
-                    print(f"lewel: {self.path} is of {found} now; this process stops", file=sys.stderr)
-                    os.kill(self.owner.pid, signal.SIGTERM)
-                    return
+                if found not in (None, self.owner):  # what this process wrote from here on would be in the other's way
+                    console.write_now(f"lewel: {_taken_over(self.path, found)}\n")
+                    os._exit(1)
                 os.utime(self.path)
+
+
+def check_mine(folder: Path) -> None:
+    """Raises LewelError where a folder that this process has claimed is no longer its own, or no longer there."""
+    path = folder / NAME
+    owner, found = _held.get(path), _read(path)
+    if owner is not None and found not in (None, owner):
+        raise LewelError(_taken_over(path, found))
+    if owner is not None and found is None and _is_gone(path):
+        raise LewelError(f"{path} is gone, as where the run folder was deleted or renamed; the run ends, unsaved")
+
+
+def _taken_over(path: Path, owner: Owner | None) -> str:
+    return (
+        f"{path} is of {owner} now, which has taken the folder over, as a run may where no sign comes for {STALE:.0f} "
+        "seconds (of one that was suspended, say); this process ends and saves nothing more"
+    )
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _cannot_write(folder: Path, error: Exception) -> LewelError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return LewelError(f"cannot write to the run folder {folder}: {reason}; choose another --out")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a lock. Raises LewelError for what is none, and would not give way to one."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise LewelError(f"{path} is no file, but the lock of a run goes there; remove it, or choose another --out")
+    return True
 
 
 def taken(folder: Path) -> Taken:
@@ -141,10 +167,13 @@ def lives(folder: Path) -> bool:
     owner = _read(path)
     if owner is None and not path.exists():
         return False
-    if owner is not None and _is_here(owner):
-        return _started(owner.pid) == owner.started
+    if owner is not None and is_here(owner):
+        found = started(owner.pid)
+        if found is None or (found and owner.started):
+            return found == owner.started
+    # Somewhere else, or hidden, or with a number that a later process may have: only its heartbeat tells.
     age = _age(path)
-    return age is not None and age < STALE
+    return age is not None and abs(age) < STALE  # what is far in the future was not touched since the clock went back
 
 
 def _beats(path: Path, owner: Owner | None) -> bool:
@@ -152,44 +181,12 @@ def _beats(path: Path, owner: Owner | None) -> bool:
     touched = _touched(path)
     said = f"{path} is of {owner or 'another process'}; waiting up to {STALE:.0f} seconds for a sign that it still runs"
     print(said, flush=True)
-    while (age := _age(path)) is not None and age < STALE:
+    until = time.monotonic() + STALE
+    while time.monotonic() < until and (age := _age(path)) is not None and abs(age) < STALE:
         if _touched(path) != touched or _read(path) != owner:
             return True
         time.sleep(min(1.0, STALE / 10))
     return False
-
-
-def _myself() -> Owner:
-    return Owner(socket.gethostname(), _kernel(), os.getpid(), _started(os.getpid()) or "", uuid.uuid4().hex)
-
-
-def _is_here(owner: Owner) -> bool:
-    return (owner.host, owner.kernel) == (socket.gethostname(), _kernel())
-
-
-def _kernel() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this host started, "" where only its being there is known; None for one that has ended."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else fields[18]
-    except (OSError, ValueError, IndexError):
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return ""
 
 
 def _read(path: Path) -> Owner | None:
@@ -205,8 +202,12 @@ def _touched(path: Path) -> float | None:
     try:
         with open(path) as file:  # a network file system looks at the server when a file is opened
             return os.fstat(file.fileno()).st_mtime
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:  # of another user, who lets nobody read it
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+        return time.time()  # held, as far as can be told
 
 
 def _age(path: Path) -> float | None:
@@ -229,8 +230,10 @@ def _remove(path: Path, found: Owner | None) -> None:
     aside = path.with_name(f".{NAME}.{uuid.uuid4().hex}")
     try:
         os.rename(path, aside)  # of several processes one gets the file
-    except OSError:
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from None
     if _read(aside) != found:
         with contextlib.suppress(OSError):
             os.link(aside, path)

@@ -89,12 +89,15 @@ def _put_back(before: dict[signal.Signals, Any]) -> None:
 
 def _leave_terminals() -> None:
     """Has nothing written to a terminal that was closed: C libraries would take the error for one of their own."""
-    for output in (1, 2):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+        for output in (1, 2):
             if _is_terminal(output):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+                os.dup2(nothing.fileno(), output)
 
 
 def _is_terminal(output: int) -> bool:
     """Whether the output is one, open or already closed (isatty then says no)."""
-    return stat.S_ISCHR(os.fstat(output).st_mode)
+    try:
+        return stat.S_ISCHR(os.fstat(output).st_mode)
+    except OSError:
+        return False

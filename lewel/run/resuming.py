@@ -36,7 +36,7 @@ OTHER_PICTURES = (
 
 
 def restore(path: Path, session: Session) -> str:
-    """Puts a checkpoint into a session of the same recipe, and removes later ones from its folder.
+    """Puts a checkpoint into a session of the same recipe, and takes later ones out of its folder.
 
     Returns what the log should add about it, or "". Raises CheckpointError for another recipe; for another number of
     training images, which would change order and schedule; for other images; and for an accumulate that
@@ -86,8 +86,7 @@ def restore(path: Path, session: Session) -> str:
         raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({checkpoint.reason(error)})") from None
     _lay_out(session.optimizer)
     session.steps_done, session.seconds = state["step"], state["seconds"]
-    later = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
-    said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
+    said = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else ""
     said += shares.said(before, now) + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "")
     return said + OTHER_PICTURES * unknown
 

@@ -111,6 +111,7 @@ class Lines:
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         with _sentence(self.path):
+            self.path.stat()  # a file that was deleted, or went with its folder, takes lines as if it were there
             self.file.write(_line({"kind": kind, **values}))
             self.file.flush()
 
@@ -151,9 +152,15 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole small file. Raises LewelError if it cannot."""
+    """Writes a small file, which has its name only when it is whole. Raises LewelError if it cannot."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _sentence(path):
-        path.write_text(text)
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -185,9 +192,7 @@ def _drop_after(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     records, left_out = read_counted(path)
-    temporary = path.with_suffix(".tmp")
-    write_text(temporary, "".join(_line(record) for record in records if record["step"] <= step))
-    os.replace(temporary, path)
+    write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
     return left_out
 
 
@@ -200,15 +205,16 @@ class Clock:
 
     def waiting(self, batches: Iterator[Views]) -> Iterator[Views]:
         """The same batches; the time that each takes to arrive is counted as waiting."""
+        end = object()
         while True:
             before = time.monotonic()
             with record_function(ranges.DATA):
-                views = next(batches, None)
-            if views is None:
+                views = next(batches, end)
+            if views is end:
                 return
             self.waited += time.monotonic() - before
             self.batches += 1
-            yield views
+            yield views  # type: ignore[misc]
 
     def lap(self) -> dict[str, float]:
         elapsed = time.monotonic() - self.started

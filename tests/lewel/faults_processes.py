@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -12,20 +14,26 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 import yaml
 from fault import TRAIN, Ended, Fault, picture, start
 from tiny_runs import TINY, run_in
 
-from lewel.run import checkpoint, lock
+from lewel.evaluation import health
+from lewel.run import checkpoint, lock, owners
+from lewel.run.preemption import Stopped
 from lewel.watching import log
 
 MADE = f"{TRAIN} --data.name embedded --knn-every 0"  # of images that no fault is in
 LONG = f"{MADE} --epochs 10000"
 RUN = dataclasses.replace(TINY, epochs=2, knn_every=0)
 AGAIN = "train --config run/config.yaml --out run --resume auto"
+
+
+TAKEN = socket.create_server(("127.0.0.1", 0))  # a port, as long as the tests run
 
 
 def nothing(folder: Path) -> None:
@@ -35,7 +43,9 @@ def nothing(folder: Path) -> None:
 @functools.cache
 def trained() -> Path:
     """A run of two epochs, whose checkpoints are of the steps 3 and 6."""
-    folder = Path(tempfile.mkdtemp()) / "run"
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place)
+    folder = Path(place) / "run"
     run_in(folder, RUN)
     return folder
 
@@ -52,6 +62,32 @@ def with_run(change: Callable[[Path], object] = nothing) -> Callable[[Path], Non
 def truncated(run: Path) -> None:
     newest = checkpoint.found(run / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
+
+
+def of_a_later_version(run: Path) -> None:
+    newest = checkpoint.found(run / "checkpoints")[-1]
+    torch.save(torch.load(newest) | {"format": "lewel checkpoint 99"}, newest)
+
+
+def both_stay(ended: Ended) -> None:
+    names = [path.name for path in checkpoint.found(ended.folder / "run" / "checkpoints")]
+    assert names == [checkpoint.name_of(3), checkpoint.name_of(6)]
+
+
+def put_aside(ended: Ended) -> None:
+    """What was passed over; the run has made the checkpoint again."""
+    both_stay(ended)
+    assert (ended.folder / "run" / "checkpoints" / "step-00000006.pt.broken").stat().st_size == 1000
+    whole_log(ended)
+
+
+def failing(error: Exception) -> Mapping[str, object]:
+    """What reads a checkpoint in a moment without memory, or from a disk that fails."""
+
+    def load(*arguments: object, **named: object) -> object:
+        raise error
+
+    return {"torch.load": load}
 
 
 def broken(run: Path) -> None:
@@ -73,10 +109,9 @@ def whole_log(ended: Ended) -> None:
 
 
 def held(run: Path, **other: object) -> None:
-    """A lock of the first process of this machine, but for what is given otherwise."""
-    owner = dataclasses.replace(lock._myself(), pid=1, started=lock._started(1) or "")
+    """A lock of another run in this process, but for what is given otherwise."""
     run.mkdir(exist_ok=True)
-    (run / lock.NAME).write_text(json.dumps(dataclasses.asdict(owner) | other))
+    (run / lock.NAME).write_text(json.dumps(dataclasses.asdict(owners.myself()) | other))
 
 
 def nothing_left(ended: Ended) -> None:
@@ -127,19 +162,41 @@ def holds(*files: str) -> Callable[[Ended], None]:
     return left
 
 
-def a_taken_port(folder: Path) -> None:
-    taken.append(socket.socket())
-    taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    taken[-1].bind(("", 29517))
-    taken[-1].listen()
+def full(path: Path, text: str) -> None:
+    """In place of Path.write_text, on a disk that is full."""
+    path.write_bytes(b"")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-taken: list[socket.socket] = []  # as long as the tests run
+def no_recipe(ended: Ended) -> None:
+    assert not [path.name for path in (ended.folder / "run").iterdir() if "config" in path.name]
 
 
-def recipe_to_a_full_disk(folder: Path) -> None:
-    (folder / "run").mkdir()
-    (folder / "run" / "config.yaml").symlink_to("/dev/full")
+def interrupted(times: int) -> Mapping[str, object]:
+    """Sends Ctrl-C so many times in the middle of step 8, two steps after a checkpoint."""
+    read, steps = health.read, []
+
+    def in_a_step(values: dict[str, torch.Tensor]) -> dict[str, float]:
+        steps.append(0)
+        for _ in range(times if len(steps) == 8 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(values)
+
+    return {"lewel.evaluation.health.read": in_a_step}
+
+
+def says_once_where_it_goes_on(ended: Ended) -> None:
+    assert ended.printed.count("--resume auto") == 1
+    unlocked(ended)
+
+
+def during_the_report(session: object) -> None:
+    raise Stopped("SIGTERM")
+
+
+def foreign_checkpoints(folder: Path) -> None:
+    with_run()(folder)
+    (folder / "run" / "config.yaml").unlink()
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -182,9 +239,9 @@ def saved_where_it_says(ended: Ended) -> None:
     assert log.read(ended.folder / "run" / "log.jsonl")[-1]["step"] == checkpoint.read(newest)["step"]
 
 
-def refused(name: str, env: dict[str, str], *says: str, arrange: Callable[[Path], None] = nothing) -> Fault:
+def refused(name: str, env: dict[str, str], *says: str) -> Fault:
     """A run that does not start in an environment; nothing is left of it."""
-    return Fault(name, arrange, f"{MADE} --out run", says, status=2, env=env, left=nothing_left)
+    return Fault(name, nothing, f"{MADE} --out run", says, status=2, env=env, left=nothing_left)
 
 
 ROWS: tuple[Fault, ...] = (
@@ -193,16 +250,22 @@ ROWS: tuple[Fault, ...] = (
         "resume-of-a-live-run",
         with_run(held),
         AGAIN,
-        ("process 1 on", "is writing to run", "choose another --out", "remove run/lock.json"),
+        (f"process {os.getpid()} on", "is writing to run", "choose another --out", "remove run/lock.json"),
         status=2,
         left=holds("run/lock.json"),
     ),
-    Fault("out-of-a-live-run", with_run(held), f"{MADE} --out run", ("process 1 on", "is writing to run"), status=2),
+    Fault(
+        "out-of-a-live-run",
+        with_run(held),
+        f"{MADE} --out run",
+        (f"process {os.getpid()} on", "is writing to run"),
+        status=2,
+    ),
     Fault(
         "checkpoint-of-a-live-run",
         with_run(held),
         "train --config run/config.yaml --resume run/checkpoints/step-00000003.pt",
-        ("process 1 on", "is writing to"),
+        (f"process {os.getpid()} on", "is writing to"),
         status=2,
     ),
     Fault(
@@ -243,10 +306,9 @@ ROWS: tuple[Fault, ...] = (
     ),
     refused(
         "port-taken",
-        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(TAKEN.getsockname()[1])},
         "that port is taken",
         "choose another MASTER_PORT",
-        arrange=a_taken_port,
     ),
     Fault(
         "more-processes-than-gpus",
@@ -309,20 +371,55 @@ ROWS: tuple[Fault, ...] = (
         slow=True,
     ),
     Fault(
+        "ctrl-c",
+        nothing,
+        f"{LONG} --out run",
+        (
+            "stopping after this step",
+            "stopped by SIGINT after step 8\n",
+            "interrupted; run/checkpoints/step-00000008.pt",
+        ),
+        status=130,
+        patches=interrupted(1),
+        left=says_once_where_it_goes_on,
+    ),
+    Fault(
         "ctrl-c-twice",
         nothing,
         f"{LONG} --out run",
-        ("is saved, and --resume auto goes on from there",),
+        ("stopping after this step", "interrupted; run/checkpoints/step-00000006.pt is saved"),
+        ("Traceback", "stopped by"),
         status=130,
-        during=signalled(f"run/checkpoints/{checkpoint.name_of(6)}", signal.SIGINT, signal.SIGINT),
-        left=unlocked,
-        slow=True,
+        patches=interrupted(2),
+        left=says_once_where_it_goes_on,
+    ),
+    Fault(
+        "sigterm-while-the-report-is-written",
+        nothing,
+        f"{MADE} --out run",
+        ("lewel: ended by SIGTERM; training has finished and is saved; --resume auto writes the report",),
+        patches={"lewel.results.report.write": during_the_report},
+    ),
+    Fault(
+        "out-of-checkpoints-without-a-recipe",
+        foreign_checkpoints,
+        f"{MADE} --out run",
+        ("run holds a run already",),
+        status=2,
+        left=both_stay,
     ),
     Fault(
         "show-of-a-run-without-a-step",
         with_run(lambda run: (run.with_name("new").mkdir(), (run.with_name("new") / "log.jsonl").touch())),
         "show run new nowhere",
         ("left out: the log of new has no step yet", "left out: nowhere is no run folder", "wrote curves.png"),
+    ),
+    Fault(
+        "show-of-a-log-that-is-a-folder",
+        lambda folder: (folder / "run" / "log.jsonl").mkdir(parents=True),
+        "show run",
+        ("cannot read run/log.jsonl: Is a directory",),
+        status=2,
     ),
     Fault("show-of-a-log-with-broken-lines", with_run(scribbled), "show run", ("left 5 lines out of run/log.jsonl",)),
     Fault(
@@ -336,8 +433,44 @@ ROWS: tuple[Fault, ...] = (
         "resume-of-a-truncated-checkpoint",
         with_run(truncated),
         AGAIN,
-        ("step-00000006.pt is truncated", "step-00000003.pt, the one before, is taken instead", "after step 3"),
-        left=whole_log,
+        (
+            "step-00000006.pt is truncated",
+            "step-00000003.pt, the one before, is taken instead",
+            "after step 3",
+            "step-00000006.pt, which cannot be used, is named step-00000006.pt.broken now",
+        ),
+        left=put_aside,
+    ),
+    *(
+        Fault(
+            f"resume-where-{what}-fails",
+            with_run(),
+            AGAIN,
+            ("step-00000006.pt cannot be read now", said),
+            ("Traceback", "taken instead"),
+            status=2,
+            patches=failing(error),
+            left=both_stay,
+        )
+        for what, error, said in (
+            ("memory", MemoryError(), "MemoryError"),
+            ("a-large-tensor", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate"),
+            ("the-disk", OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+            (
+                "the-disk-within-torch",
+                RuntimeError("PytorchStreamReader failed reading file data/0: file read failed"),
+                "file read failed",
+            ),
+        )
+    ),
+    Fault(
+        "resume-of-a-later-version-s-checkpoint",
+        with_run(of_a_later_version),
+        AGAIN,
+        ("step-00000006.pt was not written by this version of lewel train", "'lewel checkpoint 99'"),
+        ("Traceback", "taken instead"),
+        status=2,
+        left=both_stay,
     ),
     *(
         Fault(
@@ -364,9 +497,11 @@ ROWS: tuple[Fault, ...] = (
     ),
     Fault(
         "recipe-on-a-full-disk",
-        recipe_to_a_full_disk,
-        f"{MADE} --out run --resume auto",
+        nothing,
+        f"{MADE} --out run",
         ("cannot write run/config.yaml: No space left on device",),
         status=2,
+        patches={"pathlib.Path.write_text": full},
+        left=no_recipe,
     ),
 )

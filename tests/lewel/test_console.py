@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from lewel import console
+from lewel import cli, console
 
 
 @pytest.fixture
@@ -29,12 +30,28 @@ def print_much() -> None:
         sys.stdout.flush()
 
 
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+
+
+@full_disk
 def test_on_a_full_disk(printed_to):
     with open("/dev/full", "wb") as full:
         printed_to(full.fileno())
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             print("a line", flush=True)
         print_much()
+
+
+@full_disk
+@pytest.mark.parametrize(("command", "status"), [("presets", 1), ("train --help", 0), ("show nowhere", 2)])
+def test_a_command_whose_words_are_lost_has_not_succeeded(command, status, printed_to, monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["lewel", *command.split()])
+    with open("/dev/full", "wb") as full:
+        printed_to(full.fileno())
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext() as stop:
+            cli.main()
+    assert not status or stop.value.code == status
+    assert ("could not be written: No space left on device" in capfd.readouterr().err) == (status == 1)
 
 
 def test_into_a_pipe_that_nobody_reads(printed_to):

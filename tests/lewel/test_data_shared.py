@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -53,6 +54,12 @@ class Images:
         return torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """DataLoader waits for so many seconds for workers to end."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
 def kill(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
@@ -62,15 +69,62 @@ def kill(number: signal.Signals) -> None:
     [
         (lambda: kill(signal.SIGKILL), "ended by signal Killed: memory has run out, as a rule"),
         (lambda: kill(signal.SIGBUS), "ended by signal Bus error: /dev/shm is full .*MiB of /dev/shm are free"),
-        (lambda: time.sleep(60), "made no batch in 1 seconds: the disk of the images hangs, or /dev/shm is full"),
+        (lambda: time.sleep(2), "made no batch in 0.4 seconds: the disk of the images hangs"),
         (lambda: os._exit(3), "a data worker has ended though nobody asked"),
     ],
     ids=["killed", "bus", "hangs", "exits"],
 )
 def test_a_worker_that_ends_is_a_sentence(end, sentence, monkeypatch):
-    monkeypatch.setattr(shared, "PATIENCE", 1)
+    monkeypatch.setattr(shared, "PATIENCE", 0.4)
+    monkeypatch.setattr(shared, "LOOK", 0.2)
+    monkeypatch.setattr(shared, "free_bytes", lambda: 2**30)
     with pytest.raises(LewelError, match=sentence):
         list(loader.eval_batches(Images(end), 1, 1))
+
+
+def test_slow_batches_are_waited_for_look_by_look(monkeypatch):
+    monkeypatch.setattr(shared, "LOOK", 0.2)
+    assert len(list(loader.eval_batches(Images(lambda: time.sleep(0.7)), 1, 1))) == 4
+
+
+def test_of_a_full_dev_shm_is_said_only_where_it_is_nearly_full(monkeypatch):
+    for free, said in ((2**20, "/dev/shm is full (1 MiB"), (2**30, "the disk of the images hangs"), (None, "hangs")):
+        monkeypatch.setattr(shared, "free_bytes", lambda free=free: free)
+        assert said in shared._sentence("DataLoader timed out after 5 seconds")
+
+
+def test_out_of_the_main_thread_a_death_is_found_at_the_next_look(monkeypatch):
+    """No signal tells of it there."""
+    monkeypatch.setattr(shared, "LOOK", 0.5)
+    said = []
+
+    def use() -> None:
+        try:
+            list(loader.eval_batches(Images(lambda: kill(signal.SIGKILL)), 1, 1))
+        except LewelError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(10)
+    assert "ended by signal Killed" in said[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_in_place_of_a_batch_is_a_sentence(workers):
+    class Empty(Images):
+        def __getitem__(self, indices):
+            return None
+
+    with pytest.raises(LewelError, match="the data set returned None in place of a batch"):
+        list(loader.eval_batches(Empty(None), 1, workers))
+
+
+def test_the_deaths_of_other_children_are_handled_as_before_once_a_run_has_ended():
+    list(loader.eval_batches(Images(lambda: None), 1, 1))
+    assert signal.getsignal(signal.SIGCHLD) == shared._Deaths.note
+    shared.give_back_deaths()
+    assert signal.getsignal(signal.SIGCHLD) == shared._Deaths.tell
 
 
 def test_an_error_of_the_images_stays_what_it_is():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from lewel import meeting
+from lewel import distributed, meeting
 from lewel.errors import LewelError, OwnError, ToldError
 
 
@@ -75,3 +76,21 @@ def test_a_port_that_is_none_is_a_sentence(port, environment):
     environment(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     with pytest.raises(LewelError, match="MASTER_PORT"), meeting.place():
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:2983: Connection reset by peer"),
+            True,
+        ),
+        (RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
+        (RuntimeError("writeAll: Broken pipe"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_the_end_of_another_process_is_no_error_of_one_s_own(error, lost):
+    assert distributed._is_of_another(error) == lost
