@@ -6,6 +6,7 @@ import heapq
 import os
 import stat
 from collections import Counter
+from collections.abc import Container
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp",
@@ -67,6 +68,11 @@ def is_passed_over(name: str) -> bool:
     return name.startswith(".") or name.lower() in OF_SYSTEMS
 
 
+def is_run(names: Container[str]) -> bool:
+    """Whether names are those of what lies in a run folder."""
+    return "config.yaml" in names and any(name in names for name in ("log.jsonl", "lock.json", "checkpoints"))
+
+
 def ending(name: str) -> str:
     """The suffix of a file name or path in small letters, with its dot; "" where there is none."""
     return os.path.splitext(name)[1].lower()
@@ -94,7 +100,7 @@ def few(names: list[str], most: int = 6) -> str:
 
 class _Walk:
     def __init__(self, top: str, passed: PassedOver) -> None:
-        self.passed = passed
+        self.passed, self.top = passed, top
         self.found: list[str] = []
         self.home = os.path.realpath(top)
         self.seen: set[tuple[int, int]] = set()  # device and inode of each folder
@@ -124,8 +130,12 @@ class _Walk:
                     continue
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
-                    for entry in entries:
-                        self._take(entry, folders)
+                    inside = list(entries)
+                if folder != self.top and is_run({entry.name for entry in inside}):
+                    self.passed.add("folders of training runs, whose pictures are no data", folder)
+                    continue
+                for entry in inside:
+                    self._take(entry, folders)
             except OSError as error:
                 self.passed.add(f"folders that cannot be listed ({error.strerror})", folder)
 

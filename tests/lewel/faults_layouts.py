@@ -152,6 +152,12 @@ def trained_flat(folder: Path) -> None:
     lewel.train(config=OF_FILES, data=folder / "set", out=folder / "run")
 
 
+def trained_inside(folder: Path) -> None:
+    """A run on images that it lies among."""
+    pictures(folder / "set", 20)
+    lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set" / "runs" / "a")
+
+
 def headers(folder: Path) -> None:
     pictures(folder / "set", 14)
     image = Image.new("RGB", (60, 50))
@@ -472,6 +478,12 @@ ROWS = (
         arrange=trained_flat,
         command=f"{TRAIN} --data.root set --data.eval known --epochs 1 --out run --resume auto",
         says=("kNN: 16 images of 2 classes", "continuing after step 2"),
+    ),
+    Fault(
+        name="a run among its images",
+        arrange=trained_inside,
+        command=f"{TRAIN} --data.root set --out set/runs/a --resume auto",
+        says=("found 20 training images", "folders of training runs, whose pictures are no data: 1, set/runs/a"),
     ),
     Fault(
         name="a user who is not there",
