@@ -18,7 +18,7 @@ class KnnCommand:
     run: tyro.conf.Positional[Path]
     """run folder"""
     data_root: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """where the images are now, once for each place of data.root; empty means where they were in training"""
+    """where the images are now; the flag is repeated for each place (--data-root A --data-root B); empty means where they were in training"""
     data_eval: str = ""
     """labelled images to compare, for a run on images without labels; empty means those of training"""
     k: tuple[int, ...] | None = None

@@ -486,6 +486,19 @@ ROWS = (
         says=("found 20 training images", "folders of training runs, whose pictures are no data: 1, set/runs/a"),
     ),
     Fault(
+        name="images without a recipe",
+        arrange=lambda folder: pictures(folder / "set", 20),
+        command="train --data.root set --data.batch-size 8 --method.queue 8 --dry-run",
+        says=("name: folder", "found 20 training images in set"),
+    ),
+    Fault(
+        name="a place that a shell left empty",
+        arrange=lambda folder: None,
+        command="train --data.root ''",
+        says=("data.root is empty",),
+        status=2,
+    ),
+    Fault(
         name="a user who is not there",
         arrange=lambda folder: None,
         command=f"{TRAIN} --data.root ~nobody-of-this-name/set --out run",
