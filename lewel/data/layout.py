@@ -21,6 +21,7 @@ EXPECTED = (
     "a folder of images, with or without train/ and test/ (or val/) that hold a folder for each class; several of "
     "these; or a file that lists images, one a line"
 )
+_WAYS_OUT = "; --data.eval ROOT names other labelled images for kNN, and --data.root {} alone trains without labels"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     passed = PassedOver()
     sources = [read(places.named(root, EXPECTED), passed) for root in roots]
     used = _used(config, sources)
-    names = labels.common_classes([source for source in sources if source.test], used)
+    paired = [source for source in sources if source.test]
+    names = labels.classes(paired, used)
+    for source in () if config.eval else paired:  # else nothing is made of these labels
+        labels.check_same(source, used, _WAYS_OUT.format(shlex.quote(source.train.folder)))
     items = _once(list(_items(sources, names)), sources, passed)
     items = _chosen(config, sources, items, used, passed)
     if not items:
@@ -64,6 +68,7 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     compared = labels.of_eval(config.eval, found.in_eval) if config.eval else _compared(sources, names, bank)
     unlabelled = len(items) - len(bank)
     found.labels = compared.said
+    found.one_class = len({item.label for item in compared.bank}) == 1
     if bank and unlabelled and not config.eval:
         found.labels += f"; {unlabelled:,} training images have no label"
     return Layout(
@@ -162,5 +167,5 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
     own = next((source for source in sources if not source.test and source.train.has_classes), None)
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
-        remedy += f"; to take the class folders of {own.root}: --data.eval {shlex.quote(own.root)}"
-    return Compared((), [], [], f"kNN is off: {why}. {remedy}")
+        remedy += f"; if the folders of {own.root} are classes: --data.eval {shlex.quote(own.root)}"
+    return Compared((), [], [], f"training needs no labels; kNN is off: {why}. {remedy}")

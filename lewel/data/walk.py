@@ -16,6 +16,7 @@ OF_SYSTEMS = (
     "@eadir", "@__thumb", "#recycle", "@recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information",
 )  # fmt: skip
 NOT_READ = "files of kinds that are not read"
+LINKED = "links to files"  # which are images of their own, and not passed over
 
 
 class PassedOver:
@@ -25,10 +26,21 @@ class PassedOver:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.kinds: Counter[str] = Counter()  # of NOT_READ, by suffix
+        self._told: set[int] = set()  # hashes of what was added, for two places may share folders
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
+        """Counts path, or as many as count of which it is the first, unless it has been for this reason."""
+        if hash((reason, path)) in self._told:
+            return
+        self._told.add(hash((reason, path)))
         self.counts[reason] += count
         self.first[reason] = min(self.first.get(reason, path), path, key=order)
+
+    def add_file(self, path: str) -> None:
+        """Counts a file of a kind that is not read."""
+        before = self.counts[NOT_READ]
+        self.add(NOT_READ, path)
+        self.kinds[ending(path)] += self.counts[NOT_READ] - before
 
     def join(self, other: PassedOver) -> None:
         """Adds what other has."""
@@ -41,6 +53,7 @@ class PassedOver:
         return [
             f"{reason}: {self._counted(reason, count)}{', such as' if count > 1 else ','} {shown(self.first[reason])}"
             for reason, count in ranked(self.counts)
+            if reason != LINKED
         ]
 
     def _counted(self, reason: str, count: int) -> str:
@@ -163,16 +176,16 @@ class _Walk:
             heapq.heappush(self.links, (order(link.path), link.path))
         elif stat.S_ISREG(mode):
             self._take_file(link)
+            if ending(link.name) in EXTENSIONS:
+                self.passed.add(LINKED, link.path)
         else:
             self.passed.add("pipes, sockets and devices", link.path)
 
     def _take_file(self, entry: os.DirEntry[str]) -> None:
-        kind = ending(entry.name)
-        if kind in EXTENSIONS:
+        if ending(entry.name) in EXTENSIONS:
             self.found.append(entry.path)
         else:
-            self.passed.add(NOT_READ, entry.path)
-            self.passed.kinds[kind] += 1
+            self.passed.add_file(entry.path)
 
 
 class Identities:

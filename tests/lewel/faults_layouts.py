@@ -359,7 +359,7 @@ ROWS = (
         name="one class",
         arrange=lambda folder: [pictures(folder / "set" / split / "ant", 12) for split in ("train", "test")],
         command=f"{TRAIN} --data.root set --out run",
-        says=("kNN means nothing here", "100 %", "--knn-every 0"),
+        says=("kNN means nothing here", "100 %", "--knn-every 0", "kNN: 12 images of one class"),
         left=compared,
     ),
     Fault(
@@ -455,7 +455,11 @@ ROWS = (
         name="other classes in test",
         arrange=lambda folder: (labelled(folder / "set"), picture(folder / "set" / "train" / "cat" / "0.png")),
         command=f"{TRAIN} --data.root set --out run",
-        says=("must hold the same class folders", "'cat' in set/train"),
+        says=(
+            "must hold the same class folders",
+            "'cat' in set/train; --data.eval ROOT names other",
+            "--data.root set/train alone trains without labels",
+        ),
         status=2,
         left=nothing_written,
     ),
@@ -484,6 +488,19 @@ ROWS = (
         arrange=trained_inside,
         command=f"{TRAIN} --data.root set --out set/runs/a --resume auto",
         says=("found 20 training images", "folders of training runs, whose pictures are no data: 1, set/runs/a"),
+    ),
+    Fault(
+        name="a bank of a few",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{TRAIN} --data.root set --knn-bank 2 --dry-run",
+        says=("kNN: 16 images of 2 classes in the bank", "knn_bank takes 2 of the images in the bank"),
+    ),
+    Fault(
+        name="kNN that the recipe leaves out",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{TRAIN} --data.root set --knn-every 0 --dry-run",
+        says=("kNN is off: the recipe has knn_every 0",),
+        never=("Traceback", "in the bank"),
     ),
     Fault(
         name="images without a recipe",
