@@ -102,7 +102,7 @@ def eval(
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
     asked = (k,) if isinstance(k, int) else k
     places, labelled = _places_of(data_root) or _places_of(data), os.fspath(data_eval)
-    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[1]
+    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[2]
 
 
 def knn_of(
@@ -115,8 +115,8 @@ def knn_of(
     *,
     data: Any = None,
     encoder: Any = None,
-) -> tuple[Session, dict[int, float]]:
-    """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
+) -> tuple[Session, int, dict[int, float]]:
+    """The session and the epoch of its checkpoint, and what `eval` computes in it; None leaves a recipe's setting."""
     opened = folders.newest(folder)
     run = opened[2]
     checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
@@ -130,7 +130,7 @@ def knn_of(
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
-    return session, knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
+    return session, opened[1]["epoch"], knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
 
 
 def maps(

@@ -38,10 +38,10 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session, accuracies = knn_of(
+    session, epoch, accuracies = knn_of(
         command.run, command.data_root, command.data_eval, command.k, command.temperature, command.bank
     )
     told = ", ".join(f"kNN-{k} {accuracy:.2f} %" for k, accuracy in accuracies.items())
     if one_class(session.sets):
         told += " (which means nothing: with one class in the bank every answer is that class)"
-    print(f"{command.run}: {told} after epoch {session.epochs_done}")
+    print(f"{command.run}: {told} after epoch {epoch}")

@@ -75,6 +75,7 @@ def restore(path: Path, session: Session) -> str:
     session.steps_done, session.seconds = state["step"], state["seconds"]
     later = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else []
     said = f"; removed {', '.join(path.name for path in later)}, which come later" if later else ""
+    said += _compared_said(old, run)
     return said + shares.said(before, now) + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "")
 
 
@@ -99,6 +100,14 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(value)
+
+
+def _compared_said(old: Train, run: Train) -> str:
+    """A clause about kNN where its images lie elsewhere than before, and may be others."""
+    before, now = (config.data.eval or " ".join(config.data.roots) for config in (old, run))
+    if not (old.knn_every and run.knn_every) or run.data.name != "folder" or before == now:
+        return ""
+    return f"; kNN compares the images of {now} from here on, before it compared those of {before}"
 
 
 def _rounding_said(run: Train) -> str:

@@ -158,6 +158,25 @@ def trained_inside(folder: Path) -> None:
     lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set" / "runs" / "a")
 
 
+def unreadable_tests(folder: Path) -> None:
+    labelled(folder / "set")
+    for path in (folder / "set" / "test").rglob("*.png"):
+        path.write_bytes(b"")
+
+
+def finished_without_maps(ended: Ended) -> None:
+    run = ended.folder / "run"
+    assert (run / "report.txt").exists()
+    assert not (run / "maps.png").exists()
+
+
+def trained_and_fewer(folder: Path) -> None:
+    """A run of one epoch, and fewer images of the same classes."""
+    labelled(folder / "set", train=12)
+    lewel.train(config=OF_FILES, data=folder / "set", out=folder / "run")
+    labelled(folder / "other", train=4)
+
+
 def headers(folder: Path) -> None:
     pictures(folder / "set", 14)
     image = Image.new("RGB", (60, 50))
@@ -488,6 +507,28 @@ ROWS = (
         arrange=trained_inside,
         command=f"{TRAIN} --data.root set --out set/runs/a --resume auto",
         says=("found 20 training images", "folders of training runs, whose pictures are no data: 1, set/runs/a"),
+    ),
+    Fault(
+        name="unreadable test images that nothing compares",
+        arrange=unreadable_tests,
+        command=f"{TRAIN} --data.root set --out run --knn-every 0",
+        says=(
+            "no statistics of the maps: none of the 4 images in set/test can be read",
+            "wrote run/curves.png, and no run/maps.png: none of the 4 images",
+        ),
+        left=finished_without_maps,
+    ),
+    Fault(
+        name="kNN elsewhere",
+        arrange=trained_and_fewer,
+        command="eval knn run --data-root other",
+        says=("% after epoch 1\n",),
+    ),
+    Fault(
+        name="continued with other labels",
+        arrange=trained_and_fewer,
+        command=f"{TRAIN} --data.root set --data.eval other --out run --resume auto",
+        says=("kNN compares the images of other from here on, before it compared those of ",),
     ),
     Fault(
         name="a bank of a few",
