@@ -291,6 +291,24 @@ class TestLists:
         (tmp_path / "list").write_text("000.png\n001.png", encoding="utf-16")
         assert len(sets_of(tmp_path / "list").train) == 2
 
+    @pytest.mark.parametrize("behind", [" 001.png", "\t7\t001.png", ",gone.jpg", " 001.png 3"])
+    def test_a_second_image_in_a_line_is_refused_by_name(self, behind, tmp_path):
+        pictures(tmp_path / "set", 2)
+        (tmp_path / "set" / "list").write_text(f"000.png{behind}")
+        for settings in ({"root": tmp_path / "set" / "list"}, {"root": tmp_path / "set", "train_list": "list"}):
+            named = {key: str(tmp_path / "set" / value) for key, value in settings.items()}
+            with pytest.raises(LewelError, match=r"0{3}\.png.* \((001|gone)\.(png|jpg) follows in the same line\)"):
+                build(Data(name="folder", image_size=16, **named), seed=0)
+
+    @pytest.mark.parametrize("setting", ["root", "train_list", "classes"])
+    def test_a_long_line_is_quoted_in_part(self, setting, tmp_path):
+        labelled(tmp_path)
+        (tmp_path / "list").write_text(str([f"images/{i}.png" for i in range(20_000)]))
+        named = {"root": str(tmp_path), setting: str(tmp_path / "list")}
+        with pytest.raises(LewelError, match=r"images/1\.png") as error:
+            build(Data(name="folder", image_size=16, **named), seed=0)
+        assert len(str(error.value)) < 1000
+
     def test_beside_a_folder(self, tmp_path):
         pictures(tmp_path / "set", 4)
         pictures(tmp_path / "more", 3)
