@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -160,7 +161,7 @@ def _places_of(given: Any) -> tuple[str, ...]:
     named = given if isinstance(given, (list, tuple)) else [given]
     if not all(isinstance(place, (str, os.PathLike)) for place in named):
         return ()
-    return tuple(os.fspath(place) for place in named if place != "")
+    return tuple(os.fspath(place) for place in named) if given != "" else ()
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
@@ -168,11 +169,12 @@ def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
         return None
     if isinstance(given, data.Datasets):
         return given
-    if isinstance(given, (tuple, list)) and len(given) == 2:
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    if pair and not any(place is None or isinstance(place, (str, os.PathLike)) for place in given):
         return own.build(given[0], given[1], run.data, run.seed)
     raise LewelError(
         "data is a folder or several, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
-        f"got a {type(given).__name__}"
+        f"got {reprlib.repr(given)}"
     )
 
 
