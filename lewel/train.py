@@ -191,7 +191,7 @@ class Loop:
         """
         if a_process != self.told:
             try:
-                self.told = self.session.sets.tell(self.session.device)
+                self.told = self.session.sets.tell(self.session.device, compared=bool(self.session.run.knn_every))
             except data.Unreadable:  # in all processes, and the first to end would end the one that saves
                 distributed.from_leader(self._save)
                 raise

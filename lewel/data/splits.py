@@ -87,18 +87,20 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     if not train.names:
         return None, f"{train.folder} holds no class folders"
     tried: list[tuple[Split, PassedOver]] = []
+    none = f"{root} holds no folder test or val"
     for name in TESTS:
         folder = os.path.join(root, name)
         if not os.path.isdir(folder):
             continue
         if os.path.samefile(folder, train.folder):
-            return None, f"{name}/ in {root} is train/ itself, by a link"
+            none = f"{name}/ in {root} is train/ itself, by a link"
+            continue
         found = PassedOver()
         tried.append((_split(folder, found), found))
         if tried[-1][0].names == train.names:
             break
     if not tried:
-        return None, f"{root} holds no folder test or val"
+        return None, none
     # The first of those that have most of the classes, and fewest others.
     split, found = max(tried, key=lambda pair: (len(pair[0].names & train.names), -len(pair[0].names - train.names)))
     if split.names & train.names:

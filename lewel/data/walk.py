@@ -15,6 +15,7 @@ EXTENSIONS = (
 OF_SYSTEMS = (
     "@eadir", "@__thumb", "#recycle", "@recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information",
 )  # fmt: skip
+DRAWN = ("curves.png", "maps.png")  # by a run, where it lies in the very folder that is walked
 NOT_READ = "files of kinds that are not read"
 LINKED = "links to files"  # which are images of their own, and not passed over
 
@@ -144,9 +145,11 @@ class _Walk:
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
                     inside = list(entries)
-                if folder != self.top and is_run({entry.name for entry in inside}):
-                    self.passed.add("folders of training runs, whose pictures are no data", folder)
-                    continue
+                if is_run({entry.name for entry in inside}):
+                    if folder != self.top:
+                        self.passed.add("folders of training runs, whose pictures are no data", folder)
+                        continue
+                    inside = [entry for entry in inside if entry.name not in DRAWN]
                 for entry in inside:
                     self._take(entry, folders)
             except OSError as error:

@@ -511,7 +511,7 @@ ROWS = (
     Fault(
         name="unreadable test images that nothing compares",
         arrange=unreadable_tests,
-        command=f"{TRAIN} --data.root set --out run --knn-every 0",
+        command=f"{TRAIN} --data.root set --out run --knn-every 0 --epochs 2",
         says=(
             "no statistics of the maps: none of the 4 images in set/test can be read",
             "wrote run/curves.png, and no run/maps.png: none of the 4 images",
@@ -529,6 +529,15 @@ ROWS = (
         arrange=trained_and_fewer,
         command=f"{TRAIN} --data.root set --data.eval other --out run --resume auto",
         says=("kNN compares the images of other from here on, before it compared those of ",),
+    ),
+    Fault(
+        name="a run in the folder of its images",
+        arrange=lambda folder: (
+            pictures(folder / "set", 20),
+            lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set"),
+        ),
+        command=f"{TRAIN} --data.root set --out set --resume auto",
+        says=("found 20 training images",),
     ),
     Fault(
         name="a bank of a few",
