@@ -145,13 +145,15 @@ class _Walk:
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
                     inside = list(entries)
-                if is_run({entry.name for entry in inside}):
-                    if folder != self.top:
-                        self.passed.add("folders of training runs, whose pictures are no data", folder)
-                        continue
-                    inside = [entry for entry in inside if entry.name not in DRAWN]
+                of_run = is_run({entry.name for entry in inside})
+                if of_run and folder != self.top:
+                    self.passed.add("folders of training runs, whose pictures are no data", folder)
+                    continue
                 for entry in inside:
-                    self._take(entry, folders)
+                    if of_run and entry.name in DRAWN:
+                        self.passed.add("pictures of a training run", entry.path)
+                    else:
+                        self._take(entry, folders)
             except OSError as error:
                 self.passed.add(f"folders that cannot be listed ({error.strerror})", folder)
 

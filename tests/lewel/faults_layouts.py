@@ -537,7 +537,7 @@ ROWS = (
             lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set"),
         ),
         command=f"{TRAIN} --data.root set --out set --resume auto",
-        says=("found 20 training images",),
+        says=("found 20 training images", "passed over, pictures of a training run: 2, such as set/curves.png"),
     ),
     Fault(
         name="a bank of a few",
