@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -102,7 +103,7 @@ def eval(
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
     asked = (k,) if isinstance(k, int) else k
     places, labelled = _places_of(data_root) or _places_of(data), os.fspath(data_eval)
-    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[1]
+    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[2]
 
 
 def knn_of(
@@ -115,8 +116,8 @@ def knn_of(
     *,
     data: Any = None,
     encoder: Any = None,
-) -> tuple[Session, dict[int, float]]:
-    """What `eval` computes, and the session that it was computed in; None leaves a setting as in the recipe."""
+) -> tuple[Session, int, dict[int, float]]:
+    """The session and the epoch of its checkpoint, and what `eval` computes in it; None leaves a recipe's setting."""
     opened = folders.newest(folder)
     run = opened[2]
     checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
@@ -130,7 +131,7 @@ def knn_of(
     asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
     session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     checks.check_knn(session.run)
-    return session, knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
+    return session, opened[1]["epoch"], knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
 
 
 def maps(
@@ -160,7 +161,7 @@ def _places_of(given: Any) -> tuple[str, ...]:
     named = given if isinstance(given, (list, tuple)) else [given]
     if not all(isinstance(place, (str, os.PathLike)) for place in named):
         return ()
-    return tuple(os.fspath(place) for place in named if place != "")
+    return tuple(os.fspath(place) for place in named) if given != "" else ()
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
@@ -168,11 +169,12 @@ def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
         return None
     if isinstance(given, data.Datasets):
         return given
-    if isinstance(given, (tuple, list)) and len(given) == 2:
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    if pair and not any(place is None or isinstance(place, (str, os.PathLike)) for place in given):
         return own.build(given[0], given[1], run.data, run.seed)
     raise LewelError(
         "data is a folder or several, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
-        f"got a {type(given).__name__}"
+        f"got {reprlib.repr(given)}"
     )
 
 

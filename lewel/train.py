@@ -195,7 +195,7 @@ class Loop:
         """
         if a_process != self.told:
             try:
-                self.told = self.session.sets.tell(self.session.device)
+                self.told = self.session.sets.tell(self.session.device, compared=bool(self.session.run.knn_every))
             except data.Unreadable:  # in all processes, and the first to end would end the one that saves
                 distributed.from_leader(self._save)
                 raise
@@ -249,7 +249,11 @@ def _log_epoch(session: Session, log: RunLog) -> None:
         values |= {knn.key("knn", k): accuracy for k, accuracy in accuracies.items()}
         line += "".join(f"  kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
     if session.run.method.aligned and session.world.leads:
-        pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
-        values |= health.map_statistics(session.method, session.to_device(pictured))
-        line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
+        try:
+            pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
+        except DataError as error:  # kNN, if it is on, ended the run; without it nothing depends on these images
+            line += f"  no statistics of the maps: {error}"
+        else:
+            values |= health.map_statistics(session.method, session.to_device(pictured))
+            line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
     log.record("epoch", values, line)

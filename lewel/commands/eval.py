@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from lewel.api import knn_of
+from lewel.cost.plan import one_class
 from lewel.errors import LewelError
 
 
@@ -18,7 +19,8 @@ class KnnCommand:
     run: tyro.conf.Positional[Path]
     """run folder"""
     data_root: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """where the images are now, once for each place of data.root; empty means where they were in training"""
+    """where the images are now, the flag once for each place (--data-root A --data-root B); empty means where they were
+    in training"""
     data_eval: str = ""
     """labelled images to compare, for a run on images without labels; empty means those of training"""
     k: tuple[int, ...] | None = None
@@ -36,10 +38,10 @@ def run(arguments: list[str]) -> None:
         given = " ".join(arguments) or "nothing"
         raise LewelError(f"lewel eval needs one of {', '.join(kinds)} and a run folder, got {given}")
     command = tyro.cli(kinds[arguments[0]], args=arguments[1:], prog=f"lewel eval {arguments[0]}")
-    session, accuracies = knn_of(
+    session, epoch, accuracies = knn_of(
         command.run, command.data_root, command.data_eval, command.k, command.temperature, command.bank
     )
     told = ", ".join(f"kNN-{k} {accuracy:.2f} %" for k, accuracy in accuracies.items())
-    if session.sets.num_classes == 1:
-        told += " (which means nothing: with one class every answer is right)"
-    print(f"{command.run}: {told} after epoch {session.epochs_done}")
+    if one_class(session.sets):
+        told += " (which means nothing: with one class in the bank every answer is that class)"
+    print(f"{command.run}: {told} after epoch {epoch}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated
 
@@ -70,15 +71,32 @@ def parse(arguments: list[str]) -> TrainCommand:
     preset, file = _option(arguments, "--preset"), _option(arguments, "--config")
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
+    _check_once(arguments)
     start = presets.get(preset) if preset else plain.load(folders.expanded(file)) if file else schema.Train()
+    if _values(arguments, "--data.root") and not _values(arguments, "--data.name") and start.data.name == "embedded":
+        start = replace(start, data=replace(start.data, name="folder"))  # as lewel.train(data=...) does
     return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")
 
 
 def _option(arguments: list[str], name: str) -> str | None:
-    given = [value for argument, value in pairwise(arguments) if argument == name]
-    given += [argument.partition("=")[2] for argument in arguments if argument.startswith(name + "=")]
+    given = _values(arguments, name)
     if len(given) > 1:
         raise LewelError(f"{name} is given {len(given)} times ({', '.join(given)}); a run starts from one recipe")
     if given == [""]:
         raise LewelError(f"{name} is empty; name a recipe to start from, or leave it out")
     return given[0] if given else None
+
+
+def _values(arguments: list[str], name: str) -> list[str]:
+    """What the first word behind each mention of a flag is."""
+    given = [value for argument, value in pairwise(arguments) if argument == name]
+    return given + [argument.partition("=")[2] for argument in arguments if argument.startswith(name + "=")]
+
+
+def _check_once(arguments: list[str]) -> None:
+    """Raises LewelError for a flag that is given twice, of which the parser would take the last."""
+    flags = Counter(argument.partition("=")[0].replace("_", "-") for argument in arguments if argument[:2] == "--")
+    flag, count = max(flags.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        several = f"; several places go behind one flag: {flag} A B" if flag == "--data.root" else ""
+        raise LewelError(f"{flag} is given {count} times, of which one would count{several or '; give it once'}")

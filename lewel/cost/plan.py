@@ -76,17 +76,24 @@ def _found(run: Train, sets: data.Datasets | None) -> list[str]:
     """What was found where the images are, and what of kNN that means, in lines."""
     if sets is None:
         return []
-    lines = sets.found.lines() if sets.found is not None else []
+    lines = sets.found.lines(knn=bool(run.knn_every) or not sets.num_classes) if sets.found is not None else []
+    if run.knn_every and 0 < run.knn_bank < len(sets.bank):
+        lines.append(f"  knn_bank takes {run.knn_bank:,} of the images in the bank, at equal distances")
     if sets.num_classes == 0 and sets.found is None:
         lines.append("kNN is off: the data sets that were given have no classes")
-    elif sets.num_classes == 1 and run.knn_every:
+    elif one_class(sets) and run.knn_every:
         lines.append(
-            "  kNN means nothing here: with one class every answer is right, 100 %; --data.eval names images of "
-            "several classes, --knn-every 0 leaves it out"
+            "  kNN means nothing here: with one class in the bank every answer is that class, 100 % right where the "
+            "test images are of it; --data.eval names images of several classes, --knn-every 0 leaves it out"
         )
     elif sets.num_classes and not run.knn_every and sets.found is not None:
         lines.append("  kNN is off: the recipe has knn_every 0")
     return lines
+
+
+def one_class(sets: data.Datasets) -> bool:
+    """Whether kNN means nothing: all images that it compares with are of one class."""
+    return sets.found.one_class if sets.found is not None else sets.num_classes == 1
 
 
 def _knn(run: Train, counted: Counted, processes: int) -> str:

@@ -36,16 +36,18 @@ class Datasets:
         """How many different files could not be read so far, in all splits and workers of this process."""
         return sum(split.replaced for split in self.folders)
 
-    def tell(self, device: torch.device) -> int:
+    def tell(self, device: torch.device, *, compared: bool = True) -> int:
         """Has all processes, which call it together, know which files some of them could not read; returns how many.
 
-        It is the same number in all of them, and so is the LewelError where too many of a split cannot be read.
+        It is the same number in all of them, and so is the LewelError where too many of a split cannot be read. Where
+        no images are compared it is of the training images only.
         """
         count = 0
         for split in filter(len, self.folders):
             marks = distributed.gather(split.unreadable.to(device)).view(-1, len(split)).amax(0).cpu()
             split.join(marks)
-            split.check(int(marks.sum()))
+            if compared or split is self.folders[0]:
+                split.check(int(marks.sum()))
             count += int(marks.sum())
         return count
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import ExifTags
 
 from lewel.data import opening
-from lewel.data.walk import PassedOver, kinds, ranked, shown
+from lewel.data.walk import LINKED, PassedOver, kinds, ranked, shown
 
 LOOKED_AT = 64  # images whose headers are read, at equal distances
 
@@ -24,17 +24,23 @@ class Found:
     labelled: bool = False  # whether all these folders are classes
     sample: list[str] = field(default_factory=list)  # training images to look at
     turned: bool = False  # whether data.exif_rotate turns them
+    one_class: bool = False  # whether the images that kNN compares with are all of one class
     labels: str = ""  # the sentence about kNN: from which images, or why it is off
     beside: list[str] = field(default_factory=list)  # what lies beside train/ and is not used
     passed: PassedOver = field(default_factory=PassedOver)
     in_eval: PassedOver = field(default_factory=PassedOver)  # passed over in data.eval
 
-    def lines(self) -> list[str]:
-        """What to print: training images by kind, folders and size, what kNN has, what was passed over and why."""
+    def lines(self, knn: bool = True) -> list[str]:
+        """What to print: training images by kind, folders and size, what kNN has, what was passed over and why.
+
+        knn says whether the recipe asks for kNN.
+        """
         count = f"{self.kinds.total():,} training images in {shown(self.where)}"
         sizes, notes = look(self.sample, self.turned)
         lines = ["; ".join(part for part in (f"found {count}: {kinds(self.kinds)}", self._folders(), sizes) if part)]
-        lines += [f"  {shown(line)}" for line in (*notes, self.labels, *self.beside) if line]
+        lines += [f"  {shown(line)}" for line in (*notes, self.labels if knn else "", *self.beside) if line]
+        if linked := self.passed.counts[LINKED]:
+            lines.append(f"  links to files among the images, each an image of its own: {linked:,}")
         lines += [f"  passed over, {line}" for line in self.passed.lines()]
         return lines + [f"  passed over in data.eval, {line}" for line in self.in_eval.lines()]
 
@@ -43,10 +49,12 @@ class Found:
             return ""
         (most, large), *_, (least, small) = ranked(self.folders) * 2  # of one folder too
         what = "class folder" if self.labelled else "folder"
+        outside = self.kinds.total() - self.folders.total()
+        beside = f", {outside:,} beside {'them' if len(self.folders) > 1 else 'it'}" if outside else ""
         if len(self.folders) == 1:
-            return f"in one {what}, {shown(most)}"
+            return f"{f'{large:,} ' if outside else ''}in one {what}, {shown(most)}{beside}"
         each = f"{large:,} each" if large == small else f"{small:,} ({shown(least)}) to {large:,} ({shown(most)})"
-        return f"in {len(self.folders):,} {what}s of {each}"
+        return f"in {len(self.folders):,} {what}s of {each}{beside}"
 
 
 def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
@@ -59,7 +67,8 @@ def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
                 sizes.append(image.size)
                 # Of a PNG without it in front, asking would decode the whole.
                 orientation = 1
-                if image.format != "PNG" or "exif" in image.info:
+                # A TIFF is turned by Pillow itself.
+                if image.format not in ("PNG", "TIFF") or (image.format == "PNG" and "exif" in image.info):
                     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 rotated += orientation in range(2, 9)
                 transparent += image.mode.lower().endswith("a") or "transparency" in image.info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -25,24 +26,24 @@ class Item(NamedTuple):
     folder: str
 
 
-def common_classes(sources: Sequence[Source], used: Container[str] | None) -> tuple[str, ...]:
-    """The class folders, among those used, that all splits of sources have in common, sorted.
+def classes(sources: Sequence[Source], used: Container[str] | None) -> tuple[str, ...]:
+    """The class folders, among those used, of the training images of all sources, sorted: one name is one class."""
+    return tuple(sorted({name for source in sources for name in source.train.names if used is None or name in used}))
 
-    Raises LewelError where one split has a class that another has not.
+
+def check_same(source: Source, used: Container[str] | None, ways_out: str) -> None:
+    """Raises LewelError where training and test images of source are not of the same classes, among those used.
+
+    ways_out is how the sentence ends.
     """
-    splits = [split for source in sources for split in (source.train, source.test) if split is not None]
-    if not splits:
-        return ()
-    first, *others = splits
-    names = {name for name in first.names if used is None or name in used}
-    for split in others:
-        here = {name for name in split.names if used is None or name in used}
-        if odd := sorted(names ^ here):
-            raise LewelError(_differ(first, split, odd, odd[0] in names))
-    empty = next((name for name in sorted(first.empty) if used is not None and name in used), None)
+    train, test = source.train, source.test
+    assert test is not None
+    here, there = ({name for name in split.names if used is None or name in used} for split in (train, test))
+    if odd := sorted(here ^ there):
+        raise LewelError(_differ(train, test, odd, odd[0] in here) + ways_out)
+    empty = next((name for name in sorted(train.empty) if used is not None and name in used), None)
     if empty:
-        raise LewelError(_holds_none(first, empty))
-    return tuple(sorted(names))
+        raise LewelError(_holds_none(train, empty) + ways_out)
 
 
 def _differ(first: Split, other: Split, odd: Sequence[str], in_first: bool) -> str:
@@ -52,6 +53,8 @@ def _differ(first: Split, other: Split, odd: Sequence[str], in_first: bool) -> s
     return (
         f"{shown(first.folder)} and {shown(other.folder)} must hold the same class folders, but {len(odd)} are in one "
         f"of them only, among them {odd[0]!r} in {shown(having.folder)}"
+        + " (upper and lower case differ)"
+        * (odd[0].lower() in {name.lower() for name in lacking.names})
     )
 
 
@@ -82,8 +85,9 @@ def compared(
     names: tuple[str, ...], bank: list[Item], test: list[Item], where: str, tested: str, how: str = ""
 ) -> Compared:
     """What kNN compares, told: the images of bank are in where, those of test in tested."""
-    classes = f"{len(names):,} classes" if len(names) > 1 else "one class"
-    said = f"kNN: {len(bank):,} images of {classes} in the bank ({where}), {len(test):,} test images ({how or tested})"
+    count = len({item.label for item in bank})
+    what = f"{count:,} classes" if count > 1 else "one class"
+    said = f"kNN: {len(bank):,} images of {what} in the bank ({where}), {len(test):,} test images ({how or tested})"
     return Compared(names, bank, test, said, tested)
 
 
@@ -92,7 +96,11 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
     source = read(places.existing(root, LABELLED, "data.eval"), passed)
     train, test = source.train, source.test
     if test is not None:
-        names = common_classes([source], None)
+        every = (
+            f"; --data.eval {shlex.quote(train.folder)} alone takes every {TEST_EVERY}th image there for a test image"
+        )
+        check_same(source, None, every)
+        names = classes([source], None)
         return compared(names, labelled(train, names), labelled(test, names), train.folder, test.folder)
     inside = [name for name in TESTS if name in train.names]
     if inside and train.folder == source.root:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lewel.data import labels, listing, places
 from lewel.data.folder import Folder
 from lewel.data.found import LOOKED_AT, Found
 from lewel.data.labels import Compared, Item
-from lewel.data.splits import Source, read
+from lewel.data.splits import Source, Split, read
 from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, few, shown
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
@@ -21,6 +21,7 @@ EXPECTED = (
     "a folder of images, with or without train/ and test/ (or val/) that hold a folder for each class; several of "
     "these; or a file that lists images, one a line"
 )
+_WAYS_OUT = "; --data.eval ROOT names other labelled images for kNN, and --data.root {} alone trains without labels"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,16 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     passed = PassedOver()
     sources = [read(places.named(root, EXPECTED), passed) for root in roots]
     used = _used(config, sources)
-    names = labels.common_classes([source for source in sources if source.test], used)
+    paired = [source for source in sources if source.test]
+    names = labels.classes(paired, used)
+    for source in () if config.eval else paired:  # else nothing is made of these labels
+        labels.check_same(source, used, _WAYS_OUT.format(shlex.quote(source.train.folder)))
     items = _once(list(_items(sources, names)), sources, passed)
     items = _chosen(config, sources, items, used, passed)
     if not items:
         raise LewelError(_nothing(sources, passed))
     found = Found(
-        where=few([source.train.folder for source in sources]),
+        where=_places(source.train for source in sources),
         kinds=Counter(ending(item.path) for item in items),
         folders=Counter(item.folder for item in items if item.folder),
         sample=[items[i].path for i in _spaced(len(items))],
@@ -64,6 +68,7 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     compared = labels.of_eval(config.eval, found.in_eval) if config.eval else _compared(sources, names, bank)
     unlabelled = len(items) - len(bank)
     found.labels = compared.said
+    found.one_class = len({item.label for item in compared.bank}) == 1
     if bank and unlabelled and not config.eval:
         found.labels += f"; {unlabelled:,} training images have no label"
     return Layout(
@@ -74,6 +79,11 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
         len(compared.names),
         found,
     )
+
+
+def _places(splits: Iterable[Split]) -> str:
+    """Where splits are, each place once."""
+    return few(list(dict.fromkeys(split.folder for split in splits)))
 
 
 def _spaced(count: int) -> Iterator[int]:
@@ -115,7 +125,7 @@ def _used(config: Data, sources: Sequence[Source]) -> set[str] | None:
     if not config.classes:
         return None
     names = sorted(set().union(*(source.train.names | source.train.empty for source in sources)))
-    return listing.classes(config.classes, names, few([source.train.folder for source in sources]))
+    return listing.classes(config.classes, names, _places(source.train for source in sources))
 
 
 def _chosen(
@@ -156,11 +166,11 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
     splits = [source.test for source in sources if source.test]
     test = _once([item for split in splits for item in labels.labelled(split, names)], sources, PassedOver())
     if bank and test:
-        where = few([source.train.folder for source in sources if source.test])
-        return labels.compared(names, bank, test, where, few([split.folder for split in splits]))
+        where = _places(source.train for source in sources if source.test)
+        return labels.compared(names, bank, test, where, _places(splits))
     why = sources[0].why or "no training image that is used has a label"
     own = next((source for source in sources if not source.test and source.train.has_classes), None)
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
-        remedy += f"; to take the class folders of {own.root}: --data.eval {shlex.quote(own.root)}"
-    return Compared((), [], [], f"kNN is off: {why}. {remedy}")
+        remedy += f"; if the folders of {own.root} are classes: --data.eval {shlex.quote(own.root)}"
+    return Compared((), [], [], f"training needs no labels; kNN is off: {why}. {remedy}")

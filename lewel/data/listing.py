@@ -13,6 +13,8 @@ from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, order, s
 from lewel.errors import LewelError
 
 NAMED = 3  # bad lines that a sentence quotes
+QUOTED = 120  # characters of a line that are quoted
+LONGEST = 4096  # characters that a path may have
 LABELS = "labels behind the paths of a list (labels come from folders)"
 
 
@@ -21,11 +23,11 @@ def classes(file: str, names: Sequence[str], where: str) -> set[str]:
     listed = [bare for line in _lines(file, "data.classes") if (bare := _without_comment(line))]
     unknown = [name for name in listed if name not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(_cut(unknown[0]), names, n=1, cutoff=0.0)
         meant = f"did you mean {shown(near[0])}?" if near else "there are no class folders there."
         raise LewelError(
             f"data.classes {file} lists {len(unknown)} classes that have no folder in {where}, the first "
-            f"{unknown[0]!r}; {meant} Expected one class folder a line"
+            f"{_cut(unknown[0])!r}; {meant} Expected one class folder a line"
         )
     return set(listed)
 
@@ -40,14 +42,16 @@ def images(file: str, passed: PassedOver) -> list[str]:
     bad: list[tuple[str, str]] = []
     lines = _lines(file, "data.root")
     for line in lines:
-        readings = ((os.path.join(folder, os.path.expanduser(text)), labelled) for text, labelled in _readings(line))
-        path, labelled = next((reading for reading in readings if os.path.isfile(reading[0])), ("", False))
+        readings = ((os.path.join(folder, os.path.expanduser(text)), rest) for text, rest in _readings(line))
+        path, rest = next((reading for reading in readings if os.path.isfile(reading[0])), ("", ""))
         if not path:
             bad.append((line, _why_no_image([os.path.join(folder, line)])))
         elif ending(path) not in ("", *EXTENSIONS):  # without a suffix it may be anything, and somebody named it
             bad.append((line, f"{ending(path)} files are not read"))
+        elif second := _image_in(rest):
+            bad.append((line, second))
         else:
-            _told(passed, line, labelled, path, identities.of(path), found)
+            _told(passed, line, rest, path, identities.of(path), found)
     if bad:
         raise LewelError(
             f"data.root {file} lists what is no image in {len(bad):,} of {len(lines):,} lines: {_quoted(bad)}; "
@@ -67,12 +71,14 @@ def chosen(file: str, among: Sequence[str], places: Sequence[str], passed: Passe
     found: dict[str, str] = {}
     bad: list[tuple[str, str]] = []
     for line in _lines(file, "data.train_list"):
-        readings = ((look.up(text), labelled) for text, labelled in _readings(line))
-        path, labelled = next((reading for reading in readings if reading[0]), (None, False))
+        readings = ((look.up(text), rest) for text, rest in _readings(line))
+        path, rest = next((reading for reading in readings if reading[0]), (None, ""))
         if path is None:
             bad.append((line, _why_no_image([os.path.join(place, line) for place in look.places])))
+        elif second := _image_in(rest):
+            bad.append((line, second))
         else:
-            _told(passed, line, labelled, path, path, found)
+            _told(passed, line, rest, path, path, found)
     if bad:
         raise LewelError(
             f"data.train_list {file} lists {len(bad):,} images that are not in {', '.join(places[:1])}"
@@ -123,27 +129,33 @@ class _Among:
         return paths[0] if paths else None
 
 
-def _told(passed: PassedOver, line: str, labelled: bool, path: str, identity: str, found: dict[str, str]) -> None:
+def _told(passed: PassedOver, line: str, rest: str, path: str, identity: str, found: dict[str, str]) -> None:
     """Adds the image at path to found, and tells passed what of the line is not used."""
-    if labelled:
-        passed.add(LABELS, line)
+    if rest:
+        passed.add(LABELS, _cut(line))
     if identity in found:
         passed.add("images that are listed twice", path)
     found.setdefault(identity, path)
 
 
-def _readings(line: str) -> Iterator[tuple[str, bool]]:
-    """What a line may mean, the whole of it first, and whether a label is left out: "path", "path label", "path,label".
+def _readings(line: str) -> Iterator[tuple[str, str]]:
+    """What path a line may mean, the whole of it first, and what follows it: of "path", "path label", "path,label".
 
     A path may hold blanks, commas and the sign of a comment.
     """
-    yield line, False
+    yield line, ""
     bare = _without_comment(line)
     if bare != line:
-        yield bare, False
+        yield bare, ""
     for text in dict.fromkeys((bare, line)):
-        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", text))):
-            yield text[: mark.start()], True
+        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", text[:LONGEST]))):
+            yield text[: mark.start()], text[mark.end() :]
+
+
+def _image_in(rest: str) -> str:
+    """What is wrong where another image follows the first in a line, or ""."""
+    second = next((word for word in re.split(r"[\s,;]+", _without_comment(rest)) if ending(word) in EXTENSIONS), "")
+    return f"{_cut(second)} follows in the same line" if second else ""
 
 
 def _without_comment(line: str) -> str:
@@ -161,8 +173,12 @@ def _why_no_image(paths: Sequence[str]) -> str:
 
 
 def _quoted(bad: Sequence[tuple[str, str]]) -> str:
-    named = ", ".join(f"{line!r} ({why})" for line, why in bad[:NAMED])
+    named = ", ".join(f"{_cut(line)!r} ({why})" for line, why in bad[:NAMED])
     return named + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= QUOTED else f"{line[:QUOTED]}..."
 
 
 def _lines(file: str, setting: str) -> list[str]:

@@ -69,9 +69,14 @@ def read(place: Path, passed: PassedOver) -> Source:
     if not os.path.isdir(folder):
         train = _split(root, passed)
         tests = [f"{name}/" for name in sorted(train.names) if name.lower() in SPLITS]
-        beside = f"{root} holds no train/, so all images below it are trained on, those of {few(tests)} too"
+        beside = f"{root} holds no train/, so all images below it are trained on"
+        beside += f", those of {few(tests)} too" if tests else ""
         why = f"{root} holds no train/ with class folders and test/ or val/ beside it"
-        return Source(root, train, why=why, beside=beside if tests else "")
+        inner = next((name for name in sorted(train.names) if _is_divided(os.path.join(root, name))), None)
+        if inner is not None:
+            below = shlex.quote(os.path.join(root, inner))
+            beside += f"; {inner}/ holds train/ and test/ or val/, to use these: --data.root {below}"
+        return Source(root, train, why=why, beside=beside if tests or inner else "")
     train = _split(folder, passed)
     test, why = _test(root, train, passed)
     return Source(root, train, test, why, _beside(root, test))
@@ -81,23 +86,38 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     """The test images that have the class folders of train, or why there are none."""
     if not train.names:
         return None, f"{train.folder} holds no class folders"
-    unfit = []
+    tried: list[tuple[Split, PassedOver]] = []
+    none = f"{root} holds no folder test or val"
     for name in TESTS:
         folder = os.path.join(root, name)
         if not os.path.isdir(folder):
             continue
+        if os.path.samefile(folder, train.folder):
+            none = f"{name}/ in {root} is train/ itself, by a link"
+            continue
         found = PassedOver()
-        split = _split(folder, found)
-        if split.names & train.names:
-            passed.join(found)
-            if loose := split.classes.count(""):
-                first = split.paths[split.classes.index("")]
-                passed.add("test images beside the class folders, which have no label", first, loose)
-            return split, ""
-        unfit.append(f"{name}/")
-    if not unfit:
-        return None, f"{root} holds no folder test or val"
-    return None, f"{few(unfit)} in {root} {'hold' if len(unfit) > 1 else 'holds'} none of the class folders of train/"
+        tried.append((_split(folder, found), found))
+        if tried[-1][0].names == train.names:
+            break
+    if not tried:
+        return None, none
+    # The first of those that have most of the classes, and fewest others.
+    split, found = max(tried, key=lambda pair: (len(pair[0].names & train.names), -len(pair[0].names - train.names)))
+    if split.names & train.names:
+        passed.join(found)
+        if loose := split.classes.count(""):
+            first = split.paths[split.classes.index("")]
+            passed.add("test images beside the class folders, which have no label", first, loose)
+        return split, ""
+    unfit = few([f"{os.path.basename(split.folder)}/" for split, _ in tried])
+    why = f"{unfit} in {root} {'hold' if len(tried) > 1 else 'holds'} none of the class folders of train/"
+    small = {name.lower() for name in train.names}
+    return None, why + " (upper and lower case differ)" * any(n.lower() in small for s, _ in tried for n in s.names)
+
+
+def _is_divided(folder: str) -> bool:
+    """Whether folder holds train/ and test images."""
+    return all(any(os.path.isdir(os.path.join(folder, name)) for name in names) for names in (("train",), TESTS))
 
 
 def _split(folder: str, passed: PassedOver) -> Split:

@@ -6,6 +6,7 @@ import heapq
 import os
 import stat
 from collections import Counter
+from collections.abc import Container
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp",
@@ -14,7 +15,9 @@ EXTENSIONS = (
 OF_SYSTEMS = (
     "@eadir", "@__thumb", "#recycle", "@recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information",
 )  # fmt: skip
+DRAWN = ("curves.png", "maps.png")  # by a run, where it lies in the very folder that is walked
 NOT_READ = "files of kinds that are not read"
+LINKED = "links to files"  # which are images of their own, and not passed over
 
 
 class PassedOver:
@@ -24,10 +27,21 @@ class PassedOver:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.kinds: Counter[str] = Counter()  # of NOT_READ, by suffix
+        self._told: set[int] = set()  # hashes of what was added, for two places may share folders
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
+        """Counts path, or as many as count of which it is the first, unless it has been for this reason."""
+        if hash((reason, path)) in self._told:
+            return
+        self._told.add(hash((reason, path)))
         self.counts[reason] += count
         self.first[reason] = min(self.first.get(reason, path), path, key=order)
+
+    def add_file(self, path: str) -> None:
+        """Counts a file of a kind that is not read."""
+        before = self.counts[NOT_READ]
+        self.add(NOT_READ, path)
+        self.kinds[ending(path)] += self.counts[NOT_READ] - before
 
     def join(self, other: PassedOver) -> None:
         """Adds what other has."""
@@ -40,6 +54,7 @@ class PassedOver:
         return [
             f"{reason}: {self._counted(reason, count)}{', such as' if count > 1 else ','} {shown(self.first[reason])}"
             for reason, count in ranked(self.counts)
+            if reason != LINKED
         ]
 
     def _counted(self, reason: str, count: int) -> str:
@@ -65,6 +80,11 @@ def order(path: str) -> str:
 def is_passed_over(name: str) -> bool:
     """Whether a folder of this name is hidden or a system's own."""
     return name.startswith(".") or name.lower() in OF_SYSTEMS
+
+
+def is_run(names: Container[str]) -> bool:
+    """Whether names are those of what lies in a run folder."""
+    return "config.yaml" in names and any(name in names for name in ("log.jsonl", "lock.json", "checkpoints"))
 
 
 def ending(name: str) -> str:
@@ -94,7 +114,7 @@ def few(names: list[str], most: int = 6) -> str:
 
 class _Walk:
     def __init__(self, top: str, passed: PassedOver) -> None:
-        self.passed = passed
+        self.passed, self.top = passed, top
         self.found: list[str] = []
         self.home = os.path.realpath(top)
         self.seen: set[tuple[int, int]] = set()  # device and inode of each folder
@@ -124,7 +144,15 @@ class _Walk:
                     continue
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
-                    for entry in entries:
+                    inside = list(entries)
+                of_run = is_run({entry.name for entry in inside})
+                if of_run and folder != self.top:
+                    self.passed.add("folders of training runs, whose pictures are no data", folder)
+                    continue
+                for entry in inside:
+                    if of_run and entry.name in DRAWN:
+                        self.passed.add("pictures of a training run", entry.path)
+                    else:
                         self._take(entry, folders)
             except OSError as error:
                 self.passed.add(f"folders that cannot be listed ({error.strerror})", folder)
@@ -153,16 +181,16 @@ class _Walk:
             heapq.heappush(self.links, (order(link.path), link.path))
         elif stat.S_ISREG(mode):
             self._take_file(link)
+            if ending(link.name) in EXTENSIONS:
+                self.passed.add(LINKED, link.path)
         else:
             self.passed.add("pipes, sockets and devices", link.path)
 
     def _take_file(self, entry: os.DirEntry[str]) -> None:
-        kind = ending(entry.name)
-        if kind in EXTENSIONS:
+        if ending(entry.name) in EXTENSIONS:
             self.found.append(entry.path)
         else:
-            self.passed.add(NOT_READ, entry.path)
-            self.passed.kinds[kind] += 1
+            self.passed.add_file(entry.path)
 
 
 class Identities:

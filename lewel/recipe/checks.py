@@ -115,6 +115,8 @@ def _check_data(data: Data) -> None:
         raise LewelError("data.batch_size must be at least 2: one image has nothing to contrast with, nor statistics")
     if data.image_size < 2:
         raise LewelError("data.image_size must be at least 2: an image of one pixel can be neither cropped nor blurred")
+    if not isinstance(data.root, str) and "" in data.root:
+        raise LewelError(f"data.root has an empty place among {len(data.root)}; name a folder, or leave it out")
     if data.name == "embedded":
         if data.embedded_test < 2:
             raise LewelError(

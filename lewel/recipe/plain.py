@@ -68,7 +68,11 @@ def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
         for key, item in value.items():
             _put(known, str(key).split("."), item)
     else:
-        table[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        table[name] = [_text(item) for item in value] if isinstance(value, (list, tuple)) else _text(value)
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
@@ -86,7 +90,8 @@ def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
 def _value(kind: Any, value: Any, key: str, source: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".", source)  # type: ignore[arg-type]
-    if isinstance(kind, UnionType) and isinstance(value, (list, tuple)):
+    either = isinstance(kind, UnionType) and any(get_origin(each) is tuple for each in get_args(kind))
+    if either and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         kind = next((each for each in get_args(kind) if get_origin(each) is tuple), kind)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
@@ -110,6 +115,7 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
         fits, expected = isinstance(value, bool), "true or false"
     else:
         fits, expected = isinstance(value, str) or (value is None and type(None) in get_args(kind)), "a string"
+        expected += " or a list of strings" * either
     if not fits:
         raise LewelError(f"{source}: {key} must be {expected}, got {value!r}")
     return value

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from lewel import data
+from lewel.errors import DataError
 from lewel.evaluation import knn
 from lewel.evaluation.boxes import mass_in_boxes
 from lewel.results import curves
@@ -21,13 +23,7 @@ def write(session: Session) -> None:
     folder, aligned = session.folder, session.run.method.aligned
     drawn, maps = folder / "curves.png", folder / "maps.png"
     curves.draw(drawn, {folder.name: log.read(folder / "log.jsonl")})
-    if aligned:
-        shown = data.spaced(session.sets.test, PICTURED)
-        images, _ = session.sets.test[shown]
-        boxes = session.sets.test_boxes
-        title = f"{session.run.method.name} after {session.epochs_done} epochs"
-        best = None if boxes is None else mass_in_boxes(session).best_map
-        draw_maps(session.method, images, maps, None if boxes is None else boxes[shown], title, best)
+    without_maps = _draw_maps(session, maps) if aligned else ""
     text, python = summary(session), os.path.relpath(sys.executable)
     python = "python" if python.startswith("..") else python  # one beside the run is not on the path
     (folder / "report.txt").write_text(text + "\n")
@@ -35,13 +31,27 @@ def write(session: Session) -> None:
         "",
         text,
         "",
-        f"wrote {drawn}" + (f" and {maps}" if aligned else ""),
+        f"wrote {drawn}" + (f" and {maps}" if aligned and not without_maps else "") + without_maps,
         f"next: {python} -m lewel show {folder}",
         f"      {python} -m lewel eval knn {folder}" + ("" if session.sets.num_classes else " --data-eval LABELLED"),
     ]
     if aligned:
         lines.append(f"      {python} -m lewel maps {folder} YOUR_IMAGE.jpg ...")
     print("\n".join([*lines, f"      {python} -m lewel presets"]), flush=True)
+
+
+def _draw_maps(session: Session, out: Path) -> str:
+    """Draws the maps of test images; returns a clause about why not where these cannot be read, which ends no run."""
+    shown = data.spaced(session.sets.test, PICTURED)
+    try:
+        images, _ = session.sets.test[shown]
+    except DataError as error:
+        return f", and no {out}: {error}"
+    boxes = session.sets.test_boxes
+    title = f"{session.run.method.name} after {session.epochs_done} epochs"
+    best = None if boxes is None else mass_in_boxes(session).best_map
+    draw_maps(session.method, images, out, None if boxes is None else boxes[shown], title, best)
+    return ""
 
 
 def summary(session: Session) -> str:

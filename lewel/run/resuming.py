@@ -87,8 +87,8 @@ def restore(path: Path, session: Session) -> str:
     _lay_out(session.optimizer)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     said = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else ""
-    said += shares.said(before, now) + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "")
-    return said + OTHER_PICTURES * unknown
+    said += _compared_said(old, run) + shares.said(before, now)
+    return said + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "") + OTHER_PICTURES * unknown
 
 
 def _check_epochs(old: Train, run: Train, step: int, steps_per_epoch: int, path: Path) -> None:
@@ -112,6 +112,14 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(value)
+
+
+def _compared_said(old: Train, run: Train) -> str:
+    """A clause about kNN where its images lie elsewhere than before, and may be others."""
+    before, now = (config.data.eval or " ".join(config.data.roots) for config in (old, run))
+    if not (old.knn_every and run.knn_every) or run.data.name != "folder" or before == now:
+        return ""
+    return f"; kNN compares the images of {now} from here on, before it compared those of {before}"
 
 
 def _rounding_said(run: Train) -> str:

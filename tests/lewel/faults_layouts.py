@@ -152,6 +152,31 @@ def trained_flat(folder: Path) -> None:
     lewel.train(config=OF_FILES, data=folder / "set", out=folder / "run")
 
 
+def trained_inside(folder: Path) -> None:
+    """A run on images that it lies among."""
+    pictures(folder / "set", 20)
+    lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set" / "runs" / "a")
+
+
+def unreadable_tests(folder: Path) -> None:
+    labelled(folder / "set")
+    for path in (folder / "set" / "test").rglob("*.png"):
+        path.write_bytes(b"")
+
+
+def finished_without_maps(ended: Ended) -> None:
+    run = ended.folder / "run"
+    assert (run / "report.txt").exists()
+    assert not (run / "maps.png").exists()
+
+
+def trained_and_fewer(folder: Path) -> None:
+    """A run of one epoch, and fewer images of the same classes."""
+    labelled(folder / "set", train=12)
+    lewel.train(config=OF_FILES, data=folder / "set", out=folder / "run")
+    labelled(folder / "other", train=4)
+
+
 def headers(folder: Path) -> None:
     pictures(folder / "set", 14)
     image = Image.new("RGB", (60, 50))
@@ -353,7 +378,7 @@ ROWS = (
         name="one class",
         arrange=lambda folder: [pictures(folder / "set" / split / "ant", 12) for split in ("train", "test")],
         command=f"{TRAIN} --data.root set --out run",
-        says=("kNN means nothing here", "100 %", "--knn-every 0"),
+        says=("kNN means nothing here", "100 %", "--knn-every 0", "kNN: 12 images of one class"),
         left=compared,
     ),
     Fault(
@@ -449,7 +474,11 @@ ROWS = (
         name="other classes in test",
         arrange=lambda folder: (labelled(folder / "set"), picture(folder / "set" / "train" / "cat" / "0.png")),
         command=f"{TRAIN} --data.root set --out run",
-        says=("must hold the same class folders", "'cat' in set/train"),
+        says=(
+            "must hold the same class folders",
+            "'cat' in set/train; --data.eval ROOT names other",
+            "--data.root set/train alone trains without labels",
+        ),
         status=2,
         left=nothing_written,
     ),
@@ -472,6 +501,69 @@ ROWS = (
         arrange=trained_flat,
         command=f"{TRAIN} --data.root set --data.eval known --epochs 1 --out run --resume auto",
         says=("kNN: 16 images of 2 classes", "continuing after step 2"),
+    ),
+    Fault(
+        name="a run among its images",
+        arrange=trained_inside,
+        command=f"{TRAIN} --data.root set --out set/runs/a --resume auto",
+        says=("found 20 training images", "folders of training runs, whose pictures are no data: 1, set/runs/a"),
+    ),
+    Fault(
+        name="unreadable test images that nothing compares",
+        arrange=unreadable_tests,
+        command=f"{TRAIN} --data.root set --out run --knn-every 0 --epochs 2",
+        says=(
+            "no statistics of the maps: none of the 4 images in set/test can be read",
+            "wrote run/curves.png, and no run/maps.png: none of the 4 images",
+        ),
+        left=finished_without_maps,
+    ),
+    Fault(
+        name="kNN elsewhere",
+        arrange=trained_and_fewer,
+        command="eval knn run --data-root other",
+        says=("% after epoch 1\n",),
+    ),
+    Fault(
+        name="continued with other labels",
+        arrange=trained_and_fewer,
+        command=f"{TRAIN} --data.root set --data.eval other --out run --resume auto",
+        says=("kNN compares the images of other from here on, before it compared those of ",),
+    ),
+    Fault(
+        name="a run in the folder of its images",
+        arrange=lambda folder: (
+            pictures(folder / "set", 20),
+            lewel.train(config=OF_FILES, data=folder / "set", out=folder / "set"),
+        ),
+        command=f"{TRAIN} --data.root set --out set --resume auto",
+        says=("found 20 training images", "passed over, pictures of a training run: 2, such as set/curves.png"),
+    ),
+    Fault(
+        name="a bank of a few",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{TRAIN} --data.root set --knn-bank 2 --dry-run",
+        says=("kNN: 16 images of 2 classes in the bank", "knn_bank takes 2 of the images in the bank"),
+    ),
+    Fault(
+        name="kNN that the recipe leaves out",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{TRAIN} --data.root set --knn-every 0 --dry-run",
+        says=("kNN is off: the recipe has knn_every 0",),
+        never=("Traceback", "in the bank"),
+    ),
+    Fault(
+        name="images without a recipe",
+        arrange=lambda folder: pictures(folder / "set", 20),
+        command="train --data.root set --data.batch-size 8 --method.queue 8 --dry-run",
+        says=("name: folder", "found 20 training images in set"),
+    ),
+    Fault(
+        name="a place that a shell left empty",
+        arrange=lambda folder: None,
+        command="train --data.root ''",
+        says=("data.root is empty",),
+        status=2,
     ),
     Fault(
         name="a user who is not there",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lewel.data import build, eval_batches
 from lewel.data.found import look
-from lewel.data.walk import EXTENSIONS, PassedOver, images_below, shown
+from lewel.data.walk import EXTENSIONS, NOT_READ, PassedOver, images_below, shown
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 
@@ -147,10 +147,49 @@ class TestLabels:
         sets = sets_of(tmp_path / "one", tmp_path / "two")
         assert (len(sets.train), len(sets.bank), len(sets.test), sets.num_classes) == (12, 12, 8, 2)
         assert sets.train.split.labels.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3
+
+    def test_of_two_places_with_other_classes_these_are_joined_by_name(self, tmp_path):
+        for name in ("one", "two"):
+            labelled(tmp_path / name, train=3)
         for split in ("train", "test"):
-            picture(tmp_path / "two" / split / "cat" / "0.png")
-        with pytest.raises(LewelError, match=r"must hold the same class folders, but 1 are .* 'cat'"):
+            (tmp_path / "two" / split / "bee").rename(tmp_path / "two" / split / "cat")
+        sets = sets_of(tmp_path / "one", tmp_path / "two")
+        assert (len(sets.bank), len(sets.test), sets.num_classes) == (12, 8, 3)
+        assert sets.train.split.labels.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [2] * 3
+        assert sets.test.split.labels.tolist() == [0, 0, 1, 1, 0, 0, 2, 2]
+        picture(tmp_path / "two" / "test" / "bee" / "0.png")
+        with pytest.raises(LewelError, match=r"must hold the same class folders, .* 'bee' in .*two/test; --data.eval"):
             sets_of(tmp_path / "one", tmp_path / "two")
+
+    def test_classes_of_training_images_are_not_compared_where_others_are_named(self, tmp_path):
+        labelled(tmp_path / "set", train=5)
+        before = paths_of(sets_of(tmp_path / "set").train.split)
+        (tmp_path / "set" / "test" / "bee").rename(tmp_path / "set" / "test" / "cat")
+        sets = sets_of(tmp_path / "set", eval=str(tmp_path / "set" / "train"))
+        assert (len(sets.bank), len(sets.test), sets.num_classes) == (8, 2, 2)
+        assert paths_of(sets.train.split) == before
+
+    def test_the_test_folder_with_most_of_the_classes_is_used(self, tmp_path):
+        labelled(tmp_path)
+        (tmp_path / "test").rename(tmp_path / "val")
+        picture(tmp_path / "test" / "ant" / "0.png")
+        assert len(sets_of(tmp_path).test) == 4
+
+    @pytest.mark.parametrize("name", ["Ant", "cat"])
+    def test_a_test_folder_that_does_not_fit_is_told_of(self, name, tmp_path):
+        labelled(tmp_path)
+        picture(tmp_path / "val" / name / "0.png")
+        (tmp_path / "test").rename(tmp_path / "apart")
+        said = "\n".join(sets_of(tmp_path).found.lines())
+        assert "none of the class folders of train/" in said
+        assert ("(upper and lower case differ)" in said) == (name == "Ant")
+
+    def test_a_link_to_the_training_images_is_no_test_split(self, tmp_path):
+        pictures(tmp_path / "train" / "ant", 3)
+        (tmp_path / "val").symlink_to("train")
+        sets = sets_of(tmp_path)
+        assert sets.num_classes == 0
+        assert f"val/ in {tmp_path} is train/ itself, by a link" in sets.found.labels
 
     def test_an_image_below_two_places_counts_once_and_keeps_its_label(self, tmp_path):
         labelled(tmp_path / "set", train=3)
@@ -203,6 +242,41 @@ class TestLabels:
             sets_of(tmp_path / "flat", eval=str(tmp_path / "known"))
 
 
+class TestSaid:
+    def test_images_beside_a_folder(self, tmp_path):
+        pictures(tmp_path, 6)
+        pictures(tmp_path / "u", 10)
+        assert "; 10 in one folder, u, 6 beside it;" in sets_of(tmp_path).found.lines()[0]
+
+    def test_links_to_files_are_images_of_their_own(self, tmp_path):
+        pictures(tmp_path, 3)
+        for i in range(2):
+            (tmp_path / f"link{i}.png").symlink_to(f"00{i}.png")
+        sets = sets_of(tmp_path)
+        assert len(sets.train) == 5
+        assert "  links to files among the images, each an image of its own: 2" in sets.found.lines()
+
+    def test_what_is_passed_over_in_two_places_counts_once(self, tmp_path):
+        labelled(tmp_path)
+        for name in ("a.txt", "b.txt", ".hidden"):
+            (tmp_path / "train" / name).write_text("")
+        passed = sets_of(tmp_path, tmp_path / "train", tmp_path).found.passed
+        assert passed.counts["hidden files and folders"] == 1
+        assert (passed.counts[NOT_READ], passed.kinds) == (2, {".txt": 2})
+
+    def test_a_set_below_is_named(self, tmp_path):
+        labelled(tmp_path / "data")
+        said = "\n".join(sets_of(tmp_path).found.beside)
+        assert f"data/ holds train/ and test/ or val/, to use these: --data.root {tmp_path}/data" in said
+
+    def test_a_bank_of_one_class(self, tmp_path):
+        labelled(tmp_path / "set")
+        (tmp_path / "list").write_text("ant/000.png\nant/001.png")
+        found = sets_of(tmp_path / "set", train_list=str(tmp_path / "list")).found
+        assert found.one_class
+        assert "kNN: 2 images of one class in the bank" in found.labels
+
+
 class TestLists:
     @pytest.mark.parametrize("name", ["a b.png", "a, b.png", "a #1.png", "äöü.png", "no suffix"])
     def test_a_path_may_hold_whatever_a_label_is_told_by(self, name, tmp_path):
@@ -216,6 +290,24 @@ class TestLists:
         pictures(tmp_path, 2)
         (tmp_path / "list").write_text("000.png\n001.png", encoding="utf-16")
         assert len(sets_of(tmp_path / "list").train) == 2
+
+    @pytest.mark.parametrize("behind", [" 001.png", "\t7\t001.png", ",gone.jpg", " 001.png 3"])
+    def test_a_second_image_in_a_line_is_refused_by_name(self, behind, tmp_path):
+        pictures(tmp_path / "set", 2)
+        (tmp_path / "set" / "list").write_text(f"000.png{behind}")
+        for settings in ({"root": tmp_path / "set" / "list"}, {"root": tmp_path / "set", "train_list": "list"}):
+            named = {key: str(tmp_path / "set" / value) for key, value in settings.items()}
+            with pytest.raises(LewelError, match=r"0{3}\.png.* \((001|gone)\.(png|jpg) follows in the same line\)"):
+                build(Data(name="folder", image_size=16, **named), seed=0)
+
+    @pytest.mark.parametrize("setting", ["root", "train_list", "classes"])
+    def test_a_long_line_is_quoted_in_part(self, setting, tmp_path):
+        labelled(tmp_path)
+        (tmp_path / "list").write_text(str([f"images/{i}.png" for i in range(20_000)]))
+        named = {"root": str(tmp_path), setting: str(tmp_path / "list")}
+        with pytest.raises(LewelError, match=r"images/1\.png") as error:
+            build(Data(name="folder", image_size=16, **named), seed=0)
+        assert len(str(error.value)) < 1000
 
     def test_beside_a_folder(self, tmp_path):
         pictures(tmp_path / "set", 4)
@@ -242,6 +334,10 @@ class TestLook:
             "of 5 that were looked at, 1 hold several pictures, of which the first is used",
             "of 5 that were looked at, 1 cannot be read",
         ]
+
+    def test_a_tiff_is_turned_by_its_decoder(self, tmp_path):
+        Image.new("RGB", (8, 4)).save(tmp_path / "0.tif", tiffinfo={0x0112: 6})
+        assert look([str(tmp_path / "0.tif")], turned=False)[1] == []
 
     def test_only_a_few_are_opened(self, tmp_path):
         pictures(tmp_path, 200)

@@ -80,6 +80,9 @@ class TestSettings:
             encoder=EncoderSettings(),
         )
 
+    def test_paths_are_places(self):
+        assert plain.changed(TINY, {"data.root": [Path("a"), "b"]}, source="x").data.roots == ("a", "b")
+
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
@@ -95,6 +98,9 @@ class TestSettings:
             ({"preset": "embedded/lewel_m", "config": "a.yaml"}, "preset and config both name a recipe"),
             ({"encoder": "resnet18"}, "encoder is a torch.nn.Module or a table of settings"),
             ({"data": 3}, "data is a folder or several, two data sets"),
+            ({"data": ["a", None]}, "a table of settings, got ['a', None]"),
+            ({"data": ""}, "a table of settings, got ''"),
+            ({"data": ["a", ""]}, "data.root has an empty place among 2"),
             ({"method": {"loss": "triplet"}}, "method.loss must be one of infonce, byol, simsiam"),
         ],
         ids=str,

@@ -38,6 +38,8 @@ def augmented(**changes: Any) -> Train:
         pytest.param("compile: 1", "compile must be true or false, got 1", id="number-for-truth"),
         pytest.param("out: 3", "out must be a string, got 3", id="number-for-a-string"),
         pytest.param("out: null", "out must be a string, got None", id="nothing-for-a-string"),
+        pytest.param("data: {root: null}", "data.root must be a string or a list of strings, got None", id="no-root"),
+        pytest.param("data: {root: [[a], b]}", "must be a string or a list of strings, got [['a'], 'b']", id="roots"),
         pytest.param("optim: 3", "optim must be a table of keys, got 3", id="table"),
         pytest.param("encoder: {last_stride: 2.0}", "last_stride must be one of 1, 2, got 2.0", id="choice-fraction"),
         pytest.param("encoder: {last_stride: true}", "last_stride must be one of 1, 2, got True", id="choice-truth"),
