@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from lewel import data, distributed, ranges
 from lewel.data import shared
 from lewel.errors import DataError, LewelError
-from lewel.evaluation import features, health, knn
+from lewel.evaluation import features, health, online
 from lewel.recipe import plain
 from lewel.run import checkpoint, resuming
 from lewel.run.preemption import Preemption
@@ -24,7 +24,6 @@ from lewel.run.step import Outcome, Stepper, rates
 from lewel.watching.log import Clock, RunLog, carry_over, read, write_text
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
-PICTURED = 256  # test images of all classes, over which the statistics of the maps are taken
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
 
 
@@ -50,7 +49,7 @@ def train(session: Session, resume: Path | None) -> bool:
             write_text(folder / "config.yaml", plain.to_yaml(run))
         if resume is None:
             if run.knn_every:
-                _log_baselines(session, log)
+                online.log_baselines(session, log)
         else:
             log.say(f"continuing after step {session.steps_done} from {resume}{before}")
         if leads and session.sets.known_by is not None:
@@ -71,7 +70,7 @@ class Loop:
         self.per_epoch = len(session.loader)
         self.since = time.monotonic()
         self.stopping, self.stopped = False, distributed.Anywhere()
-        self.evaluated = _is_evaluated(session)
+        self.evaluated = online.is_evaluated(session)
         # Loss of the epoch, inf or nan where one was: it is looked at on logged steps only, for a look waits.
         self.worst = torch.zeros((), device=session.device)
         self.within_step = False  # a pass of it has been taken, and the optimizer has not stepped
@@ -109,7 +108,7 @@ class Loop:
                 return False
             if whole and not self.evaluated and (done == run.epochs or not run.knn_every or not done % run.knn_every):
                 self.preemption.evaluates = True
-                _log_epoch(session, self.log)
+                online.log_epoch(session, self.log)
                 self.preemption.evaluates = False
                 self.stopping = self.stopped.ask(bool(self.preemption.by))
                 if self.stopping and done < run.epochs:
@@ -210,17 +209,6 @@ class Loop:
         self.since = time.monotonic()
 
 
-def _is_evaluated(session: Session) -> bool:
-    """Whether the log already has the evaluation after the last whole epoch, as of a run that is continued."""
-    file = session.folder / "log.jsonl"
-
-    def told() -> bool:
-        records = read(file) if file.exists() else []
-        return any(record["kind"] == "epoch" and record["step"] == session.steps_done for record in records)
-
-    return distributed.from_leader(told)
-
-
 def _check_weights(session: Session) -> None:
     """Raises LewelError for weights that are not finite: a last step may break them though its loss was finite."""
     values = {k: v for k, v in session.method.state_dict().items() if isinstance(v, Tensor)}
@@ -228,32 +216,3 @@ def _check_weights(session: Session) -> None:
     if not finite.all():
         name = next(name for name, fine in zip(values, finite.tolist(), strict=True) if not fine)
         raise LewelError(f"{name} is not finite after step {session.steps_done}; {CALMER}")
-
-
-@ranges.ranged(ranges.EVALUATE)
-def _log_baselines(session: Session, log: RunLog) -> None:
-    pixels, untrained = (knn_of(session, log.progress) for knn_of in (features.knn_of_pixels, features.knn_accuracy))
-    values = {knn.key("knn_pixels", k): accuracy for k, accuracy in pixels.items()}
-    values |= {knn.key("knn_untrained", k): accuracy for k, accuracy in untrained.items()}
-    network = "by the initial weights" if session.run.init else "untrained"
-    said = ", ".join(f"kNN-{k} {untrained[k]:.1f} % {network}, {pixels[k]:.1f} % on raw pixels" for k in pixels)
-    log.record("baselines", {"step": 0, **values}, f"before training: {said}")
-
-
-@ranges.ranged(ranges.EVALUATE)
-def _log_epoch(session: Session, log: RunLog) -> None:
-    values = {"step": session.steps_done, "epoch": session.epochs_done, "seconds": session.seconds}
-    line = f"epoch {session.epochs_done}/{session.run.epochs}  {session.seconds:.0f} s"
-    if session.run.knn_every:
-        accuracies = features.knn_accuracy(session, log.progress)
-        values |= {knn.key("knn", k): accuracy for k, accuracy in accuracies.items()}
-        line += "".join(f"  kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
-    if session.run.method.aligned and session.world.leads:
-        try:
-            pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]
-        except DataError as error:  # kNN, if it is on, ended the run; without it nothing depends on these images
-            line += f"  no statistics of the maps: {error}"
-        else:
-            values |= health.map_statistics(session.method, session.to_device(pictured))
-            line += f"  maps: entropy {values['map_entropy']:.3f}, |R-GAP|/|GAP| {values['map_spread']:.3f}"
-    log.record("epoch", values, line)

@@ -1,5 +1,6 @@
 """What the features of a run are worth, and whether it is healthy. Its public parts:
 
+online         log_baselines, log_epoch: what a run logs of its features before training and after an epoch
 features       knn_accuracy: online kNN of a Session, by k; knn_of_pixels: the same of raw pixels
 knn            nearest, correct: the weighted classifier; key, accuracies: what a log calls its results
 health         spread and maps of the embedding for the log, and the limit of a collapse

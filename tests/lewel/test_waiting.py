@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from tiny_runs import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lewel.evaluation import health
+from lewel.evaluation import health, online
 from lewel.recipe import presets
 from lewel.recipe.schema import Optim, Train
 from lewel.run import session
@@ -132,8 +131,8 @@ def test_an_epoch_reads_the_device_on_logged_steps_only(
         return dict.fromkeys(values, 1.0)
 
     monkeypatch.setattr(health, "read", read)
-    for name in ("_log_baselines", "_log_epoch"):
-        monkeypatch.setattr(sys.modules[Loop.__module__], name, lambda *_: None)
+    for name in ("log_baselines", "log_epoch"):
+        monkeypatch.setattr(online, name, lambda *_: None)
     monkeypatch.setattr(Loop, "_save", lambda _: None)
     with Operators():
         assert train_session(prepared, None)
