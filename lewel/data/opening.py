@@ -33,6 +33,8 @@ def opened(path: Path) -> Iterator[Any]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     with unlimited():
         with in_words():
+            if not path.stat().st_size:
+                raise UnreadableImage("it is empty")
             file = Image.open(path, formats=_formats())
         with file:
             yield file

@@ -132,6 +132,5 @@ def test_help_is_written_for_forty_columns_at_least(monkeypatch, capsys):
     """In one column tyro would take minutes and gigabytes."""
     monkeypatch.setenv("COLUMNS", "1")
     monkeypatch.setattr("sys.argv", ["lewel", "show", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    cli.main()
     assert " -------------------------------------- " in capsys.readouterr().out.splitlines()
