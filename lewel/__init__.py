@@ -22,6 +22,7 @@ from lewel import console
 
 with console.interrupted_quietly(Path(sys.argv[0]).name in ("-m", "lewel")):  # by python -m lewel, or as a script
     from lewel.methods.objectives import OBJECTIVES, Objective, Terms  # fills the table that recipes read
+from lewel.errors import LewelError
 from lewel.recipe import schema as config
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from lewel.methods.method import Method
 
 __all__ = [  # without eval, which would take the place of the builtin
-    "OBJECTIVES", "Method", "Objective", "Run", "Terms", "build_encoder", "config", "data", "export", "maps", "train",
+    "OBJECTIVES", "LewelError", "Method", "Objective", "Run", "Terms", "build_encoder", "config", "data", "export",
+    "maps", "train",
 ]  # fmt: skip
 
 # Imported when they are asked for: lewel --help and lewel presets need neither torchvision nor matplotlib.

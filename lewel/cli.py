@@ -33,6 +33,10 @@ def main() -> None:
     Printing ends no command; one that is not train, whose words are what it is for, has status 1 where they are lost.
     """
     console.open_closed()
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("lewel: the current folder is not there any more; cd to another one")
     if shutil.get_terminal_size().columns < NARROWEST:  # tyro would take minutes for its help
         os.environ["COLUMNS"] = str(NARROWEST)
     with console.lossy():

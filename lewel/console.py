@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TextIO
 
+_entering = threading.Lock()
+_inside, _before = 0, (sys.stdout, sys.stderr)  # contexts of lossy, and what was before them
+
 
 class _Lossy(io.FileIO):
     """An output that takes everything: what the terminal, pipe or disk behind it refuses is lost; the error is kept."""
@@ -32,15 +35,22 @@ def lossy() -> Iterator[None]:
 
     Outputs that are no files, as in a notebook, stay what they are.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _without_errors(sys.stdout), _without_errors(sys.stderr)
+    global _before, _inside
+    with _entering:
+        if not _inside:
+            _before = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = _without_errors(sys.stdout), _without_errors(sys.stderr)
+        _inside += 1
     try:
         yield
     finally:
         for output in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 output.flush()
-        sys.stdout, sys.stderr = before
+        with _entering:
+            _inside -= 1
+            if not _inside:  # of several runs in threads, the last to leave
+                sys.stdout, sys.stderr = _before
 
 
 @contextlib.contextmanager

@@ -110,5 +110,5 @@ def _report(session: Session) -> None:
     except OSError as error:
         raise LewelError(
             f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "
-            f"{error.strerror or error}; --resume auto writes it"
+            f"{error.strerror or error}; once that is put right, --resume auto writes it"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -169,7 +170,8 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
         where = _places(source.train for source in sources if source.test)
         return labels.compared(names, bank, test, where, _places(splits))
     why = sources[0].why or "no training image that is used has a label"
-    own = next((source for source in sources if not source.test and source.train.has_classes), None)
+    folders = (source for source in sources if not source.test and os.path.isdir(source.root))
+    own = next((source for source in folders if source.train.has_classes), None)
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
         remedy += f"; if the folders of {own.root} are classes: --data.eval {shlex.quote(own.root)}"

@@ -93,7 +93,9 @@ def _scaled(file: Image.Image) -> Image.Image:
 def _by_own_range(values: np.ndarray, inverted: bool = False) -> Image.Image:
     """Values (H, W) or (H, W, 3) as an image, the smallest finite one as 0 and the largest as 255, or inverted."""
     finite = values[(values > -NO_DATA) & (values < NO_DATA)] if values.dtype.kind == "f" else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if not finite.size:
+        raise UnreadableImage("none of its values is a number")
+    low, high = float(finite.min()), float(finite.max())
     if inverted:
         low, high = high, low
     scale = 255 / (high - low) if high != low else 0.0

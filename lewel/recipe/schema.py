@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lewel.recipe import feature_maps, objectives
 
@@ -28,6 +29,13 @@ class Augmentation:
     """probability of a Gaussian blur; sigma ~ U(0.1, 2.0) pixels at 224, in proportion to the image size"""
     solarize: tuple[float, float] = (0.0, 0.2)
     """probability of inverting every value of 128 and above"""
+
+
+def _text(given: Any) -> Any:
+    """Paths as strings, lists of them as tuples; anything else as it is."""
+    if isinstance(given, (list, tuple)):
+        return tuple(map(_text, given))
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class Data:
     workers: int = 0
     """processes that prepare batches; the run is the same for any number"""
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("root", "eval", "classes", "train_list"):  # paths from Python: a recipe is written as text
+            object.__setattr__(self, name, _text(getattr(self, name)))
 
     @property
     def roots(self) -> tuple[str, ...]:

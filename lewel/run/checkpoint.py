@@ -6,11 +6,9 @@ No generator is stored: order, augmentation and every draw of a step are functio
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,7 +20,11 @@ from lewel.run import lock
 from lewel.run.session import Session
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
-KEYS = ("config", "step", "epoch", "images", "processes", "seconds", "method", "optimizer", "scaler")
+KEYS: dict[str, Any] = {
+    **dict.fromkeys(("step", "epoch", "images", "processes"), int),
+    **dict.fromkeys(("config", "method", "optimizer", "scaler"), dict),
+    "seconds": (int, float),
+}
 
 
 class CheckpointError(LewelError):
@@ -52,13 +54,14 @@ def save(session: Session) -> Path:
         state["known_by"] = session.sets.known_by.remembered()
     folder = session.folder / "checkpoints"
     path = folder / name_of(session.steps_done)
-    temporary = folder / f".{path.name}.{os.getpid()}"
+    temporary, told = folder / f".{path.name}.{os.getpid()}", _Told()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".step-*"):  # of a process that was killed while it wrote
             stale.unlink()
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            told.file = file
+            torch.save(state, told)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -68,20 +71,29 @@ def save(session: Session) -> Path:
                 old.unlink()
     except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of a full disk
         lock.check_mine(session.folder)  # it may just have gone
-        why = getattr(error, "strerror", None) or _of_the_disk(folder) or reason(error)
+        why = getattr(told.error or error, "strerror", None) or reason(error)
         raise CheckpointError(f"could not write {path}: {why}; {_offer(path)}") from None
     finally:
-        temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
     return path
 
 
-def _of_the_disk(folder: Path) -> str:
-    """Why torch, which does not say, could not write, if it is that the disk is as good as full."""
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        if free < 16 * 2**20:
-            return f"{os.strerror(errno.ENOSPC)} ({free / 2**20:.1f} MiB are free)"
-    return ""
+class _Told:
+    """A file that remembers why it could not be written to: a full disk, a quota. torch does not say."""
+
+    file: BinaryIO
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def name_of(step: int) -> str:
@@ -161,6 +173,11 @@ def _content(path: Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise _Broken(f"{path} is incomplete (it lacks {', '.join(missing)})")
+    odd = [key for key, kind in KEYS.items() if not isinstance(state[key], kind)]
+    odd += [key for key in ("step", "epoch", "images", "processes") if key not in odd and state[key] < 0]
+    if odd:
+        values = ", ".join(f"{key} cannot be {state[key]!r:.40}" for key in odd)
+        raise _Broken(f"{path} is damaged ({values})")
     return state if known == FORMAT else _named_as_now(state)
 
 

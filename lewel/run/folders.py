@@ -30,6 +30,7 @@ def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, 
     """
     while True:
         folder, path = choose(run, resume)
+        _check_checkpoints(folder)
         held = Lock(folder)
         claims.callback(held.release)  # first, for a signal may come at any moment
         try:
@@ -43,6 +44,17 @@ def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, 
         if not _holds_run(folder):
             return folder, None
         held.release()  # of a run that began after the choice, and has ended
+
+
+def _check_checkpoints(folder: Path) -> None:
+    """Raises LewelError where checkpoints cannot be written, which a run would find out after its first epoch."""
+    path = folder / "checkpoints"
+    if path.is_symlink() and not path.exists():
+        raise LewelError(f"{path} is a link to {os.readlink(path)}, which is not there; make it, or remove the link")
+    if path.exists() and not path.is_dir():
+        raise LewelError(f"{path} is no folder, but checkpoints go there; remove it, or choose another --out")
+    if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+        raise LewelError(f"checkpoints cannot be written to {path}: no permission; choose another --out")
 
 
 def usable(path: Path | None, resume: str) -> Path | None:

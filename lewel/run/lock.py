@@ -117,8 +117,19 @@ def check_mine(folder: Path) -> None:
     owner, found = _held.get(path), _read(path)
     if owner is not None and found not in (None, owner):
         raise LewelError(_taken_over(path, found))
-    if owner is not None and found is None and _is_gone(path):
-        raise LewelError(f"{path} is gone, as where the run folder was deleted or renamed; the run ends, unsaved")
+    if owner is None or found is not None or not _is_gone(path):
+        return
+    try:
+        with open(path, "x") as file:  # somebody has removed the file alone
+            json.dump(asdict(owner), file)
+    except FileExistsError:
+        check_mine(folder)
+    except FileNotFoundError:
+        raise LewelError(
+            f"{path} is gone, as where the run folder was deleted or renamed; the run ends, unsaved"
+        ) from None
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
 
 
 def _taken_over(path: Path, owner: Owner | None) -> str:

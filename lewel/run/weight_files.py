@@ -94,9 +94,11 @@ def _reason(error: Exception, path: Path) -> str:
     text = " ".join(str(error).split())
     if "Unsupported global: GLOBAL" in text:
         what = text.split("Unsupported global: GLOBAL ")[1].split(" ")[0]
+        module = ".models." in what or what.startswith(("torch.nn.", "timm."))
+        weights = ".state_dict()" if module else '["state_dict"]'
         return (
             f"beside tensors it holds objects of {what}, which could run programs; where you trust it, save its "
-            'weights alone: torch.save(torch.load(FILE, weights_only=False)["state_dict"], "weights.pth")'
+            f'weights alone: torch.save(torch.load(FILE, weights_only=False){weights}, "weights.pth")'
         )
     if "TorchScript" in text:
         return (

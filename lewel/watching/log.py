@@ -105,15 +105,30 @@ class Lines:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
+        if path.is_fifo():
+            raise LewelError(f"{path} is a pipe, and the log goes there; remove it")
         self.left_out = _drop_after(path, first_step) if first_step else 0
         with _sentence(path):
             self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         with _sentence(self.path):
-            self.path.stat()  # a file that was deleted, or went with its folder, takes lines as if it were there
+            self._follow()
             self.file.write(_line({"kind": kind, **values}))
             self.file.flush()
+
+    def _follow(self) -> None:
+        """Goes on in the file of that name where an editor has replaced it: the open one would take lines unseen."""
+        try:
+            there, mine = self.path.stat(), os.fstat(self.file.fileno())
+        except FileNotFoundError:
+            raise LewelError(
+                f"{self.path} is gone, as where the run folder was deleted or renamed; the run ends, and what it saved "
+                "is where that folder is now"
+            ) from None
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+            self.file.close()
+            self.file = open(self.path, "a")  # noqa: SIM115
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of what could not be written, which was said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -364,15 +366,28 @@ class TestSave:
         assert f"--resume {folder}/step-00000009.pt" in sentence
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
-    def test_what_torch_does_not_say_of_a_full_disk_is_said(self, folder, finished, monkeypatch):
+    def test_what_torch_does_not_say_of_a_full_disk_or_quota_is_said(self, folder, finished, monkeypatch):
+        """As its writer of archives does where a write to the file raises."""
+
         def fail(state, file):
+            monkeypatch.setattr(file, "file", SimpleNamespace(write=refuse), raising=False)
+            with contextlib.suppress(OSError):
+                file.write(b"half")
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
+        def refuse(content):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
         monkeypatch.setattr(torch, "save", fail)
-        for free, said in ((2**20, r"No space left on device \(1.0 MiB are free\);"), (2**40, "enforce fail")):
-            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-            with pytest.raises(checkpoint.CheckpointError, match=rf"could not write .*: .*{said}"):
-                self.save(folder, finished)
+        with pytest.raises(checkpoint.CheckpointError, match=r"could not write .*: Disk quota exceeded;"):
+            self.save(folder, finished)
+
+    @pytest.mark.parametrize(("key", "value"), [("step", "9"), ("step", -5), ("config", None), ("processes", "2")])
+    def test_a_checkpoint_with_odd_values_is_damaged(self, key, value, folder):
+        path = folder / "step-00000009.pt"
+        torch.save(torch.load(path) | {key: value}, path)
+        with pytest.raises(checkpoint.CheckpointError, match=rf"is damaged \({key} cannot be {value!r}\)"):
+            checkpoint.read(path)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
     def test_nothing_half_written_stays_or_has_the_name(self, folder, finished, error, monkeypatch):

@@ -86,6 +86,18 @@ def test_what_cannot_be_encoded_is_printed_as_an_escape(printed_to, tmp_path):
     assert (tmp_path / "out").read_text() == "\\xfcn\\xef \\udcff\n"
 
 
+def test_of_contexts_that_overlap_the_last_to_leave_puts_the_outputs_back(printed_to, tmp_path):
+    with open(tmp_path / "out", "wb") as file:
+        printed_to(file.fileno(), "utf-8")
+        before, first, second = sys.stdout, console.lossy(), console.lossy()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert sys.stdout is not before
+        second.__exit__(None, None, None)
+        assert sys.stdout is before
+
+
 def test_an_output_that_is_no_file_stays_what_it_is(monkeypatch):
     mine = io.StringIO()
     monkeypatch.setattr(sys, "stdout", mine)

@@ -235,6 +235,14 @@ def test_nothing_is_saved_in_a_folder_that_is_gone(held):
         lock.check_mine(held.path.parent)
 
 
+def test_a_lock_that_somebody_has_removed_is_there_again(held):
+    held.path.unlink()
+    lock.check_mine(held.path.parent)
+    assert lock.lives(held.path.parent)
+    held.release()
+    assert not held.path.exists()
+
+
 def test_who_holds_a_folder_or_finds_nobody_there_may_save(held, tmp_path):
     lock.check_mine(held.path.parent)
     lock.check_mine(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from types import SimpleNamespace
 from typing import ClassVar
@@ -187,3 +188,27 @@ def test_a_board_that_fails_is_left_alone_and_said_to_be_once(tmp_path, monkeypa
     run_log.close()
     assert capsys.readouterr().out == "Board fails (the network is gone); the run goes on without it\n"
     assert [record["step"] for record in log.read(tmp_path / "log.jsonl")] == [1, 2]
+
+
+def test_a_log_that_an_editor_has_replaced_goes_on_in_the_new_file(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = log.Lines(path, first_step=0)
+    lines.write("step", STEP)
+    other = tmp_path / "edited"
+    other.write_text(path.read_text())
+    other.replace(path)
+    lines.write("step", {**STEP, "step": 2})
+    lines.close()
+    assert [record["step"] for record in log.read(path)] == [1, 2]
+
+
+def test_a_log_that_is_gone_or_a_pipe_is_a_sentence(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = log.Lines(path, first_step=0)
+    path.unlink()
+    with pytest.raises(LewelError, match=r"log\.jsonl is gone, as where the run folder was deleted or renamed"):
+        lines.write("step", STEP)
+    lines.close()
+    os.mkfifo(path)
+    with pytest.raises(LewelError, match=r"log\.jsonl is a pipe"):
+        log.Lines(path, first_step=3)

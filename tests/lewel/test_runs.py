@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +77,15 @@ class TestRunFolder:
             Path("runs/mine").resolve(),
             path.resolve(),
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("link", "is a link to .*nowhere, which is not there"), ("file", "is no folder")]
+)
+def test_checkpoints_that_cannot_be_written_are_told_of_before_anything_is(kind, sentence, tmp_path):
+    there = tmp_path / "run" / "checkpoints"
+    there.parent.mkdir()
+    there.symlink_to(tmp_path / "nowhere") if kind == "link" else there.touch()
+    with contextlib.ExitStack() as claims, pytest.raises(LewelError, match=sentence):
+        folders.claim(replace(TINY, out=str(there.parent)), "", claims)
+    assert list(there.parent.iterdir()) == [there]
