@@ -99,12 +99,11 @@ class Loop:
             whole = session.steps_done == done * self.per_epoch > 0
             if self.stopping and not (whole and done == run.epochs):
                 by = self.preemption.by or "a signal to another process"
-                then = (
-                    "" if by == "SIGINT" else "; --resume auto continues from there"
-                )  # which is said of a Ctrl-C later
-                self.log.say(f"stopped by {by} after step {session.steps_done}{then}")
-                if by == "SIGINT":  # whoever started the run shall not take it for finished
+                stopped = f"stopped by {by} after step {session.steps_done}"
+                if by == "SIGINT":  # whoever started the run shall not take it for finished, and is told how it goes on
+                    self.log.say(stopped)
                     raise KeyboardInterrupt
+                self.log.say(f"{stopped}; --resume auto continues from there")
                 return False
             if whole and not self.evaluated and (done == run.epochs or not run.knn_every or not done % run.knn_every):
                 self.preemption.evaluates = True
