@@ -40,7 +40,10 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
 
 
 def _peak_of(call: Callable[[], object]) -> int | None:
-    """`peak_bytes` on the CPU. Called in a new thread: a new thread's heap has no holes that would hide a block."""
+    """`peak_bytes` on the CPU. Called in a new thread, whose heap has no holes that would hide or keep a block.
+
+    Unless threads that have ended left things behind: it takes over the heap of one. Then measure in a new process.
+    """
     call()  # what stays
     if not trim_heap():
         return None

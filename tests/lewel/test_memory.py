@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -63,8 +65,14 @@ def measured(run: Train) -> int:
     ],
 )
 def test_a_step_takes_what_is_expected(name, changes, least):
+    """In a process of its own: a new thread takes over the heap of one that has ended, with the holes it left.
+
+    Large blocks fill them, too, and stay resident when they are freed: 9 to 12 % more than expected were seen.
+    """
     run = replace(presets.get(name), precision="fp32", **changes)
-    assert least <= measured(run) / memory.expect(run).activations <= 1.02
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        taken = fresh.submit(measured, run).result()
+    assert least <= taken / memory.expect(run).activations <= 1.02
 
 
 class TestShares:
