@@ -102,7 +102,7 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
         check_same(source, None, every)
         names = classes([source], None)
         return compared(names, labelled(train, names), labelled(test, names), train.folder, test.folder)
-    inside = [name for name in TESTS if name in train.names]
+    inside = [name for name in sorted(train.names) if name.lower() in TESTS]
     if inside and train.folder == source.root:
         raise LewelError(
             f"data.eval {root} holds {inside[0]}/ but no train/, so its folders are no classes; name the folder that "

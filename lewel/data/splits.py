@@ -11,8 +11,9 @@ from pathlib import Path
 from lewel.data import listing
 from lewel.data.walk import EXTENSIONS, PassedOver, ending, few, images_below, is_passed_over, shown
 
-TESTS = ("test", "val", "valid", "validation")  # folders with test images; the first that fits train/ is used
-SPLITS = (*TESTS, "testing", "train", "training")  # names, in small letters, that are no classes
+TRAINS = ("train", "training")  # folders with training images, in small letters
+TESTS = ("test", "val", "valid", "validation", "testing")  # with test images; the first that fits train/ is used
+SPLITS = (*TESTS, *TRAINS)  # names that are no classes
 
 
 @dataclass
@@ -65,8 +66,8 @@ def read(place: Path, passed: PassedOver) -> Source:
         classes = [os.path.basename(os.path.dirname(path)) for path in paths]
         why = f"{root} is a list of images, and labels come from train/ and test/ or val/ in a folder"
         return Source(root, Split(root, paths, classes), why=why)
-    folder = os.path.join(root, "train")
-    if not os.path.isdir(folder):
+    name = _train(root)
+    if name is None:
         train = _split(root, passed)
         tests = [f"{name}/" for name in sorted(train.names) if name.lower() in SPLITS]
         beside = f"{root} holds no train/, so all images below it are trained on"
@@ -77,9 +78,22 @@ def read(place: Path, passed: PassedOver) -> Source:
             below = shlex.quote(os.path.join(root, inner))
             beside += f"; {inner}/ holds train/ and test/ or val/, to use these: --data.root {below}"
         return Source(root, train, why=why, beside=beside if tests or inner else "")
-    train = _split(folder, passed)
+    train = _split(os.path.join(root, name), passed)
     test, why = _test(root, train, passed)
-    return Source(root, train, test, why, _beside(root, test))
+    return Source(root, train, test, why, _beside(root, name, test))
+
+
+def _train(root: str) -> str | None:
+    """The folder of root with its training images: train/, or another spelling where test images lie beside it."""
+    if os.path.isdir(os.path.join(root, "train")):
+        return "train"
+    return next(iter(_spelt(root, TRAINS)), None) if _spelt(root, TESTS) else None
+
+
+def _spelt(root: str, names: tuple[str, ...]) -> list[str]:
+    """The folders of root that have one of names in small or large letters, in the order of names."""
+    found = [name for name in _folders(root) if name.lower() in names]
+    return sorted(found, key=lambda name: (names.index(name.lower()), name != name.lower(), name))
 
 
 def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, str]:
@@ -88,12 +102,10 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
         return None, f"{train.folder} holds no class folders"
     tried: list[tuple[Split, PassedOver]] = []
     none = f"{root} holds no folder test or val"
-    for name in TESTS:
+    for name in _spelt(root, TESTS):
         folder = os.path.join(root, name)
-        if not os.path.isdir(folder):
-            continue
         if os.path.samefile(folder, train.folder):
-            none = f"{name}/ in {root} is train/ itself, by a link"
+            none = f"{name}/ in {root} is {os.path.basename(train.folder)}/ itself, by a link"
             continue
         found = PassedOver()
         tried.append((_split(folder, found), found))
@@ -110,14 +122,15 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
             passed.add("test images beside the class folders, which have no label", first, loose)
         return split, ""
     unfit = few([f"{os.path.basename(split.folder)}/" for split, _ in tried])
-    why = f"{unfit} in {root} {'hold' if len(tried) > 1 else 'holds'} none of the class folders of train/"
+    why = f"{unfit} in {root} {'hold' if len(tried) > 1 else 'holds'} none of the class folders of "
+    why += f"{os.path.basename(train.folder)}/"
     small = {name.lower() for name in train.names}
     return None, why + " (upper and lower case differ)" * any(n.lower() in small for s, _ in tried for n in s.names)
 
 
 def _is_divided(folder: str) -> bool:
     """Whether folder holds train/ and test images."""
-    return all(any(os.path.isdir(os.path.join(folder, name)) for name in names) for names in (("train",), TESTS))
+    return _train(folder) is not None and bool(_spelt(folder, TESTS))
 
 
 def _split(folder: str, passed: PassedOver) -> Split:
@@ -138,20 +151,20 @@ def _folders(folder: str) -> set[str]:
         return set()
 
 
-def _beside(root: str, test: Split | None) -> str:
-    """What lies in root beside train/ and the test images, and how it would be used."""
-    used = {"train"} | ({os.path.basename(test.folder)} if test else set())
-    others = sorted(_folders(root) - used, key=lambda name: (name in TESTS, name))
+def _beside(root: str, train: str, test: Split | None) -> str:
+    """What lies in root beside the folder train and the test images, and how it would be used."""
+    used = [train] + ([os.path.basename(test.folder)] if test else [])
+    others = sorted(_folders(root) - set(used), key=lambda name: (name.lower() in TESTS, name))
     try:
         with os.scandir(root) as entries:
             images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
     except OSError as error:
-        return f"{root} cannot be listed ({error.strerror}), so nothing is known of what is there beside train/"
+        return f"{root} cannot be listed ({error.strerror}), so nothing is known of what is there beside {train}/"
     parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} image{'s' * (images > 1)}"] if images else [])
     if not parts:
         return ""
     place = os.path.join(root, others[0]) if others else "FOLDER"
     return (
-        f"not used, beside {' and '.join(f'{name}/' for name in sorted(used, reverse=True))} in {root}: {few(parts)}; "
+        f"not used, beside {' and '.join(f'{name}/' for name in used)} in {root}: {few(parts)}; "
         f"to train on more, name it too: --data.root {shlex.quote(root)} {shlex.quote(place)}"
     )

@@ -215,6 +215,21 @@ class TestLabels:
                 pictures(tmp_path / other / "images", 1)
         assert sets_of(tmp_path).test.split.split == tmp_path / name
 
+    @pytest.mark.parametrize(("train", "test"), [("training", "valid"), ("Training", "Test"), ("Train", "testing")])
+    def test_the_folders_may_be_spelt_otherwise(self, train, test, tmp_path):
+        labelled(tmp_path)
+        for ours, theirs in (("train", train), ("test", test)):
+            os.renames(tmp_path / ours, tmp_path / theirs)
+        sets = sets_of(tmp_path)
+        assert (len(sets.train), sets.train.split.split) == (16, tmp_path / train)
+        assert sets.test.split.split == tmp_path / test
+        assert not sets.found.beside
+
+    def test_a_class_of_that_name_is_one_where_no_test_images_lie_beside_it(self, tmp_path):
+        for name in ("swimming", "training"):
+            pictures(tmp_path / name, 5)
+        assert len(sets_of(tmp_path).train) == 10
+
     def test_every_fifth_of_a_class_is_a_test_image(self, tmp_path):
         pictures(tmp_path / "flat", 4)
         for name, count in (("ant", 11), ("bee", 4), ("cat", 5)):
