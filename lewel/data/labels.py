@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lewel.data import places
-from lewel.data.splits import TESTS, Source, Split, read
+from lewel.data.division import TESTS, is_test, splits_among
+from lewel.data.splits import Source, Split, read
 from lewel.data.walk import EXTENSIONS, PassedOver, shown
 from lewel.errors import LewelError
 
@@ -102,7 +103,8 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
         check_same(source, None, every)
         names = classes([source], None)
         return compared(names, labelled(train, names), labelled(test, names), train.folder, test.folder)
-    inside = [name for name in sorted(train.names) if name.lower() in TESTS]
+    unsure = set() if train.has_classes else splits_among(train.names)
+    inside = [name for name in sorted(train.names) if name.lower() in TESTS or (name in unsure and is_test(name))]
     if inside and train.folder == source.root:
         raise LewelError(
             f"data.eval {root} holds {inside[0]}/ but no train/, so its folders are no classes; name the folder that "

@@ -72,6 +72,36 @@ def beside_the_classes(folder: Path) -> None:
     pictures(folder / "set" / "train", 40)
 
 
+def train_leads_nowhere(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train").rename(folder / "away")
+    (folder / "set" / "train").symlink_to("/gone/train")
+
+
+def val_leads_nowhere(folder: Path) -> None:
+    classes(folder / "set" / "train")
+    (folder / "set" / "val").symlink_to("/gone/val")
+
+
+def class_called_train(folder: Path) -> None:
+    for split, count in (("train", 8), ("test", 6)):
+        for name in ("apple", "train", "bus"):
+            pictures(folder / "set" / split / name, count)
+
+
+def cityscapes(folder: Path) -> None:
+    for kind in ("gtFine", "leftImg8bit"):
+        for split in ("train", "val"):
+            pictures(folder / "city" / kind / split / "aachen", 8)
+
+
+def divided_by_other_names(folder: Path) -> None:
+    for name in ("coco/train2017", "coco/val2017", "coco/test2017", "im/train.X1/n1", "im/train.X2/n2", "im/val.X/n1"):
+        pictures(folder / name, 8)
+    for split in ("train/n1", "val", "test"):
+        pictures(folder / "ILSVRC" / "Data" / "CLS-LOC" / split, 8)
+
+
 def several(folder: Path) -> None:
     """The second place links to the first."""
     labelled(folder / "set")
@@ -256,6 +286,89 @@ ROWS = (
         command=f"{TRAIN} --data.root set --out run",
         says=("found 18 training images", OFF),
         left=trained_without_labels,
+    ),
+    Fault(
+        name="a training folder that leads nowhere",
+        arrange=train_leads_nowhere,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("set/train is a link to /gone/train, which is not there or may not be read", "Restore what it leads to"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a test folder that leads nowhere",
+        arrange=val_leads_nowhere,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=(
+            "kNN is off: set/val is a link to /gone/val, which is not there",
+            "links that lead nowhere: 1, set/val",
+        ),
+    ),
+    Fault(
+        name="a class called train",
+        arrange=class_called_train,
+        command=f"{TRAIN} --data.root set/train --dry-run",
+        says=(
+            "found 24 training images in set/train:",
+            "3 folders: apple 8, bus 8, train 8",
+            "taken for a class; to train on it alone",
+        ),
+    ),
+    Fault(
+        name="a class called train, compared",
+        arrange=class_called_train,
+        command=f"{TRAIN} --data.root set --data.eval set/test --dry-run",
+        says=("kNN: 15 images of 3 classes in the bank (set/test), 3 test images",),
+    ),
+    Fault(
+        name="images and their masks, each divided",
+        arrange=cityscapes,
+        command=f"{TRAIN} --data.root city --dry-run",
+        says=("gtFine/, leftImg8bit/ hold training and test images each, to use those of one: --data.root FOLDER",),
+    ),
+    Fault(
+        name="images and their masks",
+        arrange=lambda folder: [
+            pictures(folder / "voc" / name, n) for name, n in (("JPEGImages", 10), ("Classes", 8), ("Objects", 8))
+        ],
+        command=f"{TRAIN} --data.root voc --dry-run",
+        says=(
+            "found 26 training images in voc",
+            "in 3 folders: Classes 8, JPEGImages 10, Objects 8",
+        ),
+    ),
+    Fault(
+        name="divided as in COCO",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root coco --dry-run",
+        says=("those of test2017/, val2017/ too; without them: --data.root coco/train2017",),
+        never=("Traceback", "--data.eval coco"),
+    ),
+    Fault(
+        name="divided into parts",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root im --dry-run",
+        says=("those of val.X/ too; without them: --data.root im/train.X1 im/train.X2",),
+    ),
+    Fault(
+        name="divided far below",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root ILSVRC --dry-run",
+        says=(
+            "those of Data/CLS-LOC/test/, Data/CLS-LOC/val/ too",
+            "to use these: --data.root ILSVRC/Data/CLS-LOC",
+        ),
+    ),
+    Fault(
+        name="splits for classes",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root im --data.eval coco --out run",
+        says=(
+            "its folders are no classes",
+            "--data.eval coco/test2017",
+        ),
+        status=2,
+        left=nothing_written,
     ),
     Fault(
         name="several places",

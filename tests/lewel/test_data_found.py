@@ -13,6 +13,7 @@ from fault import labelled, picture, pictures
 from PIL import Image
 
 from lewel.data import build, eval_batches
+from lewel.data.division import splits_among
 from lewel.data.found import look
 from lewel.data.walk import EXTENSIONS, NOT_READ, PassedOver, images_below, shown
 from lewel.errors import LewelError
@@ -229,6 +230,20 @@ class TestLabels:
         for name in ("swimming", "training"):
             pictures(tmp_path / name, 5)
         assert len(sets_of(tmp_path).train) == 10
+
+    @pytest.mark.parametrize(
+        ("names", "splits"),
+        [
+            ("train2017 val2017 unlabeled2017", "train2017 val2017"),
+            ("train.X1 val.X", "train.X1 val.X"),
+            ("Training_Set test-set", "Training_Set test-set"),
+            ("train_images validation_images trainer valley", "train_images validation_images"),
+            ("test tube beaker", "test"),
+            ("test_tube beaker", ""),
+        ],
+    )
+    def test_names_of_splits_are_no_classes(self, names, splits):
+        assert splits_among(set(names.split())) == set(splits.split())
 
     def test_every_fifth_of_a_class_is_a_test_image(self, tmp_path):
         pictures(tmp_path / "flat", 4)
