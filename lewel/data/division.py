@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -83,6 +85,17 @@ def broken_links(root: str, names: tuple[str, ...]) -> list[str]:
 def leads_nowhere(link: str) -> str:
     """A sentence about a link that leads nowhere."""
     return f"{link} is a link to {os.readlink(link)}, which is not there or may not be read"
+
+
+def otherwise(names: Collection[str], others: Collection[str]) -> str:
+    """How some of names are written otherwise in others, which holds none of them as they are, in brackets; or ""."""
+    for form, how in (
+        (str.lower, "upper and lower case differ"),
+        (partial(unicodedata.normalize, "NFC"), "the same letters in another Unicode form"),
+    ):
+        if not {form(name) for name in names}.isdisjoint(form(name) for name in others):
+            return f" ({how})"
+    return ""
 
 
 def splits_among(names: Collection[str]) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lewel.data import places
-from lewel.data.division import TESTS, is_test, splits_among
+from lewel.data.division import TESTS, is_test, otherwise, splits_among
 from lewel.data.splits import Source, Split, read
 from lewel.data.walk import EXTENSIONS, PassedOver, shown
 from lewel.errors import LewelError
@@ -49,19 +49,20 @@ def check_same(source: Source, used: Container[str] | None, ways_out: str) -> No
 
 def _differ(first: Split, other: Split, odd: Sequence[str], in_first: bool) -> str:
     having, lacking = (first, other) if in_first else (other, first)
-    if odd[0] in lacking.empty:
+    if odd[0] in lacking.empty or lacking.why_none(odd[0]):
         return _holds_none(lacking, odd[0])
     return (
         f"{shown(first.folder)} and {shown(other.folder)} must hold the same class folders, but {len(odd)} are in one "
-        f"of them only, among them {odd[0]!r} in {shown(having.folder)}"
-        + " (upper and lower case differ)"
-        * (odd[0].lower() in {name.lower() for name in lacking.names})
+        f"of them only, among them {odd[0]!r} in {shown(having.folder)}" + otherwise(odd[:1], lacking.names)
     )
 
 
 def _holds_none(split: Split, name: str) -> str:
+    folder = shown(os.path.join(split.folder, name))
+    if why := split.why_none(name):
+        return f"no images come from the class folder {folder}: {why}; change that, or remove the folder"
     return (
-        f"the class folder {shown(os.path.join(split.folder, name))} holds no images "
+        f"the class folder {folder} holds no images "
         f"(files ending in {', '.join(EXTENSIONS)}); put some in, or remove the folder"
     )
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lewel.data import beside, listing
-from lewel.data.division import TESTS, broken_links, folders, leads_nowhere, spelt, splits_among, train_folder
+from lewel.data.division import (
+    TESTS,
+    broken_links,
+    folders,
+    leads_nowhere,
+    otherwise,
+    spelt,
+    splits_among,
+    train_folder,
+)
 from lewel.data.walk import PassedOver, few, images_below
 
 
@@ -20,6 +29,7 @@ class Split:
     paths: list[str]
     classes: list[str]  # of each image the class folder it lies in, "" for one beside these
     empty: set[str] = field(default_factory=set)  # class folders without images
+    passed: PassedOver = field(default_factory=PassedOver)  # over in folder, and maybe elsewhere
 
     @property
     def names(self) -> set[str]:
@@ -30,6 +40,10 @@ class Split:
     def has_classes(self) -> bool:
         """Whether the folders may be classes, which kNN could tell apart."""
         return len(self.names - splits_among(self.names)) > 1
+
+    def why_none(self, name: str) -> str:
+        """Why the class folder name gives no image, where it, or a folder in it, was passed over; else ""."""
+        return self.passed.why(os.path.join(self.folder, name))
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """Path and class folder of each image that has one."""
@@ -106,8 +120,9 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     unfit = few([f"{os.path.basename(split.folder)}/" for split, _ in tried])
     why = f"{unfit} in {root} {'hold' if len(tried) > 1 else 'holds'} none of the class folders of "
     why += f"{os.path.basename(train.folder)}/"
-    small = {name.lower() for name in train.names}
-    return None, why + " (upper and lower case differ)" * any(n.lower() in small for s, _ in tried for n in s.names)
+    why += otherwise({name for split, _ in tried for name in split.names}, train.names)
+    reasons = [reason for split, found in tried if (reason := found.why(split.folder))]
+    return None, f"{why}; {few(reasons)}" if reasons else why
 
 
 def _split(folder: str, passed: PassedOver) -> Split:
@@ -115,6 +130,7 @@ def _split(folder: str, passed: PassedOver) -> Split:
     start = len(os.path.join(folder, ""))
     classes = [path[start:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
     empty = folders(folder) - set(classes)
-    for name in empty:
-        passed.add("folders without images", os.path.join(folder, name))
-    return Split(folder, paths, classes, empty)
+    for path in (os.path.join(folder, name) for name in empty):
+        if path not in passed.folders:
+            passed.add("folders without images", path)
+    return Split(folder, paths, classes, empty, passed)

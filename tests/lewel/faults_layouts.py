@@ -102,6 +102,32 @@ def divided_by_other_names(folder: Path) -> None:
         pictures(folder / "ILSVRC" / "Data" / "CLS-LOC" / split, 8)
 
 
+def archives(folder: Path) -> None:
+    folder.mkdir()
+    for ending in ("parquet", "tar", "zip"):
+        (folder / f"x.{ending}").write_bytes(b"")
+
+
+def class_of_a_run(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "bee" / "config.yaml").write_text("")
+    (folder / "set" / "train" / "bee" / "checkpoints").mkdir()
+
+
+def classes_that_are_one(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train").rename(folder / "away")
+    (folder / "set" / "train").mkdir()
+    for name in ("ant", "bee"):
+        (folder / "set" / "train" / name).symlink_to("../../away/ant")
+
+
+def class_that_leads_nowhere(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "bee").rename(folder / "away")
+    (folder / "set" / "train" / "bee").symlink_to("/gone/bee")
+
+
 def several(folder: Path) -> None:
     """The second place links to the first."""
     labelled(folder / "set")
@@ -366,6 +392,55 @@ ROWS = (
         says=(
             "its folders are no classes",
             "--data.eval coco/test2017",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a named place without images",
+        arrange=lambda folder: (labelled(folder / "a"), (folder / "b" / "train").mkdir(parents=True)),
+        command=f"{TRAIN} --data.root a b --out run",
+        says=("there are no images in data.root b/train: it is empty", "put some there, or leave the place out"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a named place of archives",
+        arrange=lambda folder: (labelled(folder / "a"), archives(folder / "b")),
+        command=f"{TRAIN} --data.root a b --out run",
+        says=(
+            "there are no images in data.root b: it holds x.parquet, x.tar, x.zip; unpack x.tar, x.zip",
+            "1 .parquet",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a class folder that is a run",
+        arrange=class_of_a_run,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "no images come from the class folder set/train/bee: set/train/bee is one of the folders of training runs",
+            "change that, or remove the folder",
+        ),
+        never=("Traceback", "put some in"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="two class folders that are one",
+        arrange=classes_that_are_one,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("set/train/bee is one of the folders that are read under another path already: set/train/ant",),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a class folder that leads nowhere",
+        arrange=class_that_leads_nowhere,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "no images come from the class folder set/train/bee: set/train/bee is one of the links that lead nowhere",
         ),
         status=2,
         left=nothing_written,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def passed(folder: Path) -> dict[str, int]:
     told = PassedOver()
     images_below(str(folder), told)
     return dict(told.counts)
+
+
+def shut(folder: Path, monkeypatch) -> None:
+    """Nobody may list folder from here on."""
+    scandir = os.scandir
+
+    def refuse(asked):
+        if str(asked) == str(folder):
+            raise PermissionError(13, "Permission denied")
+        return scandir(asked)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 class TestWalk:
@@ -86,14 +99,7 @@ class TestWalk:
     def test_a_folder_that_cannot_be_listed_is_told_of(self, tmp_path, monkeypatch):
         for name in ("open", "shut"):
             picture(tmp_path / name / "0.png")
-        scandir = os.scandir
-
-        def refuse(folder):
-            if str(folder).endswith("shut"):
-                raise PermissionError(13, "Permission denied")
-            return scandir(folder)
-
-        monkeypatch.setattr(os, "scandir", refuse)
+        shut(tmp_path / "shut", monkeypatch)
         assert below(tmp_path) == ["open/0.png"]
         assert passed(tmp_path) == {"folders that cannot be listed (Permission denied)": 1}
 
@@ -184,6 +190,31 @@ class TestLabels:
         said = "\n".join(sets_of(tmp_path).found.lines())
         assert "none of the class folders of train/" in said
         assert ("(upper and lower case differ)" in said) == (name == "Ant")
+
+    def test_a_test_folder_that_cannot_be_listed_is_told_of(self, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path / "test", monkeypatch)
+        assert f"{tmp_path}/test is one of the folders that cannot be listed (Perm" in sets_of(tmp_path).found.labels
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_a_class_folder_that_cannot_be_listed_is_told_of(self, split, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path / split / "bee", monkeypatch)
+        with pytest.raises(LewelError, match=rf"come from .* {tmp_path}/{split}/bee: .* cannot be listed \(Permission"):
+            sets_of(tmp_path)
+
+    @pytest.mark.parametrize("also", [True, False])
+    def test_a_name_in_another_unicode_form_is_told_of(self, also, tmp_path):
+        for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+            picture(tmp_path / split / name / "0.png")
+            for other in ("ant",) * also:
+                picture(tmp_path / split / other / "0.png")
+        said = "(the same letters in another Unicode form)"
+        if also:
+            with pytest.raises(LewelError, match=re.escape(said)):
+                sets_of(tmp_path)
+        else:
+            assert said in sets_of(tmp_path).found.labels
 
     def test_a_link_to_the_training_images_is_no_test_split(self, tmp_path):
         pictures(tmp_path / "train" / "ant", 3)
