@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lewel.data import places
 from lewel.data.division import TESTS, is_test, otherwise, splits_among
 from lewel.data.splits import Source, Split, read
-from lewel.data.walk import EXTENSIONS, PassedOver, shown
+from lewel.data.walk import EXTENSIONS, PassedOver, few, shown
 from lewel.errors import LewelError
 
 LABELLED = "a folder with a folder of images for each class, or with train/ and test/ (or val/) that hold these"
@@ -90,7 +90,22 @@ def compared(
     count = len({item.label for item in bank})
     what = f"{count:,} classes" if count > 1 else "one class"
     said = f"kNN: {len(bank):,} images of {what} in the bank ({where}), {len(test):,} test images ({how or tested})"
+    known = {item.label for item in bank}
+    if lost := [item for item in test if item.label not in known]:
+        said += f"; {len(lost):,} of these are of classes that the bank lacks ({few(_names(lost))}), and cannot be right"
+    if not how and (shared := _folders(bank).keys() & _folders(test).keys()):
+        both = [shown(path) for folder, path in sorted(_folders(test).items()) if folder in shared]
+        said += f"; images of the bank are test images too, and compared with themselves: those in {few(both)}"
     return Compared(names, bank, test, said, tested)
+
+
+def _names(items: Sequence[Item]) -> list[str]:
+    return sorted({shown(item.folder) for item in items})
+
+
+def _folders(items: Sequence[Item]) -> dict[str, str]:
+    """The folders that items lie in, by their real paths."""
+    return {os.path.realpath(folder): folder for folder in {os.path.dirname(item.path) for item in items}}
 
 
 def of_eval(root: str, passed: PassedOver) -> Compared:
@@ -123,7 +138,10 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
             f"data.eval {root} has no test/ or val/ of its own, and no class has {TEST_EVERY} images, of which one "
             f"would be a test image. Expected {LABELLED}"
         )
-    return compared(names, bank, held, train.folder, train.folder, f"every {TEST_EVERY}th of a class there")
+    found = compared(names, bank, held, train.folder, train.folder, f"every {TEST_EVERY}th of a class there")
+    small = set(names) - {item.folder for item in held}
+    without = f"; classes of fewer than {TEST_EVERY} images, which have no test image: {len(small):,}"
+    return found._replace(said=found.said + without * bool(small))
 
 
 def _without_every_fifth(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:

@@ -128,6 +128,31 @@ def class_that_leads_nowhere(folder: Path) -> None:
     (folder / "set" / "train" / "bee").symlink_to("/gone/bee")
 
 
+def listed_without_a_class(folder: Path) -> None:
+    labelled(folder / "set")
+    for split in ("train", "test"):
+        pictures(folder / "set" / split / "cow", 3)
+    listed(folder, *(f"{name}/{i:03}.png" for name in ("ant", "bee") for i in range(8)))
+
+
+def compared_with_themselves(folder: Path) -> None:
+    """In the class ant."""
+    labelled(folder / "set", test=8)
+    for split in ("train", "test"):
+        (folder / "set" / split / "ant").rename(folder / split)
+        (folder / "set" / split / "ant").symlink_to("../../train")
+
+
+def runs_beside(folder: Path) -> None:
+    """And notes, and images."""
+    labelled(folder / "set")
+    picture(folder / "set" / "runs" / "a" / "maps.png")
+    listed(folder / "set" / "runs" / "a", name="config.yaml")
+    (folder / "set" / "notes").mkdir()
+    listed(folder / "set" / "notes", "none")
+    pictures(folder / "set" / "unlabeled" / "2020", 3)
+
+
 def several(folder: Path) -> None:
     """The second place links to the first."""
     labelled(folder / "set")
@@ -444,6 +469,32 @@ ROWS = (
         ),
         status=2,
         left=nothing_written,
+    ),
+    Fault(
+        name="listed without a class of test",
+        arrange=listed_without_a_class,
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --dry-run",
+        says=("kNN: 16 images of 2 classes", "7 test images", "3 of these are of classes that the bank lacks (cow)"),
+    ),
+    Fault(
+        name="training images for test images",
+        arrange=compared_with_themselves,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=("too, and compared with themselves: those in set/test/ant\n",),
+    ),
+    Fault(
+        name="classes too small for a test image",
+        arrange=lambda folder: (classes(folder / "set"), pictures(folder / "set" / "cow", 4)),
+        command=f"{TRAIN} --data.root set --data.eval set --dry-run",
+        says=(
+            "4 test images (every 5th of a class there); classes of fewer than 5 images, which have no test image: 1",
+        ),
+    ),
+    Fault(
+        name="runs beside the training images",
+        arrange=runs_beside,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=("not used, beside train/ and test/ in set: notes/, runs/, unlabeled/", "--data.root set set/unlabeled"),
     ),
     Fault(
         name="several places",
