@@ -56,9 +56,8 @@ def trained_on(root: str, paths: Sequence[str]) -> str:
     said = f"{root} holds no train/, so all images below it are trained on, those of {few(tests)} too"
     whole = [each for each in found if each.trains]
     if len(whole) > 1:
-        return f"{said}; {few([f'{each.folder or root}/' for each in whole])} hold training and test images each, " + (
-            "to use those of one: --data.root FOLDER"
-        )
+        places = few([f"{each.folder or root}/" for each in whole])
+        return f"{said}; {places} hold training and test images each, name what to use of them: --data.root FOLDER"
     for folder, trains, _ in whole:
         place = os.path.join(root, folder) if folder else root
         if is_exact(whole[0]):

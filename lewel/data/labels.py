@@ -92,15 +92,12 @@ def compared(
     said = f"kNN: {len(bank):,} images of {what} in the bank ({where}), {len(test):,} test images ({how or tested})"
     known = {item.label for item in bank}
     if lost := [item for item in test if item.label not in known]:
-        said += f"; {len(lost):,} of these are of classes that the bank lacks ({few(_names(lost))}), and cannot be right"
+        classes = few(sorted({shown(item.folder) for item in lost}))
+        said += f"; {len(lost):,} of these are of classes that the bank lacks ({classes}), and cannot be right"
     if not how and (shared := _folders(bank).keys() & _folders(test).keys()):
         both = [shown(path) for folder, path in sorted(_folders(test).items()) if folder in shared]
         said += f"; images of the bank are test images too, and compared with themselves: those in {few(both)}"
     return Compared(names, bank, test, said, tested)
-
-
-def _names(items: Sequence[Item]) -> list[str]:
-    return sorted({shown(item.folder) for item in items})
 
 
 def _folders(items: Sequence[Item]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     found = Found(
         where=_places(source.train for source in sources),
         kinds=Counter(ending(item.path) for item in items),
-        folders=Counter(item.folder for item in items if item.folder),
+        folders=_folders(sources, items),
         sample=[items[i].path for i in _spaced(len(items))],
         labelled=all(item.label >= 0 for item in items if item.folder),
         turned=config.exif_rotate,
@@ -93,6 +93,26 @@ def _spaced(count: int) -> Iterator[int]:
     """LOOKED_AT numbers below count at equal distances, or all."""
     most = min(count, LOOKED_AT)
     return (i * count // most for i in range(most))
+
+
+def _folders(sources: Sequence[Source], items: Sequence[Item]) -> Counter[str]:
+    """How many items are in each class folder; where all are in one, and have no label, in the folders further down."""
+    counts = Counter(item.folder for item in items if item.folder)
+    place = sources[0].train.folder
+    if (
+        len(sources) > 1
+        or os.path.isfile(place)
+        or len(counts) != 1
+        or counts.total() < len(items)
+        or items[0].label >= 0
+    ):
+        return counts
+    below = Counter(os.path.dirname(item.path) for item in items)
+    depth = os.path.relpath(os.path.commonpath(below), place).count(os.sep) + 2
+    counts.clear()
+    for folder, count in below.items():
+        counts[os.sep.join(os.path.relpath(folder, place).split(os.sep)[:depth])] += count
+    return counts
 
 
 def _folder(items: Sequence[Item], where: str, config: Data) -> Folder:

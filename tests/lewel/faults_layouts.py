@@ -375,7 +375,9 @@ ROWS = (
         name="images and their masks, each divided",
         arrange=cityscapes,
         command=f"{TRAIN} --data.root city --dry-run",
-        says=("gtFine/, leftImg8bit/ hold training and test images each, to use those of one: --data.root FOLDER",),
+        says=(
+            "gtFine/, leftImg8bit/ hold training and test images each, name what to use of them: --data.root FOLDER",
+        ),
     ),
     Fault(
         name="images and their masks",
@@ -387,6 +389,12 @@ ROWS = (
             "found 26 training images in voc",
             "in 3 folders: Classes 8, JPEGImages 10, Objects 8",
         ),
+    ),
+    Fault(
+        name="images and their masks, further down",
+        arrange=lambda folder: [pictures(folder / "kit" / "2012" / name, 8) for name in ("Images", "Masks")],
+        command=f"{TRAIN} --data.root kit --dry-run",
+        says=("found 16 training images in kit: 16 .png; in 2 folders: 2012/Images 8, 2012/Masks 8",),
     ),
     Fault(
         name="divided as in COCO",
