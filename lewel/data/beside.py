@@ -1,4 +1,4 @@
-"""What lies beside the images that are used, or should be among them or not, and how to name it, as sentences."""
+"""What lies beside the images that are used, or among them and should not, and how to name it, as sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from lewel.data.division import TESTS, divided, folders, is_exact
+from lewel.data.division import TESTS, divided, folders, is_used
 from lewel.data.walk import DRAWN, EXTENSIONS, ending, few, shown
 
 LOOKED_AT = 10_000  # entries of a folder, to see whether it holds images
@@ -60,7 +60,7 @@ def trained_on(root: str, paths: Sequence[str]) -> str:
         return f"{said}; {places} hold training and test images each, name what to use of them: --data.root FOLDER"
     for folder, trains, _ in whole:
         place = os.path.join(root, folder) if folder else root
-        if is_exact(whole[0]):
+        if is_used(whole[0]):
             return f"{said}; {folder}/ holds train/ and test/ or val/, to use these: --data.root {_command(place)}"
         return f"{said}; without them: --data.root {_command(*(os.path.join(place, name) for name in trains))}"
     return said

@@ -109,9 +109,9 @@ def is_test(name: str) -> bool:
     return name.lower().startswith(("test", "val"))
 
 
-def is_exact(divided: Divided) -> bool:
-    """Whether its folders have the very names by which they are used."""
-    return all(any(map(_is_exact, names)) for names in (divided.trains, divided.tests))
+def is_used(found: Divided) -> bool:
+    """Whether its folders have the names by which they are used where the folder they lie in is named."""
+    return all(any(map(_is_exact, names)) for names in (found.trains, found.tests))
 
 
 def _is_exact(name: str) -> bool:

@@ -124,9 +124,10 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
             f"holds the class folders: --data.eval {os.path.join(source.root, inside[0])}"
         )
     if not train.names:
+        reason = train.passed.why(train.folder)
         raise LewelError(
             f"data.eval {root} has no labels: there are no class folders with images in {shown(train.folder)}, "
-            f"{places.contents(Path(train.folder))}. Expected {LABELLED}"
+            f"{places.contents(Path(train.folder))}{f'; {reason}' * bool(reason)}. Expected {LABELLED}"
         )
     names = tuple(sorted(train.names))
     bank, held = _without_every_fifth(labelled(train, names))
@@ -137,8 +138,9 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
         )
     found = compared(names, bank, held, train.folder, train.folder, f"every {TEST_EVERY}th of a class there")
     small = set(names) - {item.folder for item in held}
+    said = found.said + f"; {source.why}" * (train.folder != source.root)
     without = f"; classes of fewer than {TEST_EVERY} images, which have no test image: {len(small):,}"
-    return found._replace(said=found.said + without * bool(small))
+    return found._replace(said=said + without * bool(small))
 
 
 def _without_every_fifth(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:

@@ -94,7 +94,7 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     if not train.names:
         return None, f"{train.folder} holds no class folders"
     tried: list[tuple[Split, PassedOver]] = []
-    none = f"{root} holds no folder test or val"
+    none = f"{root} {'holds no folder test or val' if os.access(root, os.R_OK) else 'cannot be listed'}"
     for name in broken_links(root, TESTS):
         passed.add("links that lead nowhere", os.path.join(root, name))
         none = leads_nowhere(os.path.join(root, name))

@@ -196,6 +196,23 @@ class TestLabels:
         shut(tmp_path / "test", monkeypatch)
         assert f"{tmp_path}/test is one of the folders that cannot be listed (Perm" in sets_of(tmp_path).found.labels
 
+        said = sets_of(tmp_path / "train", eval=str(tmp_path)).found.labels
+        assert "every 5th of a class there); test/ in" in said
+
+    def test_class_folders_of_labels_that_cannot_be_listed_are_told_of(self, tmp_path, monkeypatch):
+        labelled(tmp_path / "set")
+        pictures(tmp_path / "flat", 4)
+        for name in ("ant", "bee"):
+            shut(tmp_path / "set" / "train" / name, monkeypatch)
+        with pytest.raises(LewelError, match=r"it holds ant/, bee/; .*ant is one of the folders that cannot be listed"):
+            sets_of(tmp_path / "flat", eval=str(tmp_path / "set"))
+
+    def test_no_test_folder_is_missed_where_none_could_be_seen(self, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path, monkeypatch)
+        monkeypatch.setattr(os, "access", lambda path, _: path != str(tmp_path))
+        assert f"kNN is off: {tmp_path} cannot be listed. " in sets_of(tmp_path).found.labels
+
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_a_class_folder_that_cannot_be_listed_is_told_of(self, split, tmp_path, monkeypatch):
         labelled(tmp_path)
