@@ -55,15 +55,16 @@ def trained_on(root: str, paths: Sequence[str]) -> str:
     tests = [f"{os.path.join(each.folder, name)}/" for each in found for name in each.tests]
     said = f"{root} holds no train/, so all images below it are trained on, those of {few(tests)} too"
     whole = [each for each in found if each.trains]
+    if not whole:
+        return said
     if len(whole) > 1:
         places = few([f"{each.folder or root}/" for each in whole])
         return f"{said}; {places} hold training and test images each, name what to use of them: --data.root FOLDER"
-    for folder, trains, _ in whole:
-        place = os.path.join(root, folder) if folder else root
-        if is_used(whole[0]):
-            return f"{said}; {folder}/ holds train/ and test/ or val/, to use these: --data.root {_command(place)}"
-        return f"{said}; without them: --data.root {_command(*(os.path.join(place, name) for name in trains))}"
-    return said
+    folder, trains, _ = whole[0]
+    place = os.path.join(root, folder) if folder else root
+    if is_used(whole[0]):
+        return f"{said}; {folder}/ holds train/ and test/ or val/, to use these: --data.root {_command(place)}"
+    return f"{said}; without them: --data.root {_command(*(os.path.join(place, name) for name in trains))}"
 
 
 def class_called_train(root: str) -> str:
