@@ -12,6 +12,7 @@ from lewel.data import opening
 from lewel.data.walk import LINKED, PassedOver, kinds, ranked, shown
 
 LOOKED_AT = 64  # images whose headers are read, at equal distances
+NAMED = 6  # folders, which may be masks, and not classes as well
 
 
 @dataclass
@@ -53,6 +54,9 @@ class Found:
         beside = f", {outside:,} beside {'them' if len(self.folders) > 1 else 'it'}" if outside else ""
         if len(self.folders) == 1:
             return f"{f'{large:,} ' if outside else ''}in one {what}, {shown(most)}{beside}"
+        if not self.labelled and len(self.folders) <= NAMED:
+            named = ", ".join(f"{shown(name)} {count:,}" for name, count in sorted(self.folders.items()))
+            return f"in {len(self.folders)} folders: {named}{beside}"
         each = f"{large:,} each" if large == small else f"{small:,} ({shown(least)}) to {large:,} ({shown(most)})"
         return f"in {len(self.folders):,} {what}s of {each}{beside}"
 

@@ -46,6 +46,8 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
         raise LewelError(f"data.root is empty; --data.root must name {EXPECTED}")
     passed = PassedOver()
     sources = [read(places.named(root, EXPECTED), passed) for root in roots]
+    if empty := next((source for source in sources if not source.train.paths), None):
+        raise LewelError(_nothing(empty, several=len(sources) > 1))
     used = _used(config, sources)
     paired = [source for source in sources if source.test]
     names = labels.classes(paired, used)
@@ -54,11 +56,11 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     items = _once(list(_items(sources, names)), sources, passed)
     items = _chosen(config, sources, items, used, passed)
     if not items:
-        raise LewelError(_nothing(sources, passed))
+        raise LewelError(f"the class folders that data.classes {config.classes} lists hold no images")
     found = Found(
         where=_places(source.train for source in sources),
         kinds=Counter(ending(item.path) for item in items),
-        folders=Counter(item.folder for item in items if item.folder),
+        folders=_folders(sources, items),
         sample=[items[i].path for i in _spaced(len(items))],
         labelled=all(item.label >= 0 for item in items if item.folder),
         turned=config.exif_rotate,
@@ -91,6 +93,26 @@ def _spaced(count: int) -> Iterator[int]:
     """LOOKED_AT numbers below count at equal distances, or all."""
     most = min(count, LOOKED_AT)
     return (i * count // most for i in range(most))
+
+
+def _folders(sources: Sequence[Source], items: Sequence[Item]) -> Counter[str]:
+    """How many items are in each class folder; where all are in one, and have no label, in the folders further down."""
+    counts = Counter(item.folder for item in items if item.folder)
+    place = sources[0].train.folder
+    if (
+        len(sources) > 1
+        or os.path.isfile(place)
+        or len(counts) != 1
+        or counts.total() < len(items)
+        or items[0].label >= 0
+    ):
+        return counts
+    below = Counter(os.path.dirname(item.path) for item in items)
+    depth = os.path.relpath(os.path.commonpath(below), place).count(os.sep) + 2
+    counts.clear()
+    for folder, count in below.items():
+        counts[os.sep.join(os.path.relpath(folder, place).split(os.sep)[:depth])] += count
+    return counts
 
 
 def _folder(items: Sequence[Item], where: str, config: Data) -> Folder:
@@ -150,15 +172,15 @@ def _chosen(
     return kept
 
 
-def _nothing(sources: Sequence[Source], passed: PassedOver) -> str:
-    """The sentence about places without a single image."""
-    where = few([shown(source.train.folder) for source in sources])
-    there = places.contents(Path(sources[0].train.folder))
+def _nothing(source: Source, several: bool) -> str:
+    """The sentence about a place without a single image, which is one of several or the only one."""
+    read(Path(source.root), passed := PassedOver())  # again, for what was passed over there alone
     lines = passed.lines()
     return (
-        f"there are no images in data.root {where}: {there}"
+        f"there are no images in data.root {shown(source.train.folder)}: {places.contents(Path(source.train.folder))}"
         + (f"; passed over, {few(lines, 3)}" if lines else "")
         + f". Images are files ending in {', '.join(EXTENSIONS)}"
+        + "; put some there, or leave the place out of data.root" * several
     )
 
 

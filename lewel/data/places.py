@@ -38,7 +38,9 @@ def contents(folder: Path) -> str:
         names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
     except OSError as error:
         return f"it cannot be listed ({error.strerror})"
-    return f"it holds {few([shown(name) for name in names])}" if names else "it is empty"
+    packed = [shown(name) for name in names if ending(name) in ARCHIVES]
+    unpack = f"; unpack {few(packed)} and name the folder" if packed else ""
+    return f"it holds {few([shown(name) for name in names])}{unpack}" if names else "it is empty"
 
 
 def _nearby(place: str) -> str:

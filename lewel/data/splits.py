@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lewel.data import listing
-from lewel.data.walk import EXTENSIONS, PassedOver, ending, few, images_below, is_passed_over, shown
-
-TRAINS = ("train", "training")  # folders with training images, in small letters
-TESTS = ("test", "val", "valid", "validation", "testing")  # with test images; the first that fits train/ is used
-SPLITS = (*TESTS, *TRAINS)  # names that are no classes
+from lewel.data import beside, listing
+from lewel.data.division import (
+    TESTS,
+    broken_links,
+    folders,
+    leads_nowhere,
+    otherwise,
+    spelt,
+    splits_among,
+    train_folder,
+)
+from lewel.data.walk import PassedOver, few, images_below
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Split:
     paths: list[str]
     classes: list[str]  # of each image the class folder it lies in, "" for one beside these
     empty: set[str] = field(default_factory=set)  # class folders without images
+    passed: PassedOver = field(default_factory=PassedOver)  # over in folder, and maybe elsewhere
 
     @property
     def names(self) -> set[str]:
@@ -33,7 +39,11 @@ class Split:
     @property
     def has_classes(self) -> bool:
         """Whether the folders may be classes, which kNN could tell apart."""
-        return len([name for name in self.names if name.lower() not in SPLITS]) > 1
+        return len(self.names - splits_among(self.names)) > 1
+
+    def why_none(self, name: str) -> str:
+        """Why the class folder name gives no image, where it, or a folder in it, was passed over; else ""."""
+        return self.passed.why(os.path.join(self.folder, name))
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """Path and class folder of each image that has one."""
@@ -66,34 +76,17 @@ def read(place: Path, passed: PassedOver) -> Source:
         classes = [os.path.basename(os.path.dirname(path)) for path in paths]
         why = f"{root} is a list of images, and labels come from train/ and test/ or val/ in a folder"
         return Source(root, Split(root, paths, classes), why=why)
-    name = _train(root)
+    name = train_folder(root)
     if name is None:
         train = _split(root, passed)
-        tests = [f"{name}/" for name in sorted(train.names) if name.lower() in SPLITS]
-        beside = f"{root} holds no train/, so all images below it are trained on"
-        beside += f", those of {few(tests)} too" if tests else ""
         why = f"{root} holds no train/ with class folders and test/ or val/ beside it"
-        inner = next((name for name in sorted(train.names) if _is_divided(os.path.join(root, name))), None)
-        if inner is not None:
-            below = shlex.quote(os.path.join(root, inner))
-            beside += f"; {inner}/ holds train/ and test/ or val/, to use these: --data.root {below}"
-        return Source(root, train, why=why, beside=beside if tests or inner else "")
+        found = [beside.class_called_train(root)] if "train" in train.names else []
+        found += [said] if (said := beside.trained_on(root, train.paths)) else []
+        return Source(root, train, why=why, beside="; ".join(found))
     train = _split(os.path.join(root, name), passed)
     test, why = _test(root, train, passed)
-    return Source(root, train, test, why, _beside(root, name, test))
-
-
-def _train(root: str) -> str | None:
-    """The folder of root with its training images: train/, or another spelling where test images lie beside it."""
-    if os.path.isdir(os.path.join(root, "train")):
-        return "train"
-    return next(iter(_spelt(root, TRAINS)), None) if _spelt(root, TESTS) else None
-
-
-def _spelt(root: str, names: tuple[str, ...]) -> list[str]:
-    """The folders of root that have one of names in small or large letters, in the order of names."""
-    found = [name for name in _folders(root) if name.lower() in names]
-    return sorted(found, key=lambda name: (names.index(name.lower()), name != name.lower(), name))
+    used = [name] + ([os.path.basename(test.folder)] if test else [])
+    return Source(root, train, test, why, beside.not_used(root, used))
 
 
 def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, str]:
@@ -101,8 +94,11 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     if not train.names:
         return None, f"{train.folder} holds no class folders"
     tried: list[tuple[Split, PassedOver]] = []
-    none = f"{root} holds no folder test or val"
-    for name in _spelt(root, TESTS):
+    none = f"{root} {'holds no folder test or val' if os.access(root, os.R_OK) else 'cannot be listed'}"
+    for name in broken_links(root, TESTS):
+        passed.add("links that lead nowhere", os.path.join(root, name))
+        none = leads_nowhere(os.path.join(root, name))
+    for name in spelt(root, TESTS):
         folder = os.path.join(root, name)
         if os.path.samefile(folder, train.folder):
             none = f"{name}/ in {root} is {os.path.basename(train.folder)}/ itself, by a link"
@@ -124,47 +120,17 @@ def _test(root: str, train: Split, passed: PassedOver) -> tuple[Split | None, st
     unfit = few([f"{os.path.basename(split.folder)}/" for split, _ in tried])
     why = f"{unfit} in {root} {'hold' if len(tried) > 1 else 'holds'} none of the class folders of "
     why += f"{os.path.basename(train.folder)}/"
-    small = {name.lower() for name in train.names}
-    return None, why + " (upper and lower case differ)" * any(n.lower() in small for s, _ in tried for n in s.names)
-
-
-def _is_divided(folder: str) -> bool:
-    """Whether folder holds train/ and test images."""
-    return _train(folder) is not None and bool(_spelt(folder, TESTS))
+    why += otherwise({name for split, _ in tried for name in split.names}, train.names)
+    reasons = [reason for split, found in tried if (reason := found.why(split.folder))]
+    return None, f"{why}; {few(reasons)}" if reasons else why
 
 
 def _split(folder: str, passed: PassedOver) -> Split:
     paths = images_below(folder, passed)
     start = len(os.path.join(folder, ""))
     classes = [path[start:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
-    empty = _folders(folder) - set(classes)
-    for name in empty:
-        passed.add("folders without images", os.path.join(folder, name))
-    return Split(folder, paths, classes, empty)
-
-
-def _folders(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir() and not is_passed_over(entry.name)}
-    except OSError:  # of which images_below has told
-        return set()
-
-
-def _beside(root: str, train: str, test: Split | None) -> str:
-    """What lies in root beside the folder train and the test images, and how it would be used."""
-    used = [train] + ([os.path.basename(test.folder)] if test else [])
-    others = sorted(_folders(root) - set(used), key=lambda name: (name.lower() in TESTS, name))
-    try:
-        with os.scandir(root) as entries:
-            images = sum(ending(entry.name) in EXTENSIONS and entry.is_file() for entry in entries)
-    except OSError as error:
-        return f"{root} cannot be listed ({error.strerror}), so nothing is known of what is there beside {train}/"
-    parts = [f"{shown(name)}/" for name in others] + ([f"{images:,} image{'s' * (images > 1)}"] if images else [])
-    if not parts:
-        return ""
-    place = os.path.join(root, others[0]) if others else "FOLDER"
-    return (
-        f"not used, beside {' and '.join(f'{name}/' for name in used)} in {root}: {few(parts)}; "
-        f"to train on more, name it too: --data.root {shlex.quote(root)} {shlex.quote(place)}"
-    )
+    empty = folders(folder) - set(classes)
+    for path in (os.path.join(folder, name) for name in empty):
+        if path not in passed.folders:
+            passed.add("folders without images", path)
+    return Split(folder, paths, classes, empty, passed)

@@ -27,6 +27,7 @@ class PassedOver:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.kinds: Counter[str] = Counter()  # of NOT_READ, by suffix
+        self.folders: dict[str, str] = {}  # the reason for each folder and link, which may be all of a class
         self._told: set[int] = set()  # hashes of what was added, for two places may share folders
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
@@ -43,11 +44,23 @@ class PassedOver:
         self.add(NOT_READ, path)
         self.kinds[ending(path)] += self.counts[NOT_READ] - before
 
+    def add_folder(self, reason: str, path: str, detail: str = "") -> None:
+        """Counts a folder or a link, and keeps the reason with its detail."""
+        self.add(reason, path)
+        self.folders[path] = reason + detail
+
+    def why(self, folder: str) -> str:
+        """Why folder, or the first in it that was passed over, was: what it is one of; "" where none was."""
+        inside = os.path.join(folder, "")
+        first = min((path for path in self.folders if path == folder or path.startswith(inside)), default="")
+        return f"{shown(first)} is one of the {shown(self.folders[first])}" if first else ""
+
     def join(self, other: PassedOver) -> None:
         """Adds what other has."""
         for reason, count in other.counts.items():
             self.add(reason, other.first[reason], count)
         self.kinds += other.kinds
+        self.folders |= other.folders
 
     def lines(self) -> list[str]:
         """A line for each reason."""
@@ -117,7 +130,7 @@ class _Walk:
         self.passed, self.top = passed, top
         self.found: list[str] = []
         self.home = os.path.realpath(top)
-        self.seen: set[tuple[int, int]] = set()  # device and inode of each folder
+        self.seen: dict[tuple[int, int], str] = {}  # of device and inode of each folder the path it is read under
         self.links: list[tuple[str, str]] = []  # to folders, with the key that orders them
         self._read(top)
         while self.links:
@@ -128,7 +141,7 @@ class _Walk:
         target = os.path.join(os.path.realpath(link), "")
         places = (self.home, os.path.realpath(os.path.dirname(link)))
         if any(os.path.join(place, "").startswith(target) for place in places):
-            self.passed.add("links that lead back to a folder they lie in", link)
+            self.passed.add_folder("links that lead back to a folder they lie in", link)
         else:
             self._read(link)
 
@@ -139,15 +152,15 @@ class _Walk:
             folder = folders.pop()
             try:
                 status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in self.seen:
-                    self.passed.add("folders that are read under another path already", folder)
+                first = self.seen.setdefault((status.st_dev, status.st_ino), folder)
+                if first != folder:
+                    self.passed.add_folder("folders that are read under another path already", folder, f": {first}")
                     continue
-                self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
                     inside = list(entries)
                 of_run = is_run({entry.name for entry in inside})
                 if of_run and folder != self.top:
-                    self.passed.add("folders of training runs, whose pictures are no data", folder)
+                    self.passed.add_folder("folders of training runs, whose pictures are no data", folder)
                     continue
                 for entry in inside:
                     if of_run and entry.name in DRAWN:
@@ -155,7 +168,7 @@ class _Walk:
                     else:
                         self._take(entry, folders)
             except OSError as error:
-                self.passed.add(f"folders that cannot be listed ({error.strerror})", folder)
+                self.passed.add_folder(f"folders that cannot be listed ({error.strerror})", folder)
 
     def _take(self, entry: os.DirEntry[str], folders: list[str]) -> None:
         if entry.name[0] == ".":
@@ -175,7 +188,7 @@ class _Walk:
         try:
             mode = link.stat().st_mode
         except OSError:
-            self.passed.add("links that lead nowhere", link.path)
+            self.passed.add_folder("links that lead nowhere", link.path)
             return
         if stat.S_ISDIR(mode):
             heapq.heappush(self.links, (order(link.path), link.path))

@@ -72,6 +72,87 @@ def beside_the_classes(folder: Path) -> None:
     pictures(folder / "set" / "train", 40)
 
 
+def train_leads_nowhere(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train").rename(folder / "away")
+    (folder / "set" / "train").symlink_to("/gone/train")
+
+
+def val_leads_nowhere(folder: Path) -> None:
+    classes(folder / "set" / "train")
+    (folder / "set" / "val").symlink_to("/gone/val")
+
+
+def class_called_train(folder: Path) -> None:
+    for split, count in (("train", 8), ("test", 6)):
+        for name in ("apple", "train", "bus"):
+            pictures(folder / "set" / split / name, count)
+
+
+def cityscapes(folder: Path) -> None:
+    for kind in ("gtFine", "leftImg8bit"):
+        for split in ("train", "val"):
+            pictures(folder / "city" / kind / split / "aachen", 8)
+
+
+def divided_by_other_names(folder: Path) -> None:
+    for name in ("coco/train2017", "coco/val2017", "coco/test2017", "im/train.X1/n1", "im/train.X2/n2", "im/val.X/n1"):
+        pictures(folder / name, 8)
+    for split in ("train/n1", "val", "test"):
+        pictures(folder / "ILSVRC" / "Data" / "CLS-LOC" / split, 8)
+
+
+def archives(folder: Path) -> None:
+    folder.mkdir()
+    for ending in ("parquet", "tar", "zip"):
+        (folder / f"x.{ending}").write_bytes(b"")
+
+
+def class_of_a_run(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "bee" / "config.yaml").write_text("")
+    (folder / "set" / "train" / "bee" / "checkpoints").mkdir()
+
+
+def classes_that_are_one(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train").rename(folder / "away")
+    (folder / "set" / "train").mkdir()
+    for name in ("ant", "bee"):
+        (folder / "set" / "train" / name).symlink_to("../../away/ant")
+
+
+def class_that_leads_nowhere(folder: Path) -> None:
+    labelled(folder / "set")
+    (folder / "set" / "train" / "bee").rename(folder / "away")
+    (folder / "set" / "train" / "bee").symlink_to("/gone/bee")
+
+
+def listed_without_a_class(folder: Path) -> None:
+    labelled(folder / "set")
+    for split in ("train", "test"):
+        pictures(folder / "set" / split / "cow", 3)
+    listed(folder, *(f"{name}/{i:03}.png" for name in ("ant", "bee") for i in range(8)))
+
+
+def compared_with_themselves(folder: Path) -> None:
+    """In the class ant."""
+    labelled(folder / "set", test=8)
+    for split in ("train", "test"):
+        (folder / "set" / split / "ant").rename(folder / split)
+        (folder / "set" / split / "ant").symlink_to("../../train")
+
+
+def runs_beside(folder: Path) -> None:
+    """And notes, and images."""
+    labelled(folder / "set")
+    picture(folder / "set" / "runs" / "a" / "maps.png")
+    listed(folder / "set" / "runs" / "a", name="config.yaml")
+    (folder / "set" / "notes").mkdir()
+    listed(folder / "set" / "notes", "none")
+    pictures(folder / "set" / "unlabeled" / "2020", 3)
+
+
 def several(folder: Path) -> None:
     """The second place links to the first."""
     labelled(folder / "set")
@@ -256,6 +337,172 @@ ROWS = (
         command=f"{TRAIN} --data.root set --out run",
         says=("found 18 training images", OFF),
         left=trained_without_labels,
+    ),
+    Fault(
+        name="a training folder that leads nowhere",
+        arrange=train_leads_nowhere,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("set/train is a link to /gone/train, which is not there or may not be read", "Restore what it leads to"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a test folder that leads nowhere",
+        arrange=val_leads_nowhere,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=(
+            "kNN is off: set/val is a link to /gone/val, which is not there",
+            "links that lead nowhere: 1, set/val",
+        ),
+    ),
+    Fault(
+        name="a class called train",
+        arrange=class_called_train,
+        command=f"{TRAIN} --data.root set/train --dry-run",
+        says=(
+            "found 24 training images in set/train:",
+            "3 folders: apple 8, bus 8, train 8",
+            "taken for a class; to train on it alone",
+        ),
+    ),
+    Fault(
+        name="a class called train, compared",
+        arrange=class_called_train,
+        command=f"{TRAIN} --data.root set --data.eval set/test --dry-run",
+        says=("kNN: 15 images of 3 classes in the bank (set/test), 3 test images",),
+    ),
+    Fault(
+        name="images and their masks, each divided",
+        arrange=cityscapes,
+        command=f"{TRAIN} --data.root city --dry-run",
+        says=(
+            "gtFine/, leftImg8bit/ hold training and test images each, name what to use of them: --data.root FOLDER",
+        ),
+    ),
+    Fault(
+        name="images and their masks",
+        arrange=lambda folder: [
+            pictures(folder / "voc" / name, n) for name, n in (("JPEGImages", 10), ("Classes", 8), ("Objects", 8))
+        ],
+        command=f"{TRAIN} --data.root voc --dry-run",
+        says=(
+            "found 26 training images in voc",
+            "in 3 folders: Classes 8, JPEGImages 10, Objects 8",
+        ),
+    ),
+    Fault(
+        name="images and their masks, further down",
+        arrange=lambda folder: [pictures(folder / "kit" / "2012" / name, 8) for name in ("Images", "Masks")],
+        command=f"{TRAIN} --data.root kit --dry-run",
+        says=("found 16 training images in kit: 16 .png; in 2 folders: 2012/Images 8, 2012/Masks 8",),
+    ),
+    Fault(
+        name="divided as in COCO",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root coco --dry-run",
+        says=("those of test2017/, val2017/ too; without them: --data.root coco/train2017",),
+        never=("Traceback", "--data.eval coco"),
+    ),
+    Fault(
+        name="divided into parts",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root im --dry-run",
+        says=("those of val.X/ too; without them: --data.root im/train.X1 im/train.X2",),
+    ),
+    Fault(
+        name="divided far below",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root ILSVRC --dry-run",
+        says=(
+            "those of Data/CLS-LOC/test/, Data/CLS-LOC/val/ too",
+            "to use these: --data.root ILSVRC/Data/CLS-LOC",
+        ),
+    ),
+    Fault(
+        name="splits for classes",
+        arrange=divided_by_other_names,
+        command=f"{TRAIN} --data.root im --data.eval coco --out run",
+        says=(
+            "its folders are no classes",
+            "--data.eval coco/test2017",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a named place without images",
+        arrange=lambda folder: (labelled(folder / "a"), (folder / "b" / "train").mkdir(parents=True)),
+        command=f"{TRAIN} --data.root a b --out run",
+        says=("there are no images in data.root b/train: it is empty", "put some there, or leave the place out"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a named place of archives",
+        arrange=lambda folder: (labelled(folder / "a"), archives(folder / "b")),
+        command=f"{TRAIN} --data.root a b --out run",
+        says=(
+            "there are no images in data.root b: it holds x.parquet, x.tar, x.zip; unpack x.tar, x.zip",
+            "1 .parquet",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a class folder that is a run",
+        arrange=class_of_a_run,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "no images come from the class folder set/train/bee: set/train/bee is one of the folders of training runs",
+            "change that, or remove the folder",
+        ),
+        never=("Traceback", "put some in"),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="two class folders that are one",
+        arrange=classes_that_are_one,
+        command=f"{TRAIN} --data.root set --out run",
+        says=("set/train/bee is one of the folders that are read under another path already: set/train/ant",),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="a class folder that leads nowhere",
+        arrange=class_that_leads_nowhere,
+        command=f"{TRAIN} --data.root set --out run",
+        says=(
+            "no images come from the class folder set/train/bee: set/train/bee is one of the links that lead nowhere",
+        ),
+        status=2,
+        left=nothing_written,
+    ),
+    Fault(
+        name="listed without a class of test",
+        arrange=listed_without_a_class,
+        command=f"{TRAIN} --data.root set --data.train-list list.txt --dry-run",
+        says=("kNN: 16 images of 2 classes", "7 test images", "3 of these are of classes that the bank lacks (cow)"),
+    ),
+    Fault(
+        name="training images for test images",
+        arrange=compared_with_themselves,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=("too, and compared with themselves: those in set/test/ant\n",),
+    ),
+    Fault(
+        name="classes too small for a test image",
+        arrange=lambda folder: (classes(folder / "set"), pictures(folder / "set" / "cow", 4)),
+        command=f"{TRAIN} --data.root set --data.eval set --dry-run",
+        says=(
+            "4 test images (every 5th of a class there); classes of fewer than 5 images, which have no test image: 1",
+        ),
+    ),
+    Fault(
+        name="runs beside the training images",
+        arrange=runs_beside,
+        command=f"{TRAIN} --data.root set --dry-run",
+        says=("not used, beside train/ and test/ in set: notes/, runs/, unlabeled/", "--data.root set set/unlabeled"),
     ),
     Fault(
         name="several places",

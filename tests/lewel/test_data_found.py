@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fault import labelled, picture, pictures
 from PIL import Image
 
 from lewel.data import build, eval_batches
+from lewel.data.division import splits_among
 from lewel.data.found import look
 from lewel.data.walk import EXTENSIONS, NOT_READ, PassedOver, images_below, shown
 from lewel.errors import LewelError
@@ -35,6 +37,18 @@ def passed(folder: Path) -> dict[str, int]:
     told = PassedOver()
     images_below(str(folder), told)
     return dict(told.counts)
+
+
+def shut(folder: Path, monkeypatch) -> None:
+    """Nobody may list folder from here on."""
+    scandir = os.scandir
+
+    def refuse(asked):
+        if str(asked) == str(folder):
+            raise PermissionError(13, "Permission denied")
+        return scandir(asked)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 class TestWalk:
@@ -85,14 +99,7 @@ class TestWalk:
     def test_a_folder_that_cannot_be_listed_is_told_of(self, tmp_path, monkeypatch):
         for name in ("open", "shut"):
             picture(tmp_path / name / "0.png")
-        scandir = os.scandir
-
-        def refuse(folder):
-            if str(folder).endswith("shut"):
-                raise PermissionError(13, "Permission denied")
-            return scandir(folder)
-
-        monkeypatch.setattr(os, "scandir", refuse)
+        shut(tmp_path / "shut", monkeypatch)
         assert below(tmp_path) == ["open/0.png"]
         assert passed(tmp_path) == {"folders that cannot be listed (Permission denied)": 1}
 
@@ -184,6 +191,48 @@ class TestLabels:
         assert "none of the class folders of train/" in said
         assert ("(upper and lower case differ)" in said) == (name == "Ant")
 
+    def test_a_test_folder_that_cannot_be_listed_is_told_of(self, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path / "test", monkeypatch)
+        assert f"{tmp_path}/test is one of the folders that cannot be listed (Perm" in sets_of(tmp_path).found.labels
+
+        said = sets_of(tmp_path / "train", eval=str(tmp_path)).found.labels
+        assert "every 5th of a class there); test/ in" in said
+
+    def test_class_folders_of_labels_that_cannot_be_listed_are_told_of(self, tmp_path, monkeypatch):
+        labelled(tmp_path / "set")
+        pictures(tmp_path / "flat", 4)
+        for name in ("ant", "bee"):
+            shut(tmp_path / "set" / "train" / name, monkeypatch)
+        with pytest.raises(LewelError, match=r"it holds ant/, bee/; .*ant is one of the folders that cannot be listed"):
+            sets_of(tmp_path / "flat", eval=str(tmp_path / "set"))
+
+    def test_no_test_folder_is_missed_where_none_could_be_seen(self, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path, monkeypatch)
+        monkeypatch.setattr(os, "access", lambda path, _: path != str(tmp_path))
+        assert f"kNN is off: {tmp_path} cannot be listed. " in sets_of(tmp_path).found.labels
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_a_class_folder_that_cannot_be_listed_is_told_of(self, split, tmp_path, monkeypatch):
+        labelled(tmp_path)
+        shut(tmp_path / split / "bee", monkeypatch)
+        with pytest.raises(LewelError, match=rf"come from .* {tmp_path}/{split}/bee: .* cannot be listed \(Permission"):
+            sets_of(tmp_path)
+
+    @pytest.mark.parametrize("also", [True, False])
+    def test_a_name_in_another_unicode_form_is_told_of(self, also, tmp_path):
+        for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+            picture(tmp_path / split / name / "0.png")
+            for other in ("ant",) * also:
+                picture(tmp_path / split / other / "0.png")
+        said = "(the same letters in another Unicode form)"
+        if also:
+            with pytest.raises(LewelError, match=re.escape(said)):
+                sets_of(tmp_path)
+        else:
+            assert said in sets_of(tmp_path).found.labels
+
     def test_a_link_to_the_training_images_is_no_test_split(self, tmp_path):
         pictures(tmp_path / "train" / "ant", 3)
         (tmp_path / "val").symlink_to("train")
@@ -229,6 +278,20 @@ class TestLabels:
         for name in ("swimming", "training"):
             pictures(tmp_path / name, 5)
         assert len(sets_of(tmp_path).train) == 10
+
+    @pytest.mark.parametrize(
+        ("names", "splits"),
+        [
+            ("train2017 val2017 unlabeled2017", "train2017 val2017"),
+            ("train.X1 val.X", "train.X1 val.X"),
+            ("Training_Set test-set", "Training_Set test-set"),
+            ("train_images validation_images trainer valley", "train_images validation_images"),
+            ("test tube beaker", "test"),
+            ("test_tube beaker", ""),
+        ],
+    )
+    def test_names_of_splits_are_no_classes(self, names, splits):
+        assert splits_among(set(names.split())) == set(splits.split())
 
     def test_every_fifth_of_a_class_is_a_test_image(self, tmp_path):
         pictures(tmp_path / "flat", 4)
