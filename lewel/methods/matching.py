@@ -23,6 +23,10 @@ HEAD = re.compile(
 )
 FOLLOWER = re.compile(r"target|teacher|momentum|key|encoder_k|ema(\b|_)|_ema|shadow")
 TOKEN = re.compile(r"(dist|cls|reg|register|storage)_tokens?")  # every image's beside its patches
+ODD = (
+    "cannot be taken, being sparse, quantized, nested, sharded or without values; save plain tensors, as to_dense(), "
+    "dequantize() and full_tensor() make them"
+)
 TRANSFORMERS = re.compile(r"patch_embeddings\.projection|embedder\.convolution")
 COUNT = "num_batches_tracked"
 NUMBERS = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
@@ -59,11 +63,7 @@ def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str,
     where the file's network is more than an encoder and heads, and for values that are not finite.
     """
     unread = [name for name, value in given.items() if value.is_meta]
-    odd = (
-        f"; {some(unread)} cannot be taken, being sparse, quantized, nested, sharded or without values"
-        if unread
-        else ""
-    )
+    odd = f"; {some(unread)} {ODD}" if unread else ""
     given = {name: value for name, value in given.items() if not value.is_meta}
     places = _places(own, given)
     if not places:

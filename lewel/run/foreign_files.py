@@ -18,6 +18,7 @@ KINDS = {  # by their first bytes
     b"\x89HDF": "it is HDF5, as Keras writes it; give weights of PyTorch",
     b"\x93NUMPY": "it is one array of numpy; give weights of PyTorch, which have names",
 }
+LIBRARIES = {".onnx": "ONNX", ".msgpack": "Flax"}  # which its first bytes do not tell
 TAR = b"ustar"  # after 257 bytes
 ZEROS = bytes(512)
 CUT = "it is cut off; copy or download it again"
@@ -58,8 +59,8 @@ def reason(error: Exception, path: Path) -> str:
     size = f"{path.stat().st_size:,} bytes"
     if isinstance(error, EOFError) or any(part in text for part in CUTS):
         return f"{CUT}: it has {size}"
-    if path.suffix == ".onnx":
-        return "it is an ONNX graph; give the weights of the PyTorch model that it was made from"
+    if path.suffix in LIBRARIES:
+        return f"it is a file of {LIBRARIES[path.suffix]}; give weights of PyTorch"
     return (
         f"it is whole of none of the kinds that are read (torch.save, pickle, safetensors), and has "
         f"{size} ({type(error).__name__}: {text.split('. ')[0][:160]})"
@@ -75,7 +76,8 @@ def in_folder(folder: Path) -> str:
             "it is a checkpoint in parts; join them, and name that file: python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} w.pth"
         )
-    files = [str(path) for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    within = [*folder.iterdir(), *folder.glob("snapshots/*/*")]  # as in the cache of the Hugging Face hub
+    files = sorted(str(path) for path in within if path.suffix in SUFFIXES and path.is_file())
     if len(files) == 1:
         return f"weights lie in it; name the file: --init {files[0]}"
     return f"weights lie in it; name one of {_some(files)}" if files else ""

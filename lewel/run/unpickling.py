@@ -27,8 +27,9 @@ class StandIn(dict[Any, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # it may be the key of a table
     __eq__ = object.__eq__
 
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self, *args: Any, **_: object) -> None:
         super().__init__()
+        self.args = args
 
     def __call__(self, *_: object) -> StandIn:
         return self
@@ -98,11 +99,15 @@ MADE: dict[str, Any] = {
 }
 
 
+# What leads to the first argument of a call: of a method that was saved for what it returns, and of torch.compile.
+INSIDE = {"builtins.getattr": "__self__", "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod"}
+
+
 class Unpickler(pickle.Unpickler):
     """Imports nothing, and makes nothing but tensors, arrays, tables and stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
-        of = f"{module}.{name}"
+        of = f"{module}.{name}".replace("__builtin__.", "builtins.")  # as Python 2 names them
         return MADE[of] if of in MADE else type(name, (StandIn,), {"of": of})
 
 
@@ -139,6 +144,8 @@ def stand_ins(content: Any) -> Iterator[tuple[str, StandIn]]:
         seen.add(id(each))
         if isinstance(each, StandIn):
             yield where, each
+            if each.of in INSIDE and each.args:
+                waiting.append((f"{where}.{INSIDE[each.of]}", each.args[0]))
             if isinstance(each.state, Mapping) and not each.modules:
                 waiting.extend((f"{where}.{name}", part) for name, part in each.state.items())
         parts = each.items() if isinstance(each, Mapping) else enumerate(each)

@@ -202,7 +202,7 @@ ROWS = (
           says=("the encoder has no other.bias; where the map does not need that, save the file without it: ",
                 "if not n.startswith(('other.',))}"), left=nothing_is_written),
     Fault("init-that-is-sparse", sparse, f"{START} --init w.pth", status=2, left=nothing_is_written, never=NOTHING,
-          says=("it lacks conv1.weight; conv1.weight cannot be taken, being sparse",)),
+          says=("it lacks conv1.weight; conv1.weight cannot be taken, being sparse", "save plain tensors")),
     Fault("init-of-a-checkpoint-of-another-stem", run_of_the_small_stem,
           f"{START} --encoder.stem small2 --init first/checkpoints/step-00000008.pt --dry-run",
           says=("(its encoder.stem is small, this run's small2)",)),

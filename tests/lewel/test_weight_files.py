@@ -102,6 +102,8 @@ def test_nothing_in_a_file_is_run(way, tmp_path):
     [
         lambda module: module,
         lambda module: {"model": module, "epoch": 3},
+        lambda module: {"model": module.state_dict},  # the brackets were forgotten
+        lambda module: torch.compile(module),
         lambda module: {"runs": [SimpleNamespace(net=nn.DataParallel(module))], "loss": torch.ones(1)},
     ],
 )
@@ -119,6 +121,12 @@ def test_the_line_that_saves_the_weights_of_a_module_does_so(held, way, tmp_path
 def test_objects_alone_are_no_weights(tmp_path):
     torch.save({"model": Table(), "epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(LewelError, match=r"it holds no table of tensors, but objects of test_weight_files\.Table"):
+        weight_files.read(tmp_path / "w.pth")
+
+
+def test_one_tensor_is_no_network(tmp_path):
+    torch.save(torch.ones(3), tmp_path / "w.pth")
+    with pytest.raises(LewelError, match="it is one tensor, without a name"):
         weight_files.read(tmp_path / "w.pth")
 
 
@@ -213,3 +221,23 @@ def test_the_line_that_packs_an_unpacked_file_does_so(tmp_path, monkeypatch):
 def test_a_folder_of_parts_is_joined_by_torch(tmp_path):
     (tmp_path / "__0_0.distcp").touch()
     assert f"dcp_to_torch {tmp_path} w.pth" in foreign_files.in_folder(tmp_path)
+
+
+def test_the_cache_of_the_hub_is_looked_into(tmp_path):
+    snapshot = tmp_path / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).touch()
+    assert foreign_files.in_folder(tmp_path) == (
+        f"weights lie in it; name the file: --init {snapshot}/model.safetensors"
+    )
+    (snapshot / "pytorch_model.bin").touch()
+    assert "name one of " in foreign_files.in_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "library"), [(".onnx", "ONNX"), (".msgpack", "Flax")])
+def test_a_library_is_known_by_the_suffix_where_bytes_say_nothing(suffix, library, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"\x08\x08\x12\x07pytorch\xff")
+    with pytest.raises(LewelError, match=f"it is a file of {library}; give weights of PyTorch"):
+        weight_files.read(path)
