@@ -27,7 +27,13 @@ ODD = (
     "cannot be taken, being sparse, quantized, nested, sharded or without values; save plain tensors, as to_dense(), "
     "dequantize() and full_tensor() make them"
 )
-TRANSFORMERS = re.compile(r"patch_embeddings\.projection|embedder\.convolution")
+SIGNS = {  # in names that the encoder has not
+    r"patch_embeddings\.projection|embedder\.convolution": (
+        "its names are those of Hugging Face's transformers: take timm's or torchvision's file of these weights"
+    ),
+    r"\bconv1\.0\.weight": "its stem has three convolutions: choose timm's encoder of them, such as timm/resnet50d",
+    r"\blayer1\.0\.se\.": "it has squeeze-and-excitation: choose timm's encoder with it, such as timm/seresnet50",
+}
 COUNT = "num_batches_tracked"
 NUMBERS = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 
@@ -69,7 +75,7 @@ def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str,
     if not places:
         raise LewelError(
             f"{source} holds no weight of the encoder: there is {some(given) or 'no plain tensor at all'}, and the "
-            f"encoder has {some(own)}{odd or _foreign(given)}; nothing was loaded"
+            f"encoder has {some(own)}{odd or _kin(own, given)}; nothing was loaded"
         )
     place = places[0]
     problems = _problems(own, unused, given, place)
@@ -170,8 +176,9 @@ def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: _Plac
                 if places and not _problems(other, frozenset(), given, places[0]):
                     also = " (or small2)" if stem == "small" else ""
                     return f"; it fits --encoder.name {name} --encoder.stem {stem}{also}"
-    if _foreign(given):
-        return _foreign(given)
+    kin = _kin(own, given)
+    if kin:
+        return kin
     unexpected = _unexpected(given, place)
     tokens = [name for name in unexpected if TOKEN.fullmatch(name)]
     if tokens:
@@ -190,12 +197,11 @@ def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: _Plac
     )
 
 
-def _foreign(given: Mapping[str, Tensor]) -> str:
-    """A clause where the names are those of another library."""
-    if any(TRANSFORMERS.search(name) for name in given):
-        return (
-            "; its names are those of Hugging Face's transformers: take timm's or torchvision's file of these weights"
-        )
+def _kin(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """A clause that names what the tensors given are of by signs in their names, or ""."""
+    for sign, said in SIGNS.items():
+        if any(re.search(sign, name) for name in given) and not any(re.search(sign, name) for name in own):
+            return f"; {said}"
     return ""
 
 

@@ -68,6 +68,18 @@ def test_names_of_transformers_are_known():
                 matched(there)
 
 
+@pytest.mark.parametrize(
+    ("spare", "sentence"),
+    [("conv1.0.weight", r"three convolutions: .*timm/resnet50d"), ("layer1.0.se.fc1.weight", r"timm/seresnet50")],
+)
+def test_a_resnet_that_only_timm_has_is_named(spare, sentence):
+    own = encoders.build(EncoderSettings("tiny", "imagenet")).state_dict()
+    with pytest.raises(LewelError, match=sentence):
+        matched({f"module.{name}": value for name, value in {**own, spare: torch.ones(1)}.items()}, own)
+    with pytest.raises(LewelError, match="the encoder has no other; where"):
+        matched({**own, spare: torch.ones(1), "other": torch.ones(1)}, {**own, spare: torch.ones(1)})
+
+
 def test_the_line_that_saves_a_file_without_spare_tensors_does_so(tmp_path):
     own = encoders.build(EncoderSettings("tiny", "imagenet")).state_dict()
     given = {name: value for name, value in own.items() if matching.COUNT not in name}
