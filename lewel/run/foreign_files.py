@@ -33,6 +33,8 @@ def reason(error: Exception, path: Path) -> str:
             "it is a TorchScript program; save its weights alone: "
             'torch.save(torch.jit.load(FILE).state_dict(), "weights.pth")'
         )
+    if "explicit pickle_module" in text:
+        return "there are objects beside its tensors, and TORCH_FORCE_WEIGHTS_ONLY_LOAD is set; unset it, none is run"
     try:
         with open(path, "rb") as file:
             start = file.read(512)

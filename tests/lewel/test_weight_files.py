@@ -124,6 +124,15 @@ def test_objects_alone_are_no_weights(tmp_path):
         weight_files.read(tmp_path / "w.pth")
 
 
+def test_an_environment_that_forbids_stand_ins_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": WEIGHTS}, tmp_path / "w.pth")
+    assert len(weight_files.read(tmp_path / "w.pth")) == 2
+    torch.save({"model": WEIGHTS, "args": argparse.Namespace()}, tmp_path / "w.pth")
+    with pytest.raises(LewelError, match="beside its tensors, and TORCH_FORCE_WEIGHTS_ONLY_LOAD is set; unset it"):
+        weight_files.read(tmp_path / "w.pth")
+
+
 def test_one_tensor_is_no_network(tmp_path):
     torch.save(torch.ones(3), tmp_path / "w.pth")
     with pytest.raises(LewelError, match="it is one tensor, without a name"):
