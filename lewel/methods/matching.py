@@ -15,12 +15,25 @@ from lewel.methods import encoders
 from lewel.recipe.feature_maps import RESNETS
 from lewel.recipe.schema import EncoderSettings
 
-# What stands behind an encoder in the files of classifiers and of self-supervised methods.
+# What stands beside an encoder in the files of classifiers and of self-supervised methods.
 HEAD = re.compile(
-    r"(fc|fc_norm|heads?|head_dist|classifier|last_linear|linear|projector|projection|projection_head|proj|neck"
-    r"|predictor|prototypes|queue|queue_ptr)(\.|$)"
+    r"(fc\d*|fc_norm|heads?|head_\w+|\w+_heads?|mlp|linear|last_linear|(\w+_)?classifier|top_layer\d*|aux\d?|AuxLogits"
+    r"|(\w+_)?projector|projection(_\w+)?|proj|neck|(\w+_)?predictor|prediction(_\w+)?|pred|prototypes|queue\w*"
+    r"|logit_scale|mask_token|masked_embed|decoder(_\w+)?)(\.|$)"
 )
 FOLLOWER = re.compile(r"target|teacher|momentum|key|encoder_k|ema(\b|_)|_ema|shadow")
+TOKEN = re.compile(r"(dist|cls|reg|register|storage)_tokens?")  # every image's beside its patches
+ODD = (
+    "cannot be taken, being sparse, quantized, nested, sharded or without values; save plain tensors, as to_dense(), "
+    "dequantize() and full_tensor() make them"
+)
+SIGNS = {  # in names that the encoder has not
+    r"patch_embeddings\.projection|embedder\.convolution": (
+        "its names are those of Hugging Face's transformers: take timm's or torchvision's file of these weights"
+    ),
+    r"\bconv1\.0\.weight": "its stem has three convolutions: choose timm's encoder of them, such as timm/resnet50d",
+    r"\blayer1\.0\.se\.": "it has squeeze-and-excitation: choose timm's encoder with it, such as timm/seresnet50",
+}
 COUNT = "num_batches_tracked"
 NUMBERS = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 
@@ -51,20 +64,23 @@ def match(own: Mapping[str, Tensor], unused: frozenset[str], given: Mapping[str,
 
     Names may be torchvision's or timm's, as own's are, detectron2's, or the numbers of a Sequential, with any prefix.
     Of an online and a momentum network the online one is taken. num_batches_tracked may be absent, and so may the
-    parameters unused, which the map does not depend on. Raises LewelError, which begins with source, where anything
-    else of the encoder is missing or of another shape, where the file's network is more than an encoder and heads, and
-    for values that are not finite.
+    parameters unused, which the map does not depend on. A tensor on the meta device has no values that could be taken.
+    Raises LewelError, which begins with source, where anything else of the encoder is missing or of another shape,
+    where the file's network is more than an encoder and heads, and for values that are not finite.
     """
+    unread = [name for name, value in given.items() if value.is_meta]
+    odd = f"; {some(unread)} {ODD}" if unread else ""
+    given = {name: value for name, value in given.items() if not value.is_meta}
     places = _places(own, given)
     if not places:
         raise LewelError(
-            f"{source} holds no weight of the encoder: there is {some(given) or 'no tensor at all'}, and the encoder "
-            f"has {some(own)}; nothing was loaded"
+            f"{source} holds no weight of the encoder: there is {some(given) or 'no plain tensor at all'}, and the "
+            f"encoder has {some(own)}{odd or _kin(own, given)}; nothing was loaded"
         )
     place = places[0]
     problems = _problems(own, unused, given, place)
     if problems:
-        remedy = _remedy(own, given)
+        remedy = odd or _remedy(own, given, place, alone=len(problems) == 1)
         raise LewelError(f"{source} does not fit the encoder: {'; '.join(problems)}{remedy}; nothing was loaded")
     twins = [other for other in places[1:] if other[:3] == place[:3] and not _same(other, place, given)]
     if twins:
@@ -129,9 +145,7 @@ def _problems(
     """What keeps the tensors at place from being all of the encoder own, in clauses."""
     spare = {name for name in own if name.endswith(COUNT) or (name in unused and HEAD.match(name))}
     missing = [name for name in own if name not in place.names and name not in spare | unused]
-    there = set(place.names.values())
-    rest = [name.removeprefix(place.prefix) for name in given if name.startswith(place.prefix) and name not in there]
-    unexpected = [name for name in rest if not HEAD.match(name) and not name.endswith(COUNT)]
+    unexpected = _unexpected(given, place)
     misshapen = [
         f"{name} is {_shape(given[there])}, the encoder's {_shape(own[name])}"
         for name, there in place.names.items()
@@ -142,8 +156,18 @@ def _problems(
     return problems + ([f"shapes differ: {some(misshapen)}"] if misshapen else [])
 
 
-def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """A clause that names the ResNet that the tensors given are of, or what else would help, or ""."""
+def _unexpected(given: Mapping[str, Tensor], place: _Place) -> list[str]:
+    """The tensors of the network at place that are neither an encoder's nor a head's, without its prefix."""
+    there = set(place.names.values())
+    rest = [name.removeprefix(place.prefix) for name in given if name.startswith(place.prefix) and name not in there]
+    return [name for name in rest if not HEAD.match(name) and not name.endswith(COUNT)]
+
+
+def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], place: _Place, *, alone: bool) -> str:
+    """A clause that names the ResNet that the tensors given are of, or what else would help, or "".
+
+    alone is whether the tensors at place have one problem only.
+    """
     with torch.device("meta"):
         for name in RESNETS:
             for stem in ("imagenet", "small"):
@@ -152,8 +176,33 @@ def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
                 if places and not _problems(other, frozenset(), given, places[0]):
                     also = " (or small2)" if stem == "small" else ""
                     return f"; it fits --encoder.name {name} --encoder.stem {stem}{also}"
-    odd = [name for name in own if "pos_embed" in name and name in given and not _fits(given[name], own[name])]
-    return "; its positions are for another --data.image-size" if odd else ""
+    kin = _kin(own, given)
+    if kin:
+        return kin
+    unexpected = _unexpected(given, place)
+    tokens = [name for name in unexpected if TOKEN.fullmatch(name)]
+    if tokens:
+        return f"; it was trained with {some(tokens)}: choose an encoder that has such a token"
+    misshapen = [name for name, there in place.names.items() if not _fits(given[there], own[name])]
+    if any("pos_embed" in name for name in misshapen):
+        return "; its positions are for another --data.image-size"
+    parts = {name.partition(".")[0] for name in unexpected}
+    shared = parts & {name.partition(".")[0] for name in own}
+    if not alone or not parts or shared or len(parts) > 3:
+        return ""
+    firsts = tuple(sorted({place.prefix + "".join(name.partition(".")[:2]) for name in unexpected}))
+    return (
+        "; where the map does not need that, save the file without it: from lewel.run.weight_files import read; "
+        f'torch.save({{n: t for n, t in read(FILE).items() if not n.startswith({firsts})}}, "w.pth")'
+    )
+
+
+def _kin(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """A clause that names what the tensors given are of by signs in their names, or ""."""
+    for sign, said in SIGNS.items():
+        if any(re.search(sign, name) for name in given) and not any(re.search(sign, name) for name in own):
+            return f"; {said}"
+    return ""
 
 
 def _fits(value: Tensor, own: Tensor) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,12 @@ from lewel.methods.method import Method
 from lewel.recipe import feature_maps
 from lewel.recipe.feature_maps import CUSTOM
 from lewel.recipe.schema import Train
-from lewel.run import folders, weight_files
+from lewel.run import checkpoint, folders, foreign_files, weight_files
 from lewel.run.session import Session
 
 OFFICIAL = "official"
 KNOWN = "torchvision, timm, a file of weights, a run folder or official:FILE"
+HUB = re.compile(r"(hf[-_]hub:)?[\w.-]+/[\w.-]+(@\w+)?")
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,8 @@ def source(run: Train) -> Source:
     if path.is_dir():
         return _of_run(path, run)
     if not path.is_file():
-        near = difflib.get_close_matches(given, ("torchvision", "timm", OFFICIAL), n=1)
-        meant = f"did you mean {near[0]}?" if near else f"it is {KNOWN}"
-        raise LewelError(f"there is no file or run folder {path} to begin with (init); {meant}")
-    return Source(str(path), lambda: weight_files.read(path))
+        raise LewelError(f"there is no file or run folder {path} to begin with (init); {_meant(given)}")
+    return Source(f"{path}{_differences(_recipe_in(path), run)}", lambda: weight_files.read(path))
 
 
 def begin(session: Session) -> None:
@@ -183,13 +184,45 @@ def _of_run(path: Path, run: Train) -> Source:
     def tensors() -> dict[str, Tensor]:
         return weight_files.flat(folders.newest(path)[1])
 
+    remedy = "" if checkpoint.found(path / "checkpoints") else foreign_files.in_folder(path)
+    if remedy:
+        raise LewelError(f"{path} is no run folder with checkpoints in it; {remedy}")
     newest, _, other = folders.newest(path)
+    return Source(f"{newest}{_differences(other, run)}", tensors)
+
+
+def _recipe_in(path: Path) -> Train | None:
+    """The recipe that a file holds which is a checkpoint of lewel train, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, "cpu", mmap=True, weights_only=True)  # no weight is read yet
+        return checkpoint.config_of(state, path) if state["format"].startswith("lewel checkpoint ") else None
+    except Exception:  # of a foreign file, which weight_files.read has the sentence for
+        return None
+
+
+def _differences(other: Train | None, run: Train) -> str:
+    """What of the encoder is not as in the run that weights come from, in brackets, or nothing."""
     differ = [
         f"its encoder.{setting} is {getattr(other.encoder, setting)}, this run's {getattr(run.encoder, setting)}"
         for setting in ("stem", "last_stride")
-        if getattr(other.encoder, setting) != getattr(run.encoder, setting)
+        if other is not None and getattr(other.encoder, setting) != getattr(run.encoder, setting)
     ]
-    return Source(str(newest) + (f" ({'; '.join(differ)})" if differ else ""), tensors)
+    return f" ({'; '.join(differ)})" if differ else ""
+
+
+def _meant(given: str) -> str:
+    """What somebody may have meant who named a file that is not there."""
+    near = difflib.get_close_matches(given, ("torchvision", "timm", OFFICIAL), n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    if HUB.fullmatch(given) and Path(given).suffix not in foreign_files.SUFFIXES and not Path(given).parent.is_dir():
+        return (
+            "if it is a name of the Hugging Face hub, download its file of weights and name that, or give --init timm, "
+            "which takes timm's weights of --encoder.name"
+        )
+    return f"it is {KNOWN}"
 
 
 def _check_stem(run: Train, library: str) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import zipfile
+from collections import defaultdict
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from fault import Ended, Fault, pictures
 from PIL import Image
@@ -62,6 +67,57 @@ def web_page(folder: Path) -> None:
 def whole_module(folder: Path) -> None:
     recipe(folder)
     torch.save(encoders.build(EncoderSettings("tiny", "imagenet")), folder / "w.pth")
+
+
+def with_a_path(folder: Path) -> None:
+    """As torchvision's references, MAE and DINO keep their options, with a counter and a state beside."""
+    recipe(folder)
+    beside = {"args": argparse.Namespace(out=Path("out")), "when": datetime.now(), "seen": defaultdict(int, a=1)}
+    torch.save({"model": weights(), **beside}, folder / "w.pth")
+
+
+def module_in_a_table(folder: Path) -> None:
+    recipe(folder)
+    torch.save({"model": encoders.build(EncoderSettings("tiny", "imagenet")), "epoch": 3}, folder / "w.pth")
+
+
+def snapshot(folder: Path) -> None:
+    """As the Hugging Face hub has it on disk."""
+    recipe(folder)
+    (folder / "hub").mkdir()
+    (folder / "hub" / "config.json").write_text("{}")
+    safetensors.torch.save_file(weights(), folder / "hub" / "model.safetensors")
+
+
+def zipped(folder: Path) -> None:
+    recipe(folder)
+    with zipfile.ZipFile(folder / "w.zip", "w") as archive:
+        archive.writestr("w.pth", b"weights")
+
+
+def cut_off(folder: Path) -> None:
+    recipe(folder)
+    torch.save(weights(), folder / "w.pth")
+    os.truncate(folder / "w.pth", 4000)
+
+
+def with_spare_tensors(*names: str):
+    def arrange(folder: Path) -> None:
+        recipe(folder)
+        torch.save({**weights(), **{name: torch.ones(1) for name in names}}, folder / "w.pth")
+
+    return arrange
+
+
+def sparse(folder: Path) -> None:
+    recipe(folder)
+    state = weights()
+    torch.save({**state, "conv1.weight": state["conv1.weight"].to_sparse()}, folder / "w.pth")
+
+
+def run_of_the_small_stem(folder: Path) -> None:
+    saved(folder / "first", EncoderSettings("tiny", "small"))
+    recipe(folder)
 
 
 def another_run(folder: Path) -> None:
@@ -125,7 +181,31 @@ ROWS = (
     Fault("init-that-is-a-web-page", web_page, f"{START} --init w.pth", status=2, left=nothing_is_written,
           says=("w.pth cannot be read as a file of weights: it is text, which begins with '<!DOCTYPE html>",)),
     Fault("init-of-a-whole-module", whole_module, f"{START} --init w.pth", status=2, left=nothing_is_written,
-          says=("beside tensors it holds objects of ", "save its weights alone: torch.save(")),
+          says=("it holds objects of ", "save its weights alone: torch.save(")),
+    Fault("init-of-a-module-in-a-table", module_in_a_table, f"{START} --init w.pth", status=2, left=nothing_is_written,
+          says=('torch.save(torch.load(FILE, weights_only=False)["model"].state_dict(), "weights.pth")',)),
+    Fault("init-with-objects-beside", with_a_path, f"{START} --init w.pth --dry-run",
+          says=("begins with 72 tensors of w.pth, under model",)),
+    Fault("init-of-a-snapshot-of-the-hub", snapshot, f"{START} --init hub", status=2, left=nothing_is_written,
+          says=("hub is no run folder with checkpoints in it", "name the file: --init hub/model.safetensors")),
+    Fault("init-of-a-folder-of-checkpoints", another_run, f"{START} --init first/checkpoints", status=2,
+          left=nothing_is_written, says=("name the file: --init first/checkpoints/step-00000008.pt",)),
+    Fault("init-of-the-hub", recipe, f"{START} --init timm/resnet50.a1_in1k", status=2, left=nothing_is_written,
+          says=("if it is a name of the Hugging Face hub, download its file", "--init timm")),
+    Fault("init-of-a-zip-file", zipped, f"{START} --init w.zip", status=2, left=nothing_is_written,
+          says=("it is a zip archive of w.pth; unpack it",)),
+    Fault("init-that-is-cut-off", cut_off, f"{START} --init w.pth", status=2, left=nothing_is_written,
+          says=("it is cut off; copy or download it again: it has 4,000 bytes",)),
+    Fault("init-with-other-heads", with_spare_tensors("mask_token", "decoder_pred.bias", "mlp.0.bias"),
+          f"{START} --init w.pth --dry-run", says=("begins with 72 tensors of w.pth; left aside: fc.weight",)),
+    Fault("init-with-spare-tensors", with_spare_tensors("other.bias"), f"{START} --init w.pth", status=2,
+          says=("the encoder has no other.bias; where the map does not need that, save the file without it: ",
+                "if not n.startswith(('other.',))}"), left=nothing_is_written),
+    Fault("init-that-is-sparse", sparse, f"{START} --init w.pth", status=2, left=nothing_is_written, never=NOTHING,
+          says=("it lacks conv1.weight; conv1.weight cannot be taken, being sparse", "save plain tensors")),
+    Fault("init-of-a-checkpoint-of-another-stem", run_of_the_small_stem,
+          f"{START} --encoder.stem small2 --init first/checkpoints/step-00000008.pt --dry-run",
+          says=("(its encoder.stem is small, this run's small2)",)),
     Fault("init-that-is-not-there", recipe, f"{START} --init torchvison", status=2, left=nothing_is_written,
           says=("there is no file or run folder torchvison", "did you mean torchvision?")),
     Fault("init-of-torchvision-with-tiny", recipe, f"{START} --init torchvision", status=2, left=nothing_is_written,
