@@ -11,7 +11,7 @@ import signal
 import sys
 
 from lewel import console, meeting
-from lewel.errors import LewelError
+from lewel.errors import LewelError, is_out_of_memory
 
 USAGE = """usage: lewel COMMAND ...
 
@@ -70,7 +70,12 @@ def _status(arguments: list[str]) -> int:
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
             print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         return 130 if by == "SIGINT" else 0
-    except OSError as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            print("lewel: the memory of this machine or of its GPU ran out; end what else takes it", file=sys.stderr)
+            return 2
+        if not isinstance(error, OSError):
+            raise
         named = f"{error.filename}: " if error.filename else ""
         print(f"lewel: {named}{error.strerror or error}", file=sys.stderr)
         return 2
