@@ -22,6 +22,7 @@ USAGE = """usage: lewel COMMAND ...
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
+INTERRUPTED = 130  # the status of a command that Ctrl-C ended
 NARROWEST = 40  # columns of a terminal that are written for
 # Each a module of lewel.commands, imported when it is called.
 COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
@@ -48,6 +49,8 @@ def main() -> None:
             if error.errno != errno.EPIPE:  # whoever closed a pipe had enough
                 print(f"lewel: what this command prints could not be written: {error.strerror}", file=sys.stderr)
             status = 1
+    if status == INTERRUPTED:
+        console.end_interrupted()
     if status:
         sys.exit(status)  # type: ignore[arg-type]
 
@@ -69,7 +72,7 @@ def _status(arguments: list[str]) -> int:
         if not training or meeting.speaks():
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
             print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
-        return 130 if by == "SIGINT" else 0
+        return INTERRUPTED if by == "SIGINT" else 0
     except Exception as error:
         if is_out_of_memory(error):
             print("lewel: the memory of this machine or of its GPU ran out; end what else takes it", file=sys.stderr)

@@ -239,6 +239,12 @@ def saved_where_it_says(ended: Ended) -> None:
     assert log.read(ended.folder / "run" / "log.jsonl")[-1]["step"] == checkpoint.read(newest)["step"]
 
 
+def interrupted_and_saved(ended: Ended) -> None:
+    (*_, newest) = checkpoint.found(ended.folder / "run" / "checkpoints")
+    assert f"run/checkpoints/{newest.name} is saved, and --resume auto goes on from there" in ended.printed
+    unlocked(ended)
+
+
 def refused(name: str, env: dict[str, str], *says: str) -> Fault:
     """A run that does not start in an environment; nothing is left of it."""
     return Fault(name, nothing, f"{MADE} --out run", says, status=2, env=env, left=nothing_left)
@@ -355,9 +361,19 @@ ROWS: tuple[Fault, ...] = (
         f"{LONG} --out run",
         ("lewel: interrupted",),
         ("Traceback", "--resume auto"),
-        130,
+        -signal.SIGINT,
         during=signalled("run/lock.json", signal.SIGINT),
         left=nothing_left,
+        slow=True,
+    ),
+    Fault(
+        "ctrl-c-of-a-run-with-workers",
+        nothing,
+        f"{LONG} --out run --data.workers 1",
+        ("lewel: interrupted",),
+        status=-signal.SIGINT,
+        during=signalled("run/checkpoints/step-00000006.pt", signal.SIGINT),
+        left=interrupted_and_saved,
         slow=True,
     ),
     Fault(
