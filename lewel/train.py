@@ -21,7 +21,8 @@ from lewel.run import checkpoint, exhausted, resuming
 from lewel.run.preemption import Preemption
 from lewel.run.session import Session, in_parallel
 from lewel.run.step import Outcome, Stepper, rates
-from lewel.watching.log import Clock, RunLog, carry_over, read, write_text
+from lewel.watching.clock import Clock
+from lewel.watching.log import RunLog, carry_over, read, write_text
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"

@@ -108,6 +108,19 @@ def whole_log(ended: Ended) -> None:
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def both_logs(ended: Ended) -> None:
+    whole_log(ended)
+    before = log.read(ended.folder / "run" / "log.jsonl.before")
+    assert before == log.read(trained() / "log.jsonl")
+
+
+def log_of_another(run: Path) -> None:
+    other = run.with_name("other")
+    other.mkdir()
+    shutil.copy(run / "log.jsonl", other)
+    (other / "log.jsonl.before").touch()
+
+
 def held(run: Path, **other: object) -> None:
     """A lock of another run in this process, but for what is given otherwise."""
     run.mkdir(exist_ok=True)
@@ -444,6 +457,20 @@ ROWS: tuple[Fault, ...] = (
         AGAIN,
         ("left 5 lines out of run/log.jsonl",),
         left=whole_log,
+    ),
+    Fault(
+        "resume-where-the-checkpoints-were-deleted",
+        with_run(lambda run: shutil.rmtree(run / "checkpoints")),
+        AGAIN,
+        ("run/log.jsonl has the steps of an earlier start, and is named log.jsonl.before now", "starts from the begin"),
+        left=both_logs,
+    ),
+    Fault(
+        "resume-elsewhere-over-a-log",
+        with_run(log_of_another),
+        "train --config run/config.yaml --resume run/checkpoints/step-00000003.pt --out other",
+        ("other/log.jsonl has the steps of an earlier start, and is named log.jsonl.before-2 now",),
+        left=holds("other/log.jsonl.before", "other/log.jsonl.before-2", "other/report.txt"),
     ),
     Fault(
         "resume-of-a-truncated-checkpoint",
