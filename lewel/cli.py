@@ -40,6 +40,7 @@ def main() -> None:
         sys.exit("lewel: the current folder is not there any more; cd to another one")
     if shutil.get_terminal_size().columns < NARROWEST:  # tyro would take minutes for its help
         os.environ["COLUMNS"] = str(NARROWEST)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not there, and nothing is shown
     with console.lossy():
         try:
             status: object = _status(sys.argv[1:])

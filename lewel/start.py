@@ -112,6 +112,8 @@ def _report(session: Session) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             reason = "memory ran out"
+        elif isinstance(error, LewelError):
+            reason = str(error)
         elif isinstance(error, OSError):
             reason = f"{error.filename or 'a file'}: {error.strerror or error}"
         else:

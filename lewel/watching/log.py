@@ -25,6 +25,7 @@ from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.watching.boards import Sink, boards
 from lewel.watching.progress import SECONDS_BETWEEN_LINES, Progress
+from lewel.whole import written
 
 OF_NUMBERS = ("baselines", "step", "epoch")  # kinds of records that hold nothing else
 SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a terminal
@@ -181,14 +182,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file, which has its name only when it is whole. Raises LewelError if it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _sentence(path):
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _sentence(path), written(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager

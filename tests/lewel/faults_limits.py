@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
-from fault import Fault
-from faults_processes import LONG, MADE, nothing, nothing_left
+from fault import Ended, Fault
+from faults_processes import LONG, MADE, holds, nothing, nothing_left, with_run
 
 ON_CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 ON_GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 
 
@@ -28,6 +32,30 @@ def in_step(number: int, error: Exception) -> Mapping[str, object]:
         return draw
 
     return {"lewel.run.step._seed": seed}
+
+
+def no_room_for(name: str) -> Mapping[str, object]:
+    write = Path.write_text
+
+    def write_text(path: Path, text: str) -> int:
+        if path.name.endswith(name):
+            path.touch()
+            raise FULL
+        return write(path, text)
+
+    return {"pathlib.Path.write_text": write_text}
+
+
+def lacks(name: str) -> Callable[[Ended], None]:
+    def left(ended: Ended) -> None:
+        assert not [path.name for path in (ended.folder / "run").iterdir() if name in path.name]
+
+    return left
+
+
+def of_a_notebook(run: Path) -> None:
+    """matplotlib's settings in the run folder: text that LaTeX sets, which is not there."""
+    (run / "matplotlibrc").write_text("text.usetex: True\n")
 
 
 ROWS: tuple[Fault, ...] = (
@@ -77,6 +105,47 @@ ROWS: tuple[Fault, ...] = (
         ("training has finished and is saved, but the report could not be written: memory ran out",),
         status=2,
         patches=raising(RuntimeError(ON_CPU), "lewel.results.report.write"),
+    ),
+    Fault(
+        "no-room-for-a-picture",
+        nothing,
+        f"{MADE} --out run",
+        (
+            "wrote run/maps.png, and cannot write the picture run/curves.png: No space left on device; training has "
+            "finished and is saved, the commands below draw again",
+        ),
+        ("Traceback", "Errno"),
+        patches=raising(FULL, "matplotlib.figure.Figure.savefig"),
+        left=holds("run/report.txt", "run/maps.png"),
+    ),
+    Fault(
+        "no-room-for-the-report",
+        nothing,
+        f"{MADE} --out run",
+        (
+            "training has finished and is saved, but the report could not be written: cannot write run/report.txt: No "
+            "space left on device; once that is put right, --resume auto writes it",
+        ),
+        status=2,
+        patches=no_room_for("report.txt"),
+        left=lacks("report.txt"),
+    ),
+    Fault(
+        "a-picture-that-matplotlib-cannot-draw",
+        nothing,
+        f"{MADE} --out run",
+        ("wrote run/maps.png, and no run/curves.png: RuntimeError: latex was not able to process", "next: "),
+        patches=raising(RuntimeError("latex was not able to process"), "matplotlib.figure.Figure.savefig"),
+        left=holds("run/report.txt"),
+    ),
+    Fault(
+        "a-backend-and-settings-of-a-notebook",
+        with_run(of_a_notebook),
+        "show run",
+        ("wrote run/curves.png",),
+        env={"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "run"},
+        alone=True,
+        slow=True,
     ),
     Fault(
         "memory-runs-out-in-a-command",
