@@ -1,4 +1,4 @@
-"""Files that have their name only once they are whole."""
+"""Files that have their name only once they are whole, or tell why they are not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -22,3 +23,20 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class Told:
+    """A file that remembers why it could not be written to: a full disk, a quota. torch does not say."""
+
+    file: BinaryIO
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()

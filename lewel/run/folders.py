@@ -72,7 +72,7 @@ def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
     """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
     out = expanded(run.out) if run.out else None
     if resume and resume != "auto":
-        return _continued(out, expanded(resume).resolve())
+        return _continued(out, resume)
     base = out or Path("runs", _name(run.preset))
     taken = [base] if _holds_run(base) or (not out and lock.lives(base)) else []
     if out is None:
@@ -133,9 +133,21 @@ def _newest(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def _continued(out: Path | None, path: Path) -> tuple[Path, Path]:
+def _instead_of(path: Path) -> str:
+    """What to say of a folder where a checkpoint was to be named."""
+    run = path.parent if path.name == "checkpoints" else path
+    if newest := _newest(run):
+        return f"{path} is a folder; continue that run by --out {run} --resume auto, or name a checkpoint: {newest}"
+    return f"{path} is a folder, and no run folder with checkpoints; name one of its files step-NNNNNNNN.pt"
+
+
+def _continued(out: Path | None, given: str) -> tuple[Path, Path]:
+    path = expanded(given).resolve()
+    if path.is_dir():
+        raise LewelError(_instead_of(path))
     if not path.is_file():
-        raise LewelError(f"there is no checkpoint {path} to resume from")
+        words = "" if os.sep in given else '; --resume takes a checkpoint, or "auto" for the newest of a run folder'
+        raise LewelError(f"there is no checkpoint {path} to resume from{words}")
     if not out and path.parent.name != "checkpoints":
         raise LewelError(f"{path} lies in no run folder's checkpoints/, so --out must say where the run goes on")
     folder = out.resolve() if out else path.parent.parent

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -106,6 +106,15 @@ def scribbled(run: Path) -> None:
 def whole_log(ended: Ended) -> None:
     steps = [record["step"] for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+SCANDIR = os.scandir
+
+
+def of_another_user(path: os.PathLike[str] | str) -> Iterator[os.DirEntry[str]]:
+    if os.path.basename(path) == "checkpoints":
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return SCANDIR(path)
 
 
 def both_logs(ended: Ended) -> None:
@@ -312,6 +321,35 @@ ROWS: tuple[Fault, ...] = (
         env={"RANK": "1", "WORLD_SIZE": "2"},
     ),
     refused("world-size-without-rank", {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set"),
+    *(
+        Fault(
+            f"tasks-of-{by}-that-know-nothing-of-each-other",
+            nothing,
+            f"{MADE} --out run",
+            (f"this is one of 2 tasks of {by}, but RANK and WORLD_SIZE are not set: each trains a run of its own",),
+            env={count: "2", own: "0"},
+        )
+        for count, own, by in (
+            ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"),
+        )
+    ),
+    *(
+        Fault(
+            f"resume-{name}",
+            with_run(),
+            f"{MADE} --resume {given}",
+            (said,),
+            status=2,
+            left=both_stay,
+        )
+        for name, given, said in (
+            ("a-run-folder", "run", "run --resume auto, or name a checkpoint: "),
+            ("a-folder-of-checkpoints", "run/checkpoints", "run --resume auto, or name a checkpoint: "),
+            ("a-folder", ".", "is a folder, and no run folder with checkpoints"),
+            ("a-word", "latest", '--resume takes a checkpoint, or "auto" for the newest of a run folder'),
+        )
+    ),
     refused("world-size-empty", {"WORLD_SIZE": ""}, "WORLD_SIZE is '', which is no number of processes"),
     refused("rank-empty", {"WORLD_SIZE": "2", "RANK": ""}, "RANK is '', which is no number"),
     refused("rank-too-high", {"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
@@ -457,6 +495,17 @@ ROWS: tuple[Fault, ...] = (
         AGAIN,
         ("left 5 lines out of run/log.jsonl",),
         left=whole_log,
+    ),
+    *(
+        Fault(
+            f"{command.split()[0]}-of-checkpoints-of-another-user",
+            with_run(),
+            command,
+            ("the checkpoints in run/checkpoints cannot be listed (Permission denied); have its owner let",),
+            status=2,
+            patches={"os.scandir": of_another_user},
+        )
+        for command in (AGAIN, "eval knn run")
     ),
     Fault(
         "resume-where-the-checkpoints-were-deleted",
