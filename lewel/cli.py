@@ -80,8 +80,9 @@ def _status(arguments: list[str]) -> int:
             return 2
         if not isinstance(error, OSError):
             raise
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"lewel: {named}{error.strerror or error}", file=sys.stderr)
+        named = error.filename or "the system refuses a call"
+        more = "; raise the limit (ulimit -n 4096)" if error.errno == errno.EMFILE else ""
+        print(f"lewel: {named}: {error.strerror or error}{more}", file=sys.stderr)
         return 2
     return 0
 

@@ -71,6 +71,10 @@ def usable(path: Path | None, resume: str) -> Path | None:
 def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
     """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
     out = expanded(run.out) if run.out else None
+    if "://" in run.out:
+        raise LewelError(f"out {run.out} is an address, and a run writes to a folder of this machine; name one")
+    if out is not None and out.is_symlink() and not out.exists():
+        raise LewelError(f"{out} is a link to {os.readlink(out)}, which is not there; make it, or choose another --out")
     if resume and resume != "auto":
         return _continued(out, resume)
     base = out or Path("runs", _name(run.preset))
@@ -156,6 +160,16 @@ def _continued(out: Path | None, given: str) -> tuple[Path, Path]:
     return folder, path
 
 
+def check_run(folder: Path, file: str) -> None:
+    """Raises LewelError where a folder lacks a file that every run has; names the run that folder is a part of."""
+    if (folder / file).exists():
+        return
+    within = next((above for above in folder.parents if (above / "config.yaml").is_file()), None)
+    why = "it is a file" if folder.is_file() else f"it has no {file}"
+    instead = "lewel train says where it writes" if within is None else f"it lies in the run {within}, name that"
+    raise LewelError(f"{folder} is no run folder: {why}; {instead}")
+
+
 def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     """The newest checkpoint in a run folder: its path, its content on the CPU, and the recipe it was trained with.
 
@@ -164,8 +178,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     Raises:
         LewelError: folder holds no run, or no checkpoint that can be used.
     """
-    if not (folder / "config.yaml").exists():
-        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
+    check_run(folder, "config.yaml")
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")

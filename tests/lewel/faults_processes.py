@@ -30,6 +30,7 @@ from lewel.watching import log
 MADE = f"{TRAIN} --data.name embedded --knn-every 0"  # of images that no fault is in
 LONG = f"{MADE} --epochs 10000"
 RUN = dataclasses.replace(TINY, epochs=2, knn_every=0)
+OF_SIX = "run/checkpoints/step-00000006.pt"
 AGAIN = "train --config run/config.yaml --out run --resume auto"
 
 
@@ -311,6 +312,21 @@ ROWS: tuple[Fault, ...] = (
     ),
     Fault("out-at-home", out_at_home, MADE, left=holds("home/x/report.txt"), env={"HOME": "home"}),
     Fault("out-of-an-unknown-user", nothing, f"{MADE} --out ~nobody-at-all/x", ("write the path in full",), status=2),
+    Fault(
+        "out-at-an-address",
+        nothing,
+        f"{MADE} --out s3://bucket/run",
+        ("out s3://bucket/run is an address, and a run writes to a folder of this machine",),
+        status=2,
+        left=nothing_left,
+    ),
+    Fault(
+        "out-that-is-a-link-to-nothing",
+        lambda folder: (folder / "run").symlink_to("gone"),
+        f"{MADE} --out run",
+        ("run is a link to gone, which is not there",),
+        status=2,
+    ),
     Fault("out-not-in-utf-8", nothing, f"{MADE} --out r\udcff", (r"r\xff is not UTF-8",), status=2, left=nothing_left),
     Fault(
         "rank-of-a-command-of-one-process",
@@ -487,6 +503,19 @@ ROWS: tuple[Fault, ...] = (
         "show run",
         ("cannot read run/log.jsonl: Is a directory",),
         status=2,
+    ),
+    *(
+        Fault(
+            f"{name}-within-a-run",
+            with_run(),
+            command,
+            (f"{given} is no run folder: it is a file; it lies in the run run, name that",),
+            status=2,
+        )
+        for name, command, given in (
+            ("show-of-a-log", "show run/log.jsonl", "run/log.jsonl"),
+            ("eval-of-a-checkpoint", f"eval knn {OF_SIX}", OF_SIX),
+        )
     ),
     Fault("show-of-a-log-with-broken-lines", with_run(scribbled), "show run", ("left 5 lines out of run/log.jsonl",)),
     Fault(
