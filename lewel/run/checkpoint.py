@@ -27,7 +27,6 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("config", "method", "optimizer", "scaler"), dict),
     "seconds": (int, float),
 }
-
 _NAMES = re.compile(r"step-[0-9]+\.pt")
 
 
