@@ -11,7 +11,7 @@ import signal
 import sys
 
 from lewel import console, meeting
-from lewel.errors import LewelError
+from lewel.errors import LewelError, is_out_of_memory
 
 USAGE = """usage: lewel COMMAND ...
 
@@ -22,6 +22,7 @@ USAGE = """usage: lewel COMMAND ...
   eval knn RUN                                            kNN accuracy of a run's newest checkpoint
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
+INTERRUPTED = 130  # the status of a command that Ctrl-C ended
 NARROWEST = 40  # columns of a terminal that are written for
 # Each a module of lewel.commands, imported when it is called.
 COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
@@ -39,6 +40,7 @@ def main() -> None:
         sys.exit("lewel: the current folder is not there any more; cd to another one")
     if shutil.get_terminal_size().columns < NARROWEST:  # tyro would take minutes for its help
         os.environ["COLUMNS"] = str(NARROWEST)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not there, and nothing is shown
     with console.lossy():
         try:
             status: object = _status(sys.argv[1:])
@@ -48,6 +50,8 @@ def main() -> None:
             if error.errno != errno.EPIPE:  # whoever closed a pipe had enough
                 print(f"lewel: what this command prints could not be written: {error.strerror}", file=sys.stderr)
             status = 1
+    if status == INTERRUPTED:
+        console.end_interrupted()
     if status:
         sys.exit(status)  # type: ignore[arg-type]
 
@@ -69,10 +73,16 @@ def _status(arguments: list[str]) -> int:
         if not training or meeting.speaks():
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
             print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
-        return 130 if by == "SIGINT" else 0
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"lewel: {named}{error.strerror or error}", file=sys.stderr)
+        return INTERRUPTED if by == "SIGINT" else 0
+    except Exception as error:
+        if is_out_of_memory(error):
+            print("lewel: the memory of this machine or of its GPU ran out; end what else takes it", file=sys.stderr)
+            return 2
+        if not isinstance(error, OSError):
+            raise
+        named = error.filename or "the system refuses a call"
+        more = "; raise the limit (ulimit -n 4096)" if error.errno == errno.EMFILE else ""
+        print(f"lewel: {named}: {error.strerror or error}{more}", file=sys.stderr)
         return 2
     return 0
 

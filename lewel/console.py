@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -59,6 +60,7 @@ def interrupted_quietly(command: bool = True) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         write_now("lewel: interrupted\n")
+        _die_of_ctrl_c()
         os._exit(130)
 
     here = threading.current_thread() is threading.main_thread()
@@ -70,6 +72,24 @@ def interrupted_quietly(command: bool = True) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_interrupted() -> None:
+    """Ends this process by SIGINT itself, after all that is done at its exit.
+
+    Only then does a shell end the loop or script that the command is in. Returns where the signal ends no process, as
+    in the first one of a container.
+    """
+    atexit._run_exitfuncs()
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            output.flush()
+    _die_of_ctrl_c()
+
+
+def _die_of_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def lost() -> OSError | None:

@@ -11,6 +11,12 @@ from collections.abc import Iterator
 
 from lewel.errors import LewelError, OwnError, ToldError
 
+# The variables of a launcher's tasks: their number, and which this is. Not SLURM_NTASKS, which a batch script has too.
+LAUNCHERS = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"),
+    ("PMI_SIZE", "PMI_RANK", "mpirun"),
+)
 SECONDS_UNTIL_SAID = 15  # that others are waited for
 
 
@@ -31,6 +37,21 @@ def announced() -> int:
             "number of processes; torchrun sets both, and a run of one process needs neither"
         )
     return count
+
+
+def apart() -> str:
+    """A sentence about tasks of srun or mpirun that nothing has told of each other, from the first one; else ""."""
+    if "WORLD_SIZE" in os.environ:
+        return ""
+    for count, own, by in LAUNCHERS:
+        tasks = os.environ.get(count, "")
+        if tasks.isascii() and tasks.isdigit() and int(tasks) > 1 and os.environ.get(own, "0") == "0":
+            return (
+                f"this is one of {tasks} tasks of {by}, but RANK and WORLD_SIZE are not set: each trains a run of its "
+                f"own; for one run start them by torchrun, or export RANK=${own} WORLD_SIZE=${count} in each, with "
+                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
+            )
+    return ""
 
 
 def speaks(error: BaseException | None = None) -> bool:

@@ -11,16 +11,18 @@ from torch import nn
 
 from lewel import console, data, distributed
 from lewel.cost import plan
-from lewel.errors import LewelError
+from lewel.errors import LewelError, is_out_of_memory
 from lewel.methods.encoders import Wrapped
 from lewel.recipe import checks, schema
 from lewel.recipe.feature_maps import CUSTOM
 from lewel.results import report
-from lewel.run import folders, initial
+from lewel.run import exhausted, folders, initial
 from lewel.run.preemption import Stopped, at_once
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
+
+BEFORE_STEPS = "before the first step; a --dry-run tells what the recipe needs"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def start(
             held.enter_context(at_once())
         try:
             folder, path = distributed.from_leader(lambda: _places(run, resume, held))
-            with folders.interruptions(folder):
+            with folders.interruptions(folder), exhausted.sentences(folder, world.device, lambda: BEFORE_STEPS):
                 session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
                 if world.leads:
                     print(plan.recipe_of(session), flush=True)
@@ -107,8 +109,16 @@ def _report(session: Session) -> None:
     except KeyboardInterrupt as stop:
         by = getattr(stop, "by", "SIGINT")
         raise Stopped(by, "training has finished and is saved; --resume auto writes the report") from None
-    except OSError as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = "memory ran out"
+        elif isinstance(error, LewelError):
+            reason = str(error)
+        elif isinstance(error, OSError):
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+        else:
+            raise
         raise LewelError(
-            f"training has finished and is saved, but the report could not be written: {error.filename or 'a file'}: "
-            f"{error.strerror or error}; once that is put right, --resume auto writes it"
+            f"training has finished and is saved, but the report could not be written: {reason}; once that is put "
+            "right, --resume auto writes it"
         ) from None

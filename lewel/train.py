@@ -17,11 +17,12 @@ from lewel.data import shared
 from lewel.errors import DataError, LewelError
 from lewel.evaluation import features, health, online
 from lewel.recipe import plain
-from lewel.run import checkpoint, resuming
+from lewel.run import checkpoint, exhausted, resuming
 from lewel.run.preemption import Preemption
 from lewel.run.session import Session, in_parallel
 from lewel.run.step import Outcome, Stepper, rates
-from lewel.watching.log import Clock, RunLog, carry_over, read, write_text
+from lewel.watching.clock import Clock
+from lewel.watching.log import RunLog, carry_over, read, write_text
 
 SMALLEST_SCALE = 1e-4  # of a loss in fp16: with it nothing but inf and nan overflows
 CALMER = "try a lower --optim.lr or a longer --optim.warmup-epochs"
@@ -81,16 +82,26 @@ class Loop:
 
         Where the data end the run, it saves the last whole step before it raises the DataError about it.
         """
+        session, checkpoints = self.session, self.session.folder / "checkpoints"
         try:
-            return self._run()
+            with exhausted.sentences(session.folder, session.device, self._at):
+                return self._run()
         except DataError as error:
-            session, checkpoints = self.session, self.session.folder / "checkpoints"
             saved = (checkpoints / checkpoint.name_of(session.steps_done)).exists()
             if session.world.leads and session.steps_done and not self.within_step and not saved:
                 self._save()
             newest = checkpoint.found(checkpoints)[-1:]
             then = f"{newest[0]} is saved: --resume auto goes on from there" if newest else "no step is saved yet"
             raise DataError(f"{error}. {then}") from None
+
+    def _at(self) -> str:
+        """A clause about what the run is doing, for a sentence about memory."""
+        if self.preemption.evaluates:
+            return (
+                f"while the features after step {self.session.steps_done} were compared; a smaller --knn-bank takes "
+                "less, --knn-every 0 none"
+            )
+        return exhausted.in_a_step(self.session)
 
     def _run(self) -> bool:
         session, run = self.session, self.session.run

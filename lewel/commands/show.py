@@ -14,6 +14,7 @@ import tyro
 from lewel.errors import LewelError
 from lewel.evaluation import knn
 from lewel.results import curves
+from lewel.run import folders
 from lewel.watching import log
 
 
@@ -92,8 +93,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
-    if not path.exists():
-        raise LewelError(f"{folder} is no run folder: it has no log.jsonl; lewel train says where it writes")
+    folders.check_run(folder, path.name)
     records, left_out = log.read_counted(path)
     if left_out:
         print(f"left {left_out} lines out of {path} that are no records")

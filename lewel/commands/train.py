@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -62,6 +63,8 @@ def _train(command: TrainCommand) -> None:
             f"--processes {command.processes} only plans a --dry-run; a run has the processes that torchrun starts: "
             f"torchrun --nproc-per-node {command.processes} -m lewel train ..."
         )
+    if said := meeting.apart():
+        print(f"lewel: {said}", file=sys.stderr)
     start(command.run, command.resume)
     distributed.leave()
 

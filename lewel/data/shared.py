@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import resource
 import shutil
 import signal
 import threading
@@ -19,6 +21,7 @@ from lewel.recipe.schema import Train
 T = TypeVar("T")
 SHARED = "/dev/shm"
 AHEAD = 2  # batches that DataLoader has each worker make ahead
+FILES = 4 + 3 * AHEAD  # that a worker has this process open: pipes, and the tensors of its batches
 PATIENCE = 600  # seconds that a batch may take
 LOOK = 5  # seconds after which DataLoader gives up waiting; it then looks whether a worker has died
 SCARCE = 64 * 2**20  # bytes of /dev/shm with which it may have been full a moment ago
@@ -26,10 +29,11 @@ MIB = 2**20
 
 
 def check(run: Train, processes: int, evaluated: int) -> None:
-    """Raises LewelError where /dev/shm has no room for the batches that the data workers make ahead.
+    """Raises LewelError where the data workers would have too few open files, or /dev/shm no room for their batches.
 
     processes are those of the run, evaluated is the number of images that kNN takes at a time.
     """
+    _check_files(run.data.workers)
     free, here = free_bytes(), meeting.processes_here()
     images = 2 * run.data.batch_size // (processes * run.accumulate)
     batch = 3 * run.data.image_size**2 * 4 * max(images, evaluated if run.knn_every else 0)
@@ -42,6 +46,23 @@ def check(run: Train, processes: int, evaluated: int) -> None:
         f"{free / MIB:,.0f} MiB free; give it more (docker run --shm-size {needed // 2**30 + 1}g), take fewer workers "
         f"(--data.workers {fitting} fits), or fewer images a pass (--data.batch-size, --accumulate)"
     )
+
+
+def _check_files(workers: int) -> None:
+    limit, opened, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], _open_files(), FILES * workers
+    if workers and limit != resource.RLIM_INFINITY and opened + needed > limit:
+        raise LewelError(
+            f"{workers} data workers need up to {needed} open files beside the {opened} that are open, but this "
+            f"process may have {limit} (ulimit -n); raise that (ulimit -n 4096), or take fewer --data.workers "
+            f"({max(0, limit - opened) // FILES} fit)"
+        )
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 0
 
 
 def free_bytes() -> int | None:
@@ -81,7 +102,7 @@ def sentences(batches: Iterator[Any] | None = None) -> Iterator[None]:
         _Deaths.begin_to_wait()
         _Deaths.look()
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter of a worker that died while it sent
+    except (RuntimeError, OSError, EOFError) as error:  # the latter of a worker that died while it sent
         _Deaths.waits = False
         said = _sentence(str(error) if str(error).startswith(("DataLoader t", "Caught")) else _death(batches, error))
         if said:
@@ -168,6 +189,6 @@ def _sentence(text: str) -> str:
         why = f"{SHARED} is full{room}; give it more (docker run --shm-size 8g), or {smaller}"
         hangs = "the disk of the images hangs, or what reads them; --data.workers 0 shows where"
         return f"the data workers made no batch in {PATIENCE} seconds: {why if full else hangs}"
-    if text.startswith("Too many open files") or "received 0 items of ancdata" in text:
+    if "Too many open files" in text or "received 0 items of ancdata" in text:
         return f"the data workers have too many open files; raise the limit (ulimit -n 65536), or {smaller}"
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -77,7 +78,7 @@ def draw(path: Path, runs: Runs) -> None:
     What a log lacks is left out. With one run each quantity has a colour; with several each run has a colour
     and each quantity its dashes.
     """
-    with matplotlib.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         neighbours = knn.neighbours(record for records in runs.values() for record in records)
         figure = Figure(figsize=(13, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
         axes = figure.subplots(2, 3, sharex=True)

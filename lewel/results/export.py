@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,6 +22,7 @@ from lewel.methods.matching import detectron2_name
 from lewel.methods.method import Method
 from lewel.recipe import feature_maps, schema
 from lewel.run import checkpoint, folders
+from lewel.whole import written
 
 Library = Literal["torchvision", "timm", "detectron2", "mmseg", "safetensors"]
 Which = Literal["online", "target"]
@@ -182,16 +182,10 @@ def _check_known(encoder: schema.EncoderSettings, to: Library) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Under a temporary name first, so that path is never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with written(path) as temporary, open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise LewelError(f"could not write {path}: {error.strerror}; choose another --out") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

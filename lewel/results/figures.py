@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure  # without pyplot: no display is needed and nothing global is changed
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor
 from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
 from lewel.evaluation.boxes import shares
+from lewel.whole import written
 
 SIDE, GAP = 132, 5  # of the pictures of an image, and between them, in pixels
 PIXELS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
@@ -119,7 +121,7 @@ def _grid(path: Path, rows: list[list[np.ndarray]], names: list[str], title: str
     for row, cells in enumerate(rows):
         for column, cell in enumerate(cells):
             grid[row * pitch :, GAP + column * pitch :][:side, :side] = cell
-    with matplotlib.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         dpi = STYLE["savefig.dpi"]
         figure = Figure(figsize=(width / dpi, (height + head) / dpi), dpi=dpi)
         for column, name in enumerate(names):
@@ -171,9 +173,10 @@ def save(figure: Figure, path: Path, pixels: np.ndarray | None = None) -> None:
         raise LewelError(f"the picture must be named with its kind of file, such as {path}.png, got {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if pixels is None:
-            figure.savefig(path)
-        else:
-            Image.fromarray(pixels).save(path, compress_level=3)  # half the time of 6, a tenth more bytes
+        with written(path) as temporary:
+            if pixels is None:
+                figure.savefig(temporary)
+            else:
+                Image.fromarray(pixels).save(temporary, compress_level=3)  # half the time of 6, a tenth more bytes
     except (OSError, ValueError) as error:
-        raise LewelError(f"cannot write the picture {path}: {error}") from None
+        raise LewelError(f"cannot write the picture {path}: {getattr(error, 'strerror', None) or error}") from None

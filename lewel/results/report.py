@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lewel import data
-from lewel.errors import DataError
+from lewel.errors import LewelError
 from lewel.evaluation import knn
 from lewel.evaluation.boxes import mass_in_boxes
 from lewel.results import curves
 from lewel.results.maps import draw_maps
+from lewel.run import checkpoint
 from lewel.run.session import Session
 from lewel.watching import log
 
@@ -19,19 +21,27 @@ PICTURED = 8
 
 
 def write(session: Session) -> None:
-    """Prints the result of a finished run and draws its pictures into the run folder."""
+    """Prints the result of a finished run and draws its pictures into the run folder.
+
+    A picture that cannot be drawn is told of. Raises LewelError where report.txt cannot be written.
+    """
     folder, aligned = session.folder, session.run.method.aligned
     drawn, maps = folder / "curves.png", folder / "maps.png"
-    curves.draw(drawn, {folder.name: log.read(folder / "log.jsonl")})
-    without_maps = _draw_maps(session, maps) if aligned else ""
+    records = log.read(folder / "log.jsonl")
+    pictures: dict[Path, Callable[[], object]] = {drawn: lambda: curves.draw(drawn, {folder.name: records})}
+    if aligned:
+        pictures[maps] = lambda: _draw_maps(session, maps)
+    failures = {path: why for path, draw in pictures.items() if (why := _failure(path, draw))}
+    wrote = " and ".join(str(path) for path in pictures if path not in failures)
     text, python = summary(session), os.path.relpath(sys.executable)
     python = "python" if python.startswith("..") else python  # one beside the run is not on the path
-    (folder / "report.txt").write_text(text + "\n")
+    log.write_text(folder / "report.txt", text + "\n")
     lines = [
         "",
         text,
         "",
-        f"wrote {drawn}" + (f" and {maps}" if aligned and not without_maps else "") + without_maps,
+        ", and ".join([f"wrote {wrote}"] * bool(wrote) + list(failures.values()))
+        + "; training has finished and is saved, the commands below draw again" * bool(failures),
         f"next: {python} -m lewel show {folder}",
         f"      {python} -m lewel eval knn {folder}" + ("" if session.sets.num_classes else " --data-eval LABELLED"),
     ]
@@ -40,18 +50,24 @@ def write(session: Session) -> None:
     print("\n".join([*lines, f"      {python} -m lewel presets"]), flush=True)
 
 
-def _draw_maps(session: Session, out: Path) -> str:
-    """Draws the maps of test images; returns a clause about why not where these cannot be read, which ends no run."""
-    shown = data.spaced(session.sets.test, PICTURED)
+def _failure(path: Path, draw: Callable[[], object]) -> str:
+    """Draws a picture; a clause about why there is none where that fails, of whatever matplotlib fails by, else ""."""
     try:
-        images, _ = session.sets.test[shown]
-    except DataError as error:
-        return f", and no {out}: {error}"
+        draw()
+    except Exception as error:
+        why = str(error) if isinstance(error, LewelError) else f"{type(error).__name__}: {checkpoint.reason(error)}"
+        return why if str(path) in why else f"no {path}: {why}"
+    return ""
+
+
+def _draw_maps(session: Session, out: Path) -> None:
+    """Draws the maps of test images. Raises DataError where these cannot be read."""
+    shown = data.spaced(session.sets.test, PICTURED)
+    images, _ = session.sets.test[shown]
     boxes = session.sets.test_boxes
     title = f"{session.run.method.name} after {session.epochs_done} epochs"
     best = None if boxes is None else mass_in_boxes(session).best_map
     draw_maps(session.method, images, out, None if boxes is None else boxes[shown], title, best)
-    return ""
 
 
 def summary(session: Session) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from lewel.recipe import plain
 from lewel.recipe.schema import Train
 from lewel.run import lock
 from lewel.run.session import Session
+from lewel.whole import Told
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
 KEYS: dict[str, Any] = {
@@ -25,6 +27,7 @@ KEYS: dict[str, Any] = {
     **dict.fromkeys(("config", "method", "optimizer", "scaler"), dict),
     "seconds": (int, float),
 }
+_NAMES = re.compile(r"step-[0-9]+\.pt")
 
 
 class CheckpointError(LewelError):
@@ -54,7 +57,7 @@ def save(session: Session) -> Path:
         state["known_by"] = session.sets.known_by.remembered()
     folder = session.folder / "checkpoints"
     path = folder / name_of(session.steps_done)
-    temporary, told = folder / f".{path.name}.{os.getpid()}", _Told()
+    temporary, told = folder / f".{path.name}.{os.getpid()}", Told()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".step-*"):  # of a process that was killed while it wrote
@@ -77,23 +80,6 @@ def save(session: Session) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # it has its name by now, unless something went wrong
     return path
-
-
-class _Told:
-    """A file that remembers why it could not be written to: a full disk, a quota. torch does not say."""
-
-    file: BinaryIO
-    error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def name_of(step: int) -> str:
@@ -123,8 +109,19 @@ def remove_after(folder: Path, step: int) -> str:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; files of other names are none."""
-    return sorted(path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal() and path.is_file())
+    """The checkpoints in a folder, oldest first; files of other names are none.
+
+    Raises CheckpointError where there is a folder that cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if _NAMES.fullmatch(entry.name) and entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {folder} cannot be listed ({error.strerror}); have its owner let you read it"
+        ) from None
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

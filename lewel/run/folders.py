@@ -71,8 +71,12 @@ def usable(path: Path | None, resume: str) -> Path | None:
 def choose(run: Train, resume: str) -> tuple[Path, Path | None]:
     """The folder to write a run to, and the checkpoint to continue from or None; no run is ever written over."""
     out = expanded(run.out) if run.out else None
+    if "://" in run.out:
+        raise LewelError(f"out {run.out} is an address, and a run writes to a folder of this machine; name one")
+    if out is not None and out.is_symlink() and not out.exists():
+        raise LewelError(f"{out} is a link to {os.readlink(out)}, which is not there; make it, or choose another --out")
     if resume and resume != "auto":
-        return _continued(out, expanded(resume).resolve())
+        return _continued(out, resume)
     base = out or Path("runs", _name(run.preset))
     taken = [base] if _holds_run(base) or (not out and lock.lives(base)) else []
     if out is None:
@@ -133,15 +137,37 @@ def _newest(folder: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def _continued(out: Path | None, path: Path) -> tuple[Path, Path]:
+def _instead_of(path: Path) -> str:
+    """What to say of a folder where a checkpoint was to be named."""
+    run = path.parent if path.name == "checkpoints" else path
+    if newest := _newest(run):
+        return f"{path} is a folder; continue that run by --out {run} --resume auto, or name a checkpoint: {newest}"
+    return f"{path} is a folder, and no run folder with checkpoints; name one of its files step-NNNNNNNN.pt"
+
+
+def _continued(out: Path | None, given: str) -> tuple[Path, Path]:
+    path = expanded(given).resolve()
+    if path.is_dir():
+        raise LewelError(_instead_of(path))
     if not path.is_file():
-        raise LewelError(f"there is no checkpoint {path} to resume from")
+        words = "" if os.sep in given else '; --resume takes a checkpoint, or "auto" for the newest of a run folder'
+        raise LewelError(f"there is no checkpoint {path} to resume from{words}")
     if not out and path.parent.name != "checkpoints":
         raise LewelError(f"{path} lies in no run folder's checkpoints/, so --out must say where the run goes on")
     folder = out.resolve() if out else path.parent.parent
     if folder != path.parent.parent and _holds_run(folder):
         raise LewelError(f"{folder} holds another run already; choose another --out to continue {path} in")
     return folder, path
+
+
+def check_run(folder: Path, file: str) -> None:
+    """Raises LewelError where a folder lacks a file that every run has; names the run that folder is a part of."""
+    if (folder / file).exists():
+        return
+    within = next((above for above in folder.parents if (above / "config.yaml").is_file()), None)
+    why = "it is a file" if folder.is_file() else f"it has no {file}"
+    instead = "lewel train says where it writes" if within is None else f"it lies in the run {within}, name that"
+    raise LewelError(f"{folder} is no run folder: {why}; {instead}")
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
@@ -152,8 +178,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], Train]:
     Raises:
         LewelError: folder holds no run, or no checkpoint that can be used.
     """
-    if not (folder / "config.yaml").exists():
-        raise LewelError(f"{folder} is no run folder: it has no config.yaml; lewel train says where it writes")
+    check_run(folder, "config.yaml")
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         raise LewelError(f"{folder} has no checkpoint yet; one is written at the end of every epoch")

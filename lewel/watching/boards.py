@@ -5,7 +5,9 @@ Both get every number of log.jsonl under its kind and name, as in "step/loss", a
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +33,11 @@ def boards(folder: Path, *, first_step: int, run: Train | None) -> list[Sink]:
     """
     made: list[Sink] = []
     if _is_installed("tensorboard"):
-        made.append(TensorBoard(folder, first_step))
+        try:
+            made.append(TensorBoard(folder, first_step))
+        except Exception as error:  # of a full disk, or of a TensorBoard that does not fit what is installed beside it
+            why = getattr(error, "strerror", None) or error
+            print(f"TensorBoard cannot write to {folder} ({why}); the run goes on without it", flush=True)
     if run is not None and run.wandb:
         made.append(WeightsAndBiases(folder, first_step, run))
     return made
@@ -54,6 +60,7 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_threads()
         # Hides what a killed run wrote after the checkpoint; the baselines are records of step 0.
         self.writer = SummaryWriter(folder, purge_step=first_step + 1 if first_step else 0)
 
@@ -92,6 +99,18 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+@functools.cache
+def _silence_threads() -> None:
+    """Has the threads of TensorBoard print no traceback, once a process: whoever writes to it meets the same error."""
+    say = threading.excepthook
+
+    def say_others(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            say(failed)
+
+    threading.excepthook = say_others
 
 
 def _is_installed(name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -18,15 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.profiler import record_function
 from tqdm import tqdm
 
-from lewel import ranges
-from lewel.data import Views
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.watching.boards import Sink, boards
 from lewel.watching.progress import SECONDS_BETWEEN_LINES, Progress
+from lewel.whole import written
 
 OF_NUMBERS = ("baselines", "step", "epoch")  # kinds of records that hold nothing else
 SHOWN = ("loss", "lr", "z_std", "images_per_s", "replaced")  # of a step, on a terminal
@@ -43,7 +42,7 @@ class RunLog:
         self, path: Path, *, total_steps: int, first_step: int, run: Train | None = None, quiet: bool = False
     ) -> None:
         self.quiet = quiet
-        self.lines, self.boards = None if quiet else Lines(path, first_step), list[Sink]()
+        self.lines, self.boards = None if quiet else Lines(path, first_step, self.say), list[Sink]()
         if not quiet:
             self.boards = boards(path.parent, first_step=first_step, run=run)
         no_bar = quiet or sys.stderr is None or not sys.stderr.isatty()
@@ -100,15 +99,19 @@ class RunLog:
 class Lines:
     """Writes log.jsonl: one JSON object a line, flushed. To continue at first_step, it first drops later records.
 
-    left_out counts the lines that were dropped because they were no records. Raises LewelError if it cannot write.
+    From the start it renames a log that has steps. left_out counts the lines that were dropped because they were no
+    records; say is told of what happens to the file later. Raises LewelError if it cannot write.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, first_step: int, say: Callable[[str], None]) -> None:
+        self.path, self.say = path, say
         if path.is_fifo():
             raise LewelError(f"{path} is a pipe, and the log goes there; remove it")
+        if not first_step:
+            put_aside(path)
         self.left_out = _drop_after(path, first_step) if first_step else 0
         with _sentence(path):
+            self.folder = _identity(path.parent.stat())
             self.file = open(path, "a" if first_step else "w")  # noqa: SIM115
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
@@ -118,17 +121,28 @@ class Lines:
             self.file.flush()
 
     def _follow(self) -> None:
-        """Goes on in the file of that name where an editor has replaced it: the open one would take lines unseen."""
+        """Goes on in the file of that name where somebody has replaced or removed it.
+
+        The open one would take lines unseen. Raises LewelError where the folder has gone too.
+        """
         try:
-            there, mine = self.path.stat(), os.fstat(self.file.fileno())
+            if _identity(self.path.stat()) == _identity(os.fstat(self.file.fileno())):
+                return
         except FileNotFoundError:
-            raise LewelError(
-                f"{self.path} is gone, as where the run folder was deleted or renamed; the run ends, and what it saved "
-                "is where that folder is now"
-            ) from None
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            self.file.close()
-            self.file = open(self.path, "a")  # noqa: SIM115
+            if not self._has_folder():
+                raise LewelError(
+                    f"{self.path} is gone, as where the run folder was deleted or renamed; the run ends, and what it "
+                    "saved is where that folder is now"
+                ) from None
+            self.say(f"{self.path} was removed; the run goes on, and begins it anew")
+        self.file.close()
+        self.file = open(self.path, "a")  # noqa: SIM115
+
+    def _has_folder(self) -> bool:
+        try:
+            return _identity(self.path.parent.stat()) == self.folder
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of what could not be written, which was said
@@ -168,14 +182,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file, which has its name only when it is whole. Raises LewelError if it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _sentence(path):
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _sentence(path), written(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager
@@ -192,9 +200,25 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
+def put_aside(path: Path) -> None:
+    """Renames a log that has steps where another is about to take its place, and says so."""
+    if not path.is_file() or all(record["kind"] != "step" for record in read(path)):
+        return
+    names = (f"{path.name}.before" + f"-{number}" * (number > 1) for number in itertools.count(1))
+    aside = next(other for name in names if not (other := path.with_name(name)).exists())
+    with _sentence(path):
+        path.rename(aside)
+    print(f"{path} has the steps of an earlier start, and is named {aside.name} now", flush=True)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
 def carry_over(old: Path, new: Path) -> None:
     """Begins the log new with the records of old, where there are any, for a run that continues in another folder."""
     if old.exists() and old.resolve() != new.resolve():
+        put_aside(new)
         with _sentence(new):
             shutil.copyfile(old, new)
 
@@ -209,33 +233,3 @@ def _drop_after(path: Path, step: int) -> int:
     records, left_out = read_counted(path)
     write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
     return left_out
-
-
-class Clock:
-    """Images per second and the share of time spent waiting for data, since the last lap."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._restart()
-
-    def waiting(self, batches: Iterator[Views]) -> Iterator[Views]:
-        """The same batches; the time that each takes to arrive is counted as waiting."""
-        end = object()
-        while True:
-            before = time.monotonic()
-            with record_function(ranges.DATA):
-                views = next(batches, end)
-            if views is end:
-                return
-            self.waited += time.monotonic() - before
-            self.batches += 1
-            yield views  # type: ignore[misc]
-
-    def lap(self) -> dict[str, float]:
-        elapsed = time.monotonic() - self.started
-        values = {"images_per_s": self.batches * self.batch_size / elapsed, "data_wait": self.waited / elapsed}
-        self._restart()
-        return values
-
-    def _restart(self) -> None:
-        self.started, self.waited, self.batches = time.monotonic(), 0.0, 0

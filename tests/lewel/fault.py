@@ -84,6 +84,7 @@ class Fault:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["lewel", *shlex.split(self.command)])
         patch.setattr("warnings.showwarning", lambda said, kind, *_: print(f"{kind.__name__}: {said}", file=sys.stderr))
+        patch.setattr("lewel.console.end_interrupted", lambda: None)
         for name, value in self.env.items():
             patch.setenv(name, value)
         for name, instead in self.patches.items():

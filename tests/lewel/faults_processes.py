@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from lewel.watching import log
 MADE = f"{TRAIN} --data.name embedded --knn-every 0"  # of images that no fault is in
 LONG = f"{MADE} --epochs 10000"
 RUN = dataclasses.replace(TINY, epochs=2, knn_every=0)
+OF_SIX = "run/checkpoints/step-00000006.pt"
 AGAIN = "train --config run/config.yaml --out run --resume auto"
 
 
@@ -106,6 +107,28 @@ def scribbled(run: Path) -> None:
 def whole_log(ended: Ended) -> None:
     steps = [record["step"] for record in log.read(ended.folder / "run" / "log.jsonl") if record["kind"] == "step"]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+SCANDIR = os.scandir
+
+
+def of_another_user(path: os.PathLike[str] | str) -> Iterator[os.DirEntry[str]]:
+    if os.path.basename(path) == "checkpoints":
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return SCANDIR(path)
+
+
+def both_logs(ended: Ended) -> None:
+    whole_log(ended)
+    before = log.read(ended.folder / "run" / "log.jsonl.before")
+    assert before == log.read(trained() / "log.jsonl")
+
+
+def log_of_another(run: Path) -> None:
+    other = run.with_name("other")
+    other.mkdir()
+    shutil.copy(run / "log.jsonl", other)
+    (other / "log.jsonl.before").touch()
 
 
 def held(run: Path, **other: object) -> None:
@@ -239,6 +262,12 @@ def saved_where_it_says(ended: Ended) -> None:
     assert log.read(ended.folder / "run" / "log.jsonl")[-1]["step"] == checkpoint.read(newest)["step"]
 
 
+def interrupted_and_saved(ended: Ended) -> None:
+    (*_, newest) = checkpoint.found(ended.folder / "run" / "checkpoints")
+    assert f"run/checkpoints/{newest.name} is saved, and --resume auto goes on from there" in ended.printed
+    unlocked(ended)
+
+
 def refused(name: str, env: dict[str, str], *says: str) -> Fault:
     """A run that does not start in an environment; nothing is left of it."""
     return Fault(name, nothing, f"{MADE} --out run", says, status=2, env=env, left=nothing_left)
@@ -283,6 +312,21 @@ ROWS: tuple[Fault, ...] = (
     ),
     Fault("out-at-home", out_at_home, MADE, left=holds("home/x/report.txt"), env={"HOME": "home"}),
     Fault("out-of-an-unknown-user", nothing, f"{MADE} --out ~nobody-at-all/x", ("write the path in full",), status=2),
+    Fault(
+        "out-at-an-address",
+        nothing,
+        f"{MADE} --out s3://bucket/run",
+        ("out s3://bucket/run is an address, and a run writes to a folder of this machine",),
+        status=2,
+        left=nothing_left,
+    ),
+    Fault(
+        "out-that-is-a-link-to-nothing",
+        lambda folder: (folder / "run").symlink_to("gone"),
+        f"{MADE} --out run",
+        ("run is a link to gone, which is not there",),
+        status=2,
+    ),
     Fault("out-not-in-utf-8", nothing, f"{MADE} --out r\udcff", (r"r\xff is not UTF-8",), status=2, left=nothing_left),
     Fault(
         "rank-of-a-command-of-one-process",
@@ -293,6 +337,35 @@ ROWS: tuple[Fault, ...] = (
         env={"RANK": "1", "WORLD_SIZE": "2"},
     ),
     refused("world-size-without-rank", {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 but RANK is not set"),
+    *(
+        Fault(
+            f"tasks-of-{by}-that-know-nothing-of-each-other",
+            nothing,
+            f"{MADE} --out run",
+            (f"this is one of 2 tasks of {by}, but RANK and WORLD_SIZE are not set: each trains a run of its own",),
+            env={count: "2", own: "0"},
+        )
+        for count, own, by in (
+            ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"),
+        )
+    ),
+    *(
+        Fault(
+            f"resume-{name}",
+            with_run(),
+            f"{MADE} --resume {given}",
+            (said,),
+            status=2,
+            left=both_stay,
+        )
+        for name, given, said in (
+            ("a-run-folder", "run", "run --resume auto, or name a checkpoint: "),
+            ("a-folder-of-checkpoints", "run/checkpoints", "run --resume auto, or name a checkpoint: "),
+            ("a-folder", ".", "is a folder, and no run folder with checkpoints"),
+            ("a-word", "latest", '--resume takes a checkpoint, or "auto" for the newest of a run folder'),
+        )
+    ),
     refused("world-size-empty", {"WORLD_SIZE": ""}, "WORLD_SIZE is '', which is no number of processes"),
     refused("rank-empty", {"WORLD_SIZE": "2", "RANK": ""}, "RANK is '', which is no number"),
     refused("rank-too-high", {"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
@@ -355,9 +428,19 @@ ROWS: tuple[Fault, ...] = (
         f"{LONG} --out run",
         ("lewel: interrupted",),
         ("Traceback", "--resume auto"),
-        130,
+        -signal.SIGINT,
         during=signalled("run/lock.json", signal.SIGINT),
         left=nothing_left,
+        slow=True,
+    ),
+    Fault(
+        "ctrl-c-of-a-run-with-workers",
+        nothing,
+        f"{LONG} --out run --data.workers 1",
+        ("lewel: interrupted",),
+        status=-signal.SIGINT,
+        during=signalled("run/checkpoints/step-00000006.pt", signal.SIGINT),
+        left=interrupted_and_saved,
         slow=True,
     ),
     Fault(
@@ -421,6 +504,19 @@ ROWS: tuple[Fault, ...] = (
         ("cannot read run/log.jsonl: Is a directory",),
         status=2,
     ),
+    *(
+        Fault(
+            f"{name}-within-a-run",
+            with_run(),
+            command,
+            (f"{given} is no run folder: it is a file; it lies in the run run, name that",),
+            status=2,
+        )
+        for name, command, given in (
+            ("show-of-a-log", "show run/log.jsonl", "run/log.jsonl"),
+            ("eval-of-a-checkpoint", f"eval knn {OF_SIX}", OF_SIX),
+        )
+    ),
     Fault("show-of-a-log-with-broken-lines", with_run(scribbled), "show run", ("left 5 lines out of run/log.jsonl",)),
     Fault(
         "resume-of-a-log-with-broken-lines",
@@ -428,6 +524,31 @@ ROWS: tuple[Fault, ...] = (
         AGAIN,
         ("left 5 lines out of run/log.jsonl",),
         left=whole_log,
+    ),
+    *(
+        Fault(
+            f"{command.split()[0]}-of-checkpoints-of-another-user",
+            with_run(),
+            command,
+            ("the checkpoints in run/checkpoints cannot be listed (Permission denied); have its owner let",),
+            status=2,
+            patches={"os.scandir": of_another_user},
+        )
+        for command in (AGAIN, "eval knn run")
+    ),
+    Fault(
+        "resume-where-the-checkpoints-were-deleted",
+        with_run(lambda run: shutil.rmtree(run / "checkpoints")),
+        AGAIN,
+        ("run/log.jsonl has the steps of an earlier start, and is named log.jsonl.before now", "starts from the begin"),
+        left=both_logs,
+    ),
+    Fault(
+        "resume-elsewhere-over-a-log",
+        with_run(log_of_another),
+        "train --config run/config.yaml --resume run/checkpoints/step-00000003.pt --out other",
+        ("other/log.jsonl has the steps of an earlier start, and is named log.jsonl.before-2 now",),
+        left=holds("other/log.jsonl.before", "other/log.jsonl.before-2", "other/report.txt"),
     ),
     Fault(
         "resume-of-a-truncated-checkpoint",

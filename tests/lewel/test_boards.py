@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny_runs import TINY, run_in
 
 from lewel import start
@@ -99,6 +102,24 @@ class TestTensorBoard:
         held.close()
         assert path.stat().st_size == at_once
         assert events(tmp_path)["step/loss"] == [(1, 1), (2, 1), (3, 1)]
+
+    @pytest.mark.parametrize("before", [0, 2])
+    def test_a_full_disk_leaves_it_out_which_is_said_once(self, before, tmp_path, monkeypatch, capfd):
+        flush, left = RecordWriter.flush, [before]
+
+        def full(writer):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flush(writer)
+
+        monkeypatch.setattr(RecordWriter, "flush", full)
+        write(tmp_path, 0, range(1, 6), loss=1.0).close()
+        said = "".join(capfd.readouterr())
+        assert said.count("\n") == 1
+        assert "No space left on device" in said
+        assert said.endswith("the run goes on without it\n")
+        assert len(log.read(tmp_path / "log.jsonl")) == 5
 
     def test_hides_what_a_resumed_run_does_again(self, tmp_path):
         write(tmp_path, 0, range(1, 6), loss=1.0)

@@ -111,6 +111,7 @@ def test_of_several_processes_one_tells_that_they_were_interrupted(rank, said, m
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(commands_train, "run", interrupted)
+    monkeypatch.setattr("lewel.console.end_interrupted", lambda: None)
     monkeypatch.setattr("sys.argv", ["lewel", "train"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

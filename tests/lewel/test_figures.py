@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import refusal
 from matplotlib import image as files
+from matplotlib.figure import Figure
 
 from lewel.data.batched import normalise
 from lewel.results import figures
@@ -83,6 +85,15 @@ class TestPictures:
         for cell in cells:  # black, white, black around column 32
             assert [cell[60, x, 0] for x in (30, 31, 32, 33)] == [0, 255, 255, 0]
             assert [cell[y, 60, 0] for y in (118, 119, 120, 121)] == [0, 255, 255, 0]
+
+
+def test_a_picture_that_cannot_be_written_whole_leaves_the_one_that_is_there(tmp_path):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"before")
+    sentence = refusal(lambda: figures.save(Figure(), path), 1000)
+    assert sentence == f"cannot write the picture {path}: File too large"
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def is_blank(path: Path) -> bool:

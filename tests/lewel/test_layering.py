@@ -15,7 +15,7 @@ import lewel_kernels
 HOUSE = Path(lewel.__file__).parent
 # From the ground up. What stands on a floor imports from lower floors and from its own folder, and from nowhere else.
 FLOORS = (
-    {"errors", "ranges"},
+    {"errors", "ranges", "whole"},
     {"console", "meeting"},
     {"distributed"},
     {"recipe"},

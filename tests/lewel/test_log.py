@@ -13,24 +13,24 @@ import pytest
 
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
-from lewel.watching import log, progress
+from lewel.watching import clock, log, progress
 
 
 def test_images_per_second_and_the_share_of_waiting(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
 
     def batches():
         for _ in range(3):
             now[0] += 1  # a second to make a batch
             yield object()
 
-    clock = log.Clock(batch_size=16)
-    for _ in clock.waiting(batches()):
+    taken = clock.Clock(batch_size=16)
+    for _ in taken.waiting(batches()):
         now[0] += 3  # and three to train on it
-    assert clock.lap() == pytest.approx({"images_per_s": 3 * 16 / 12, "data_wait": 0.25})
+    assert taken.lap() == pytest.approx({"images_per_s": 3 * 16 / 12, "data_wait": 0.25})
     now[0] += 5
-    assert clock.lap() == {"images_per_s": 0, "data_wait": 0}  # a lap starts anew
+    assert taken.lap() == {"images_per_s": 0, "data_wait": 0}  # a lap starts anew
 
 
 def test_records_up_to_the_step_are_kept_and_a_cut_off_line_is_not(tmp_path):
@@ -40,8 +40,11 @@ def test_records_up_to_the_step_are_kept_and_a_cut_off_line_is_not(tmp_path):
     assert [record["step"] for record in log.read(path)] == [1, 2, 3]
     log.RunLog(path, total_steps=9, first_step=2).close()
     assert path.read_text().splitlines() == lines[:2]
-    log.RunLog(path, total_steps=9, first_step=0).close()
-    assert path.read_text() == ""
+    for _ in range(2):
+        log.RunLog(path, total_steps=9, first_step=0).close()
+        assert path.read_text() == ""
+    assert path.with_name("log.jsonl.before").read_text().splitlines() == lines[:2]
+    assert len(list(tmp_path.glob("log*"))) == 2  # a log without steps is begun anew itself
 
 
 def test_a_log_is_carried_into_another_folder_and_not_over_itself(tmp_path):
@@ -167,7 +170,7 @@ class TestProgress:
 def test_a_full_disk_is_a_sentence_and_the_log_closes(tmp_path):
     path = tmp_path / "log.jsonl"
     path.symlink_to("/dev/full")
-    lines = log.Lines(path, first_step=0)
+    lines = log.Lines(path, 0, print)
     with pytest.raises(LewelError, match=r"cannot write .*log\.jsonl: No space left on device"):
         lines.write("step", STEP)
     lines.close()
@@ -192,7 +195,7 @@ def test_a_board_that_fails_is_left_alone_and_said_to_be_once(tmp_path, monkeypa
 
 def test_a_log_that_an_editor_has_replaced_goes_on_in_the_new_file(tmp_path):
     path = tmp_path / "log.jsonl"
-    lines = log.Lines(path, first_step=0)
+    lines = log.Lines(path, 0, print)
     lines.write("step", STEP)
     other = tmp_path / "edited"
     other.write_text(path.read_text())
@@ -202,13 +205,29 @@ def test_a_log_that_an_editor_has_replaced_goes_on_in_the_new_file(tmp_path):
     assert [record["step"] for record in log.read(path)] == [1, 2]
 
 
-def test_a_log_that_is_gone_or_a_pipe_is_a_sentence(tmp_path):
+def test_a_log_that_was_removed_alone_begins_anew_which_is_said_once(tmp_path, capsys):
     path = tmp_path / "log.jsonl"
-    lines = log.Lines(path, first_step=0)
+    lines = log.Lines(path, 0, print)
     path.unlink()
+    for step in (1, 2):
+        lines.write("step", {**STEP, "step": step})
+    lines.close()
+    assert [record["step"] for record in log.read(path)] == [1, 2]
+    assert capsys.readouterr().out == f"{path} was removed; the run goes on, and begins it anew\n"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_log_whose_folder_is_gone_or_a_pipe_is_a_sentence(made_again, tmp_path):
+    path = tmp_path / "run" / "log.jsonl"
+    path.parent.mkdir()
+    lines = log.Lines(path, 0, print)
+    path.parent.rename(tmp_path / "renamed")
+    if made_again:
+        path.parent.mkdir()
     with pytest.raises(LewelError, match=r"log\.jsonl is gone, as where the run folder was deleted or renamed"):
         lines.write("step", STEP)
     lines.close()
+    path.parent.mkdir(exist_ok=True)
     os.mkfifo(path)
     with pytest.raises(LewelError, match=r"log\.jsonl is a pipe"):
-        log.Lines(path, first_step=3)
+        log.Lines(path, 3, print)

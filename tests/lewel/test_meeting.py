@@ -21,6 +21,16 @@ def environment(monkeypatch):
     return put
 
 
+@pytest.mark.parametrize("others", [{}, {"WORLD_SIZE": "2", "RANK": "0"}])
+def test_tasks_of_a_launcher_are_told_once_that_they_know_nothing_of_each_other(others, environment):
+    environment(SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0", **others)
+    assert ("this is one of 2 tasks of srun" in meeting.apart()) is (not others)
+    environment(SLURM_PROCID="1")
+    assert meeting.apart() == ""
+    environment(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0")
+    assert meeting.apart() == ""
+
+
 def test_one_of_several_says_what_all_have_met(environment):
     assert meeting.speaks()
     environment(RANK="1")

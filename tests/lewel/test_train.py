@@ -31,7 +31,7 @@ from lewel.run import checkpoint
 from lewel.run.session import prepare
 from lewel.run.step import Outcome
 from lewel.train import Loop, train
-from lewel.watching import log
+from lewel.watching import clock, log
 
 
 def test_workers_do_not_change_the_run(tmp_path, finished):
@@ -339,17 +339,17 @@ def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, monkeypatch)
 
 def test_seconds_before_a_checkpoint_within_an_epoch_count_once(tmp_path, monkeypatch):
     """By a clock that ticks whenever somebody looks: there are no more of them than ticks."""
-    clock = SimpleNamespace(monotonic=itertools.count().__next__)
-    monkeypatch.setattr(sys.modules["lewel.train"], "time", clock)
+    ticking = SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(sys.modules["lewel.train"], "time", ticking)
     session = run_in(tmp_path, replace(TINY, save_every=1))
-    assert 0 < session.seconds < clock.monotonic()
+    assert 0 < session.seconds < ticking.monotonic()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_logged_speed_counts_each_image_once(accumulate, tmp_path, monkeypatch):
     """Of an epoch of three steps, whatever the passes of a step."""
-    seen, lap = [], log.Clock.lap
-    monkeypatch.setattr(log.Clock, "lap", lambda clock: seen.append(clock.batches * clock.batch_size) or lap(clock))
+    seen, lap = [], clock.Clock.lap
+    monkeypatch.setattr(clock.Clock, "lap", lambda clock: seen.append(clock.batches * clock.batch_size) or lap(clock))
     run_in(tmp_path, replace(TINY, epochs=1, accumulate=accumulate))
     assert seen == [16, 16, 16]
 
