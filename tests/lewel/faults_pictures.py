@@ -160,6 +160,13 @@ def large(folder: Path) -> None:
     picture(folder / "set" / "train" / "ant" / "000.png", size=(400, 300))
 
 
+def told_as_it_is_read(ended: Ended) -> None:
+    """The recipe comes first, then how far reading has come, then the baselines."""
+    parts = ("16 training images", "reading into memory: 10 of 18 images", "before training: kNN")
+    places = [ended.printed.index(part) for part in parts]
+    assert places == sorted(places), ended.printed
+
+
 TOO_MANY = ("of the 16 images in set/train could not be read", "--data.max-unreadable", "set/train/ant/000.png")
 ROWS = (
     Fault(
@@ -231,6 +238,41 @@ ROWS = (
         command=f"{FILES} --data.storage memory",
         status=2,
         says=("lewel: 5 ", *TOO_MANY),
+    ),
+    Fault(
+        name="larger than the memory",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage memory --data.image-size 1000000",
+        status=2,
+        says=("lewel: 20 images of 1000000 pixels take 55,879.4 GiB of memory, ", "free; --data.storage files reads"),
+    ),
+    Fault(
+        name="more memory than a process gets",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage device --data.image-size 10000000",
+        patches={"lewel.data.room.free": lambda place: None},
+        status=2,
+        says=("lewel: 16 images of 10000000 pixels", "which this process does not get; --data.storage files reads"),
+    ),
+    Fault(
+        name="an embedded set larger than the memory",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.name embedded --data.image-size 1000000",
+        status=2,
+        says=("lewel: 64 images of 1000000 pixels", "free; choose a smaller --data.image-size"),
+    ),
+    Fault(
+        name="reading into memory is told",
+        arrange=lambda folder: labelled(folder / "set", test=1),
+        command=f"{FILES} --data.storage memory",
+        patches={"lewel.watching.progress.SECONDS_BETWEEN_LINES": -1},
+        left=told_as_it_is_read,
+    ),
+    Fault(
+        name="memory is planned for",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage memory --data.image-size 256 --dry-run",
+        says=("\n  images in memory             3.8\n  total at the peak",),
     ),
     Fault(
         name="too many within an epoch",  # kNN, which reads all files first, is off
