@@ -201,6 +201,12 @@ class TestPillow:
         assert values(tmp_path / "x.jpg").shape == BYTES.shape
         assert np.abs(values(png(tmp_path / "x.png", (4095 * COLOURS).astype(np.uint16), 2)) - BYTES).max() <= 1
 
+    def test_what_is_wrong_is_said_once(self, tmp_path, caplog):
+        tiff(tmp_path / "x.tiff", np.zeros((4, 5, 13), np.uint8), 2, 1)
+        with pytest.raises(UnreadableImage):
+            values(tmp_path / "x.tiff")
+        assert not caplog.records
+
     def test_no_program_is_started_for_a_file(self, tmp_path):
         eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
         (tmp_path / "x.jpg").write_bytes(eps)
