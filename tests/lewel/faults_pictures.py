@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from fault import TRAIN, Ended, Fault, labelled, picture, pictures
+from fault import OF_FILES, TRAIN, Ended, Fault, labelled, picture, pictures
 from PIL import Image
 
 from lewel import api
@@ -167,6 +168,19 @@ def told_as_it_is_read(ended: Ended) -> None:
     assert places == sorted(places), ended.printed
 
 
+def lists_moved(folder: Path, *, shorter: bool = False) -> None:
+    """A run on listed images of listed classes, and its lists under other names."""
+    labelled(folder / "set")
+    lines = [f"{name}/{i:03}.png" for name in ("ant", "bee") for i in range(8)]
+    for name, listed in (("l", lines), ("m", lines[shorter:]), ("c", ("ant", "bee")), ("d", ("bee", "ant"))):
+        (folder / f"{name}.txt").write_text("\n".join(listed))
+    data = replace(OF_FILES.data, train_list=str(folder / "l.txt"), classes=str(folder / "c.txt"))
+    rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
+    api.train(config=replace(OF_FILES, data=data), data=folder / "set", out=folder / "run", **rates)
+    for name in "lc":
+        (folder / f"{name}.txt").unlink()
+
+
 TOO_MANY = ("of the 16 images in set/train could not be read", "--data.max-unreadable", "set/train/ant/000.png")
 ROWS = (
     Fault(
@@ -275,6 +289,13 @@ ROWS = (
         says=("\n  images in memory             3.8\n  total at the peak",),
     ),
     Fault(
+        name="weights that are planned for and larger than the memory",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.name embedded --heads.hidden 100000000 --method.queue 8 --dry-run",
+        says=("total at the peak",),
+        slow=True,
+    ),
+    Fault(
         name="too many within an epoch",  # kNN, which reads all files first, is off
         arrange=lambda folder: broken(folder / "set", 5),
         command=f"{FILES} --knn-every 0",
@@ -332,6 +353,19 @@ ROWS = (
         arrange=lambda folder: trained(folder, moved),
         command=RESUME.replace("--data.root set", "--data.root elsewhere"),
         says=("continuing after step 2",),
+    ),
+    Fault(
+        name="resumed with lists of other names",
+        arrange=lists_moved,
+        command=f"{RESUME} --data.train-list m.txt --data.classes d.txt",
+        says=("continuing after step 2",),
+    ),
+    Fault(
+        name="resumed with another list",
+        arrange=lambda folder: lists_moved(folder, shorter=True),
+        command=f"{RESUME} --data.train-list m.txt --data.classes d.txt",
+        status=2,
+        says=("was trained on 16 images but there are 15 now",),
     ),
     Fault(
         name="resumed with an image repaired",
