@@ -74,7 +74,7 @@ def start(
         try:
             folder, path = distributed.from_leader(lambda: _places(run, resume, held))
             with folders.interruptions(folder), exhausted.sentences(folder, world.device, lambda: BEFORE_STEPS):
-                session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets)
+                session = prepare(replace(run, out=str(folder)), folder, encoder=encoder, sets=sets, fill=False)
                 if world.leads:
                     print(plan.recipe_of(session), flush=True)
                 if run.init and path is None:

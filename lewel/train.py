@@ -48,6 +48,7 @@ def train(session: Session, resume: Path | None) -> bool:
     try:
         if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
             write_text(folder / "config.yaml", plain.to_yaml(run))
+        session.sets.fill(log.progress)
         if resume is None:
             if run.knn_every:
                 online.log_baselines(session, log)

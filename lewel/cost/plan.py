@@ -10,6 +10,8 @@ import torch
 import lewel_kernels
 from lewel import data
 from lewel.cost import memory
+from lewel.data import room
+from lewel.data.datasets import storage_for
 from lewel.errors import LewelError
 from lewel.methods.objectives import OBJECTIVES
 from lewel.recipe import checks, plain, presets
@@ -41,7 +43,7 @@ def text(run: Train, processes: int) -> str:
             f"training images: {counted.whence}",
             _schedule(run, images // run.data.batch_size),
             *([_knn(run, counted, processes)] if run.knn_every else []),
-            _table(run, processes, needed),
+            _table(run, processes, needed, _images(run, counted, device)),
         ]
     )
 
@@ -107,6 +109,21 @@ def _knn(run: Train, counted: Counted, processes: int) -> str:
     )
 
 
+class Images(NamedTuple):
+    """Decoded images of a run, which each process holds."""
+
+    bytes: int  # 0 where they stay in their files
+    apart: bool  # whether they lie in the memory of the host, and the step in that of a GPU
+
+
+def _images(run: Train, counted: Counted, device: torch.device) -> Images:
+    storage, sets = storage_for(run.data, device), counted.sets
+    tests = TESTS if counted.tests is None else counted.tests
+    split = [len(split) for split in sets.folders] if sets is not None and sets.folders else [counted.train, tests]
+    size = 0 if storage == "files" else room.needed(sum(split), run.data.image_size)
+    return Images(size, apart=storage == "memory" and device.type != "cpu")
+
+
 def _schedule(run: Train, steps: int) -> str:
     warmup, last = round(run.optim.warmup_epochs * steps), run.epochs * steps - 1
     start, end = (rates(run, step, steps)[1] for step in (0, last))
@@ -115,7 +132,7 @@ def _schedule(run: Train, steps: int) -> str:
     return f"warm-up {warmup:,} steps; " + (f"momentum {rise}" if has_target else "no momentum network")
 
 
-def _table(run: Train, processes: int, needed: memory.Memory) -> str:
+def _table(run: Train, processes: int, needed: memory.Memory, held: Images) -> str:
     images, passes = run.data.batch_size // processes, run.accumulate
     share = f"{images:,} images" + (f" in {passes} passes of {images // passes:,}" if passes > 1 else "")
     who = "the one process" if processes == 1 else f"each of {processes} processes"
@@ -126,7 +143,9 @@ def _table(run: Train, processes: int, needed: memory.Memory) -> str:
         ("optimizer", needed.optimizer),
         ("gradients", needed.gradients),
         ("activations and views", needed.activations),
-        ("total at the peak", needed.total),
+        ("images in memory", 0 if held.apart else held.bytes),
+        ("total at the peak", needed.total + (0 if held.apart else held.bytes)),
+        ("images, in the host's", held.bytes if held.apart else 0),
     ]
     lines = [f"memory of {who}, in a step of {share} ({run.precision}), in MiB:"]
     lines += [f"  {name:<22}{bytes_ / MIB:>10,.1f}" for name, bytes_ in rows if bytes_]

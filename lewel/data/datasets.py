@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 from lewel import distributed
-from lewel.data import embedded, layout, named
+from lewel.data import embedded, layout, named, room
 from lewel.data.files import FolderImages, FolderViews, Labelled, all_labelled
 from lewel.data.folder import Folder
 from lewel.data.found import Found
-from lewel.data.in_memory import MemoryImages, MemoryViews, Pixels, decode
+from lewel.data.in_memory import Filling, MemoryImages, MemoryViews, Pixels, Progress
 from lewel.data.layout import Layout
 from lewel.data.loader import CPU, Images, TwoViews
 from lewel.errors import LewelError
@@ -30,6 +30,17 @@ class Datasets:
     test_boxes: torch.Tensor | None = None  # embedded: (N, 4) float32, x0 y0 x1 y1 in pixels, half open
     folders: tuple[Folder, ...] = ()
     found: Found | None = None  # of images in folders
+    filling: Filling | None = None  # of images in files that are to lie in memory
+
+    def fill(self, progress: Progress = lambda what, done, total: None) -> None:
+        """Reads the images that are to lie in memory, unless that is done; before it they are of no use.
+
+        Raises LewelError where too many cannot be read.
+        """
+        if self.filling is not None:
+            self.filling(progress)
+            if self.num_classes:
+                all_labelled(int(self.bank.labels.min()), len(self.bank))  # type: ignore[attr-defined]
 
     @property
     def replaced(self) -> int:
@@ -57,11 +68,12 @@ class Datasets:
         return next((split for split in self.folders[:1] if split.config.name == "folder"), None)
 
 
-def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
+def build(config: Data, seed: int, device: torch.device = CPU, *, fill: bool = True) -> Datasets:
     """The sets of config. seed fixes order and augmentation; the embedded images are the same for every seed.
 
-    device is where training runs: storage_for says whether the images lie there. Raises LewelError for a set that is
-    missing, empty, not laid out as it should be, or that cannot be downloaded.
+    device is where training runs: storage_for says whether the images lie there. Without fill, images of files that are
+    to lie in memory are left for Datasets.fill. Raises LewelError for a set that is missing, empty, not laid out as it
+    should be, that cannot be downloaded, or is larger than the memory.
     """
     if config.name == "custom":
         raise LewelError(
@@ -71,6 +83,8 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
     storage = storage_for(config, device)
     place = device if storage == "device" else CPU
     if config.name == "embedded":
+        images = config.embedded_train + config.embedded_test
+        room.check(images, config.image_size, CPU, "choose a smaller --data.image-size or --data.embedded-train")
         train, test = (
             embedded.compose(split, count, config.image_size, seed=0)
             for split, count in (("train", config.embedded_train), ("test", config.embedded_test))
@@ -84,7 +98,13 @@ def build(config: Data, seed: int, device: torch.device = CPU) -> Datasets:
     folders = tuple(split for split in (at.train, at.bank, at.test) if split is not None)
     if storage == "files":
         return Datasets(*_read(config, seed, at), at.num_classes, folders=folders, found=at.found)
-    return Datasets(*_decoded(config, seed, place, at), at.num_classes, folders=folders, found=at.found)
+    filling = Filling(config.image_size, place)
+    sets = Datasets(
+        *_in_memory(config, seed, filling, at), at.num_classes, folders=folders, found=at.found, filling=filling
+    )
+    if fill:
+        sets.fill()
+    return sets
 
 
 def storage_for(config: Data, device: torch.device) -> Literal["files", "memory", "device"]:
@@ -120,17 +140,12 @@ def _read(config: Data, seed: int, at: Layout) -> tuple[FolderViews, FolderImage
     return views, FolderImages(bank if bank is not None else at.train, size), FolderImages(at.test, size)
 
 
-def _decoded(
-    config: Data, seed: int, place: torch.device, at: Layout
-) -> tuple[MemoryViews, MemoryImages, MemoryImages]:
-    train = decode(at.train, config.image_size)
+def _in_memory(config: Data, seed: int, filling: Filling, at: Layout) -> tuple[MemoryViews, MemoryImages, MemoryImages]:
+    splits = [split for split in (at.train, at.test, at.bank) if split is not None]
+    room.check(sum(map(len, splits)), config.image_size, filling.place)
+    train, *others = map(filling.hold, splits)
+    views = MemoryViews(train.images, config.augmentation, seed)
     if at.test is None:
-        return _held(config, seed, place, train, train)
-    views, bank, test = _held(config, seed, place, train, decode(at.test, config.image_size))
-    if at.bank is not None:
-        apart = decode(at.bank, config.image_size)
-        bank = MemoryImages(apart.images.to(place), apart.labels)
-    elif at.labelled < len(at.train):
-        bank = MemoryImages(bank.images[: at.labelled], bank.labels[: at.labelled])
-        all_labelled(int(bank.labels.min()), at.labelled)
-    return views, bank, test
+        return views, MemoryImages(*train), MemoryImages(*train)
+    test, bank = others[0], others[1] if at.bank is not None else Pixels(*(part[: at.labelled] for part in train))
+    return views, MemoryImages(*bank), MemoryImages(*test)

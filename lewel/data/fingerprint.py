@@ -27,13 +27,18 @@ class Fingerprint(NamedTuple):
 
 def take(paths: Sequence[bytes], roots: Sequence[Path]) -> Fingerprint:
     """The fingerprint of the images at paths, which lie below roots; these may lie elsewhere when the run goes on."""
-    names = hashlib.blake2b(b"\0".join(_below(paths, roots)), digest_size=16).hexdigest()
+    names = names_of(paths, roots)
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         files = b"".join(pool.map(_file, [paths[index] for index in looked_at(len(paths))]))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
     return Fingerprint(names, torch.frombuffer(bytearray(files), dtype=torch.uint8).view(-1, WIDTH))
+
+
+def names_of(paths: Sequence[bytes], roots: Sequence[Path] = ()) -> str:
+    """The hash of the paths below roots; without these, as an earlier version made it where the root was "."."""
+    return hashlib.blake2b(b"\0".join(_below(paths, roots)), digest_size=16).hexdigest()
 
 
 def looked_at(count: int) -> np.ndarray:
@@ -55,11 +60,16 @@ def _below(paths: Sequence[bytes], roots: Sequence[Path]) -> Iterator[bytes]:
     folders = [place for place in (root.expanduser() for root in roots) if place.is_dir()]
     forms = {os.fsencode(form) + b"/" for folder in folders for form in (folder, folder.absolute(), folder.resolve())}
     deepest_first = sorted(forms, key=len, reverse=True)
-    starts = [next((len(form) for form in deepest_first if path.startswith(form)), 0) for path in paths]
-    listed = {path: os.path.abspath(path) for path, start in zip(paths, starts, strict=True) if not start}
-    shared = os.path.commonpath({os.path.dirname(path) for path in listed.values()}) if listed else b""
-    for path, start in zip(paths, starts, strict=True):
-        yield path[start:] if start else listed[path].removeprefix(shared).lstrip(b"/")
+
+    def start(path: bytes) -> int:
+        return next((len(form) for form in deepest_first if path.startswith(form)), 0)
+
+    paths = [path if start(path) else os.path.abspath(path) for path in paths]  # those below "." do not begin with it
+    starts = [start(path) for path in paths]
+    beyond = {os.path.dirname(path) for path, begin in zip(paths, starts, strict=True) if not begin}
+    shared = len(os.path.join(os.path.commonpath(beyond), b"")) if beyond else 0
+    for path, begin in zip(paths, starts, strict=True):
+        yield path[begin or shared :]
 
 
 def _file(path: bytes) -> bytes:

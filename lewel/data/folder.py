@@ -97,7 +97,8 @@ class Folder:
 
     def difference(self, remembered: dict[str, Any]) -> str:
         """How the images differ from what was remembered of as many, as a clause, or ""."""
-        if remembered["names"] != self._fingerprint.names:
+        names = remembered["names"]
+        if names != self._fingerprint.names and names != fingerprint.names_of(self.paths.tolist()):
             return f"the {len(self)} images in {self.split} have other names or another order than those before"
         changed = fingerprint.exchanged(remembered["files"], self._fingerprint.files).nonzero()
         if not len(changed):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import ExifTags
 
-from lewel.data import opening
+from lewel.data import opening, pictures
 from lewel.data.walk import LINKED, PassedOver, kinds, ranked, shown
 
 LOOKED_AT = 64  # images whose headers are read, at equal distances
@@ -64,7 +64,7 @@ class Found:
 def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
     """The sizes of images in words, and a sentence for each thing that training makes of them unasked."""
     sizes: list[tuple[int, int]] = []
-    rotated = transparent = several = broken = 0
+    rotated = transparent = several = wide = broken = 0
     for path in paths:
         try:
             with opening.opened(Path(path)) as image:
@@ -77,6 +77,7 @@ def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
                 rotated += orientation in range(2, 9)
                 transparent += image.mode.lower().endswith("a") or "transparency" in image.info
                 several += getattr(image, "is_animated", False)
+                wide += pictures.is_wide(image)
         except Exception:  # whatever a decoder makes of a broken file; training tells of it by name
             broken += 1
     of = f"of {len(paths)} that were looked at"
@@ -85,6 +86,7 @@ def look(paths: list[str], turned: bool) -> tuple[str, list[str]]:
         (rotated, how),
         (transparent, "have transparency, which is dropped"),
         (several, "hold several pictures, of which the first is used"),
+        (wide, "hold more than 8 bits, scaled to 8: by the range of each, but for colours that use all 16 bits"),
         (broken, "cannot be read"),
     )
     return _sizes(sizes), [f"{of}, {count} {what}" for count, what in notes if count]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lewel.data import batched, per_sample
+from lewel.data import batched, per_sample, room
 from lewel.data.folder import Folder
 from lewel.data.loader import BatchKey, Views
 from lewel.recipe.schema import Augmentation
+
+Progress = Callable[[str, int, int], None]  # is told of what so many of all images are done; at first none are
 
 
 class Pixels(NamedTuple):
@@ -21,18 +24,36 @@ class Pixels(NamedTuple):
     labels: torch.Tensor  # (M,) int64
 
 
-def decode(split: Folder, size: int) -> Pixels:
-    """Reads every image of a split once, its centre at size x size pixels, with its label.
+class Filling:
+    """Splits whose images are to lie in memory, or on the training device: their place first, then their pixels."""
 
-    Raises LewelError where too many cannot be read.
-    """
-    images, labels = np.empty((len(split), size, size, 3), dtype=np.uint8), []
-    for i in range(len(split)):
-        image, label = split.load(i)
-        images[i] = np.asarray(per_sample.fit(image, size))
-        labels.append(label)
-        split.check()
-    return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
+    def __init__(self, size: int, place: torch.device) -> None:
+        self.size, self.place = size, place
+        self._empty: list[tuple[Folder, Pixels]] = []
+
+    def hold(self, split: Folder) -> Pixels:
+        """Where the pixels of split will be. Raises LewelError where there is no memory for them."""
+        pixels = Pixels(room.empty(len(split), self.size, self.place), torch.empty(len(split), dtype=torch.int64))
+        self._empty.append((split, pixels))
+        return pixels
+
+    def __call__(self, progress: Progress) -> None:
+        """Reads every image once, its centre at size x size pixels, with its label; progress is told how many.
+
+        Raises LewelError where too many cannot be read.
+        """
+        done, total = 0, sum(len(split) for split, _ in self._empty)
+        for split, pixels in self._empty:
+            for i in range(len(split)):
+                progress("reading into memory", done, total)
+                image, label = split.load(i)
+                pixels.images[i] = torch.from_numpy(np.array(per_sample.fit(image, self.size))).permute(2, 0, 1)
+                pixels.labels[i] = label
+                split.check()
+                done += 1
+        if total:
+            progress("reading into memory", total, total)
+        self._empty.clear()
 
 
 @dataclass(frozen=True)

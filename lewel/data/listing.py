@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
+import errno
 import os
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Sequence
 
-from lewel.data.walk import EXTENSIONS, Identities, PassedOver, ending, order, shown
+from lewel.data import lines as text_lines
+from lewel.data.lines import cut, image_in, readings, without_comment
+from lewel.data.lookups import Among, Anywhere, Look
+from lewel.data.walk import EXTENSIONS, PassedOver, ending, order, shown
 from lewel.errors import LewelError
 
 NAMED = 3  # bad lines that a sentence quotes
-QUOTED = 120  # characters of a line that are quoted
-LONGEST = 4096  # characters that a path may have
-LABELS = "labels behind the paths of a list (labels come from folders)"
+LABELS = "labels beside the paths of a list (labels come from folders)"
+HEAD = "the first line of a list, which names its columns"
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def classes(file: str, names: Sequence[str], where: str) -> set[str]:
     """The class folders that file lists. Raises LewelError for one that is not among names, the folders in where."""
-    listed = [bare for line in _lines(file, "data.classes") if (bare := _without_comment(line))]
-    unknown = [name for name in listed if name not in names]
+    known = set(names)
+    lines = text_lines.read(file, "data.classes")
+    listed = [name for line in lines if (name := line if line in known else without_comment(line))]
+    if not listed:
+        raise _nothing(file, "data.classes")
+    unknown = [name for name in listed if name not in known]
     if unknown:
-        near = difflib.get_close_matches(_cut(unknown[0]), names, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(cut(unknown[0]), names, n=1, cutoff=0.0)
         meant = f"did you mean {shown(near[0])}?" if near else "there are no class folders there."
         raise LewelError(
             f"data.classes {file} lists {len(unknown)} classes that have no folder in {where}, the first "
-            f"{_cut(unknown[0])!r}; {meant} Expected one class folder a line"
+            f"{cut(unknown[0])!r}; {meant} Expected one class folder a line"
         )
     return set(listed)
 
@@ -37,27 +43,15 @@ def images(file: str, passed: PassedOver) -> list[str]:
 
     Raises LewelError for lines that name no image.
     """
-    folder, identities = os.path.dirname(file), Identities()
-    found: dict[str, str] = {}
-    bad: list[tuple[str, str]] = []
-    lines = _lines(file, "data.root")
-    for line in lines:
-        readings = ((os.path.join(folder, os.path.expanduser(text)), rest) for text, rest in _readings(line))
-        path, rest = next((reading for reading in readings if os.path.isfile(reading[0])), ("", ""))
-        if not path:
-            bad.append((line, _why_no_image([os.path.join(folder, line)])))
-        elif ending(path) not in ("", *EXTENSIONS):  # without a suffix it may be anything, and somebody named it
-            bad.append((line, f"{ending(path)} files are not read"))
-        elif second := _image_in(rest):
-            bad.append((line, second))
-        else:
-            _told(passed, line, rest, path, identities.of(path), found)
-    if bad:
+    folder = os.path.dirname(file)
+    expected = f"one image a line, its path absolute or from {folder or '.'}, the folder of the list"
+    listed = _Listed(file, "data.root", Anywhere(folder), expected, passed)
+    if bad := listed.bad:
         raise LewelError(
-            f"data.root {file} lists what is no image in {len(bad):,} of {len(lines):,} lines: {_quoted(bad)}; "
-            f"expected one image a line, its path absolute or from {folder or '.'}, the folder of the list"
+            f"data.root {file} lists what is no image in {len(bad):,} of {len(listed.lines):,} lines: {_quoted(bad)}; "
+            f"expected {expected}"
         )
-    return sorted(found.values(), key=order)
+    return sorted(listed.found.values(), key=order)
 
 
 def chosen(file: str, among: Sequence[str], places: Sequence[str], passed: PassedOver) -> set[str]:
@@ -67,145 +61,105 @@ def chosen(file: str, among: Sequence[str], places: Sequence[str], passed: Passe
     up in the class before its first "_", then among all images. Raises LewelError for lines that name none of the
     images, or a bare name that several have.
     """
-    look = _Among(file, among, [*places, os.path.dirname(file)])
-    found: dict[str, str] = {}
-    bad: list[tuple[str, str]] = []
-    for line in _lines(file, "data.train_list"):
-        readings = ((look.up(text), rest) for text, rest in _readings(line))
-        path, rest = next((reading for reading in readings if reading[0]), (None, ""))
-        if path is None:
-            bad.append((line, _why_no_image([os.path.join(place, line) for place in look.places])))
-        elif second := _image_in(rest):
-            bad.append((line, second))
-        else:
-            _told(passed, line, rest, path, path, found)
-    if bad:
+    expected = "one image a line: its path, absolute or from that folder, or its name"
+    look = Among(file, among, [*places, os.path.dirname(file)])
+    listed = _Listed(file, "data.train_list", look, expected, passed)
+    if bad := listed.bad:
         raise LewelError(
             f"data.train_list {file} lists {len(bad):,} images that are not in {', '.join(places[:1])}"
-            f"{' and the other places' * (len(places) > 2)}, the first {_quoted(bad)}; "
-            "expected one image a line: its path, absolute or from that folder, or its name"
+            f"{' and the other places' * (len(places) > 2)}, the first {_quoted(bad)}; expected {expected}"
         )
-    return set(found)
+    return set(listed.found)
 
 
-class _Among:
-    """Finds an image by what a list calls it."""
+class _Listed:
+    """What the lines of a file name."""
 
-    def __init__(self, file: str, images: Sequence[str], places: Sequence[str]) -> None:
-        self.file, self.places, self.images = file, list(dict.fromkeys(places)), set(images)
-        self.identities = Identities()
-        self._real: dict[str, str] = {}
-        self._named: defaultdict[str, list[str]] = defaultdict(list)
+    def __init__(self, file: str, setting: str, look: Look, expected: str, passed: PassedOver) -> None:
+        """Raises LewelError where there is nothing, or JSON; expected says what should be there."""
+        self.look, self.passed = look, passed
+        self.found: dict[str, str] = {}  # images by their identities
+        self.bad: list[tuple[str, str]] = []  # lines that name none, and why, where that is quoted
+        self.lines = text_lines.read(file, setting)
+        self.form = text_lines.form_of(self.lines, self._is_image)
+        for number, line in enumerate(self.lines):
+            path, rest = self._image(line)
+            if path:
+                self._take(path, rest, line)
+            elif not without_comment(line):
+                continue
+            elif not number and text_lines.is_json(line):
+                raise LewelError(f"{setting} {shown(file)} is JSON, which is not read; expected {expected}")
+            elif not number and self.form is not None and text_lines.is_head(line):
+                passed.add(HEAD, cut(line))
+            else:
+                self.bad.append((line, self._why_none(line) if len(self.bad) < NAMED else ""))
+        if not self.found and not self.bad:
+            raise _nothing(file, setting)
 
-    def up(self, text: str) -> str | None:
-        tries: tuple[Callable[[str], str | None], ...] = (self._by_path, self._by_real_path)
-        tries = tries if os.sep in text else (self._in_its_class, self._by_path, self._by_name, self._by_real_path)
-        return next((path for attempt in tries if (path := attempt(text))), None)
+    def _is_image(self, text: str, bare: bool) -> bool:
+        try:
+            return self.look.up(text, bare) is not None
+        except LewelError:  # of several that have this name
+            return True
 
-    def _by_path(self, text: str) -> str | None:
-        paths = (os.path.normpath(os.path.join(place, text)) for place in self.places)
-        return next((path for path in paths if path in self.images), None)
+    def _image(self, line: str) -> tuple[str, str]:
+        """The image that a line names, and what follows it; "" where there is none."""
+        commented = not without_comment(line)
+        for form in (text_lines.PLAIN, self.form or text_lines.PLAIN):  # the others take long
+            text, rest = form.of(line)
+            path = self.look.up(text, form.bare) if text[:1] == "#" or not commented else None
+            if path and not image_in(rest):
+                return path, rest
+        texts = list(readings(line))
+        for up in (self.look.up, self.look.through_links):
+            for text, rest in texts:
+                if path := up(text):
+                    return path, rest
+        return "", ""
 
-    def _in_its_class(self, name: str) -> str | None:
-        return self._by_path(os.path.join(name.partition("_")[0], name))
+    def _take(self, path: str, rest: str, line: str) -> None:
+        wrong = image_in(rest)
+        if ending(path) not in ("", *EXTENSIONS):  # without a suffix it may be anything, and somebody named it
+            wrong = f"{ending(path)} files are not read"
+        if wrong:
+            self.bad.append((line, wrong))
+            return
+        if rest:
+            self.passed.add(LABELS, cut(line))
+        identity = self.look.identity(path)
+        if identity in self.found:
+            self.passed.add("images that are listed twice", path)
+        self.found.setdefault(identity, path)
 
-    def _by_real_path(self, text: str) -> str | None:
-        """Through links, or from another working directory than the images' own paths."""
-        if not self._real:
-            self._real = {self.identities.of(path): path for path in self.images}
-        paths = (os.path.join(place, os.path.expanduser(text)) for place in self.places)
-        return next((self._real[real] for path in paths if (real := os.path.realpath(path)) in self._real), None)
-
-    def _by_name(self, name: str) -> str | None:
-        if not self._named:
-            for path in sorted(self.images, key=order):
-                self._named[os.path.basename(path)].append(path)
-        paths = self._named.get(name, [])
-        if len(paths) > 1:
-            raise LewelError(
-                f"data.train_list {self.file} lists {name}, the name of {len(paths)} images, among them "
-                f"{shown(paths[0])} and {shown(paths[1])}; write its path below {self.places[0]}"
-            )
-        return paths[0] if paths else None
-
-
-def _told(passed: PassedOver, line: str, rest: str, path: str, identity: str, found: dict[str, str]) -> None:
-    """Adds the image at path to found, and tells passed what of the line is not used."""
-    if rest:
-        passed.add(LABELS, _cut(line))
-    if identity in found:
-        passed.add("images that are listed twice", path)
-    found.setdefault(identity, path)
-
-
-def _readings(line: str) -> Iterator[tuple[str, str]]:
-    """What path a line may mean, the whole of it first, and what follows it: of "path", "path label", "path,label".
-
-    A path may hold blanks, commas and the sign of a comment.
-    """
-    yield line, ""
-    bare = _without_comment(line)
-    if bare != line:
-        yield bare, ""
-    for text in dict.fromkeys((bare, line)):
-        for mark in reversed(list(re.finditer(r"\s*[\s,;]\s*", text[:LONGEST]))):
-            yield text[: mark.start()], text[mark.end() :]
-
-
-def _image_in(rest: str) -> str:
-    """What is wrong where another image follows the first in a line, or ""."""
-    second = next((word for word in re.split(r"[\s,;]+", _without_comment(rest)) if ending(word) in EXTENSIONS), "")
-    return f"{_cut(second)} follows in the same line" if second else ""
-
-
-def _without_comment(line: str) -> str:
-    return re.sub(r"(^|\s)#.*", "", line).strip()
-
-
-def _why_no_image(paths: Sequence[str]) -> str:
-    """Why none of paths is an image that is used."""
-    there = next((path for path in paths if os.path.exists(path)), None)
-    if there is None:
+    def _why_none(self, line: str) -> str:
+        """Why nothing that a line may mean is an image that is used."""
+        whole = (line, without_comment(line))
+        texts = [self.form.of(line)[0] or line] if self.form else []
+        texts += [text for text, _ in readings(line)]
+        for path in (os.path.join(place, text) for text in texts for place in self.look.places):
+            try:
+                mode = os.stat(os.path.expanduser(path)).st_mode
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    return error.strerror or str(error)
+            except ValueError:  # a path that cannot be
+                continue
+            else:
+                if stat.S_ISREG(mode):
+                    known = ending(path) in EXTENSIONS
+                    return "not below it" if known else f"{ending(path) or 'files without suffix'} is not read"
+                if not stat.S_ISDIR(mode):
+                    return "a pipe, socket or device"
+                if path.endswith(whole):
+                    return "a folder"
         return "there is no such file"
-    if os.path.isdir(there):
-        return "a folder"
-    return "not below it" if ending(there) in EXTENSIONS else f"{ending(there) or 'files without suffix'} is not read"
+
+
+def _nothing(file: str, setting: str) -> LewelError:
+    return LewelError(f"{setting} {file} lists nothing; expected one name a line")
 
 
 def _quoted(bad: Sequence[tuple[str, str]]) -> str:
-    named = ", ".join(f"{_cut(line)!r} ({why})" for line, why in bad[:NAMED])
+    named = ", ".join(f"{cut(line)!r} ({why})" for line, why in bad[:NAMED])
     return named + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= QUOTED else f"{line[:QUOTED]}..."
-
-
-def _lines(file: str, setting: str) -> list[str]:
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", _text(file, setting))]
-    lines = [line for line in lines if _without_comment(line)]
-    if not lines:
-        raise LewelError(f"{setting} {file} lists nothing; expected one name a line")
-    return lines
-
-
-def _text(file: str, setting: str) -> str:
-    try:
-        with open(os.path.expanduser(file), "rb") as stream:
-            content = stream.read(8192)
-            encoding = _encoding(content)
-            if encoding == "utf-16" or b"\0" not in content:  # else it is not worth to be read whole
-                content += stream.read()
-        if encoding != "utf-16" and b"\0" in content:
-            remedy = "; name its folder" if setting == "data.root" else ""
-            raise LewelError(f"{setting} {file} is a file, but no text that lists names, one a line{remedy}")
-        # A name that is no text to its file system is found by its bytes.
-        return content.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LewelError(f"cannot read {setting}: {error}") from None
-
-
-def _encoding(content: bytes) -> str:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
-        return "utf-16"
-    return "utf-8-sig"

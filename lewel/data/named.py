@@ -19,6 +19,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as tv
 
+from lewel.data import room
 from lewel.data.in_memory import Pixels
 from lewel.data.places import contents, existing
 from lewel.errors import LewelError
@@ -131,6 +132,7 @@ def _downloading(name: str, root: Path) -> Iterator[None]:
 
 def _resized(images: np.ndarray, labels: Sequence[int] | np.ndarray, size: int) -> Pixels:
     """Images (N, 3, s, s) uint8 resized to size x size without cropping, and their labels (M,)."""
+    room.check(len(images), size, torch.device("cpu"), "choose a smaller --data.image-size")
     whole = torch.from_numpy(images)
     if whole.shape[-1] != size:  # a part at a time: it may be held in float32
         whole = torch.cat([tv.resize(part, [size, size]) for part in whole.split(1000)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import threading
 import warnings
@@ -18,6 +19,8 @@ from lewel.errors import LewelError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")  # those of walk.EXTENSIONS, and what the web has
 # Pillow remarks on transparent palettes and cut EXIF, of which nothing is used here, once for every image.
 REMARKS = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
+# It logs what is wrong in a TIFF without the file's name, at each opening; the error that follows is told by name.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 _counting = threading.Lock()
 _inside, _limit = 0, Image.MAX_IMAGE_PIXELS  # callers of unlimited, and what was before them
 

@@ -15,7 +15,8 @@ from lewel.data.opening import reason as reason
 from lewel.recipe.schema import Data
 
 BLOCK = 256  # rows that are held in float64 at a time
-DARK = 16  # of 255, to which PPM rounds 4095: 16-bit colours none of which is above it use 12 bits at most
+HIGHEST_BIT = 128  # in the upper byte: colours that reach it use all 16 bits, others fewer, as of 14-bit cameras
+DARK = 16  # of 255, to which PPM rounds 4095: too few values are left of colours that are not above it
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 MOST_OF_12_BITS = 4095
 NO_DATA = 3e38  # at the ends of float32, which stand for "nothing was measured here"
@@ -35,9 +36,9 @@ def read(path: Path, config: Data) -> Image.Image:
     """The image in a file, of several the first, as RGB of 8 bits; an alpha channel is dropped, as torchvision does.
 
     Gray values of more than 8 bits are scaled by their own range: the smallest becomes 0, the largest 255. So are
-    16-bit colours of which only the lower 12 bits are used; of others, and of gray with alpha, the upper 8 bits are
-    taken. config says whether EXIF turns the image (TIFF is always turned, by Pillow). Raises UnreadableImage for more
-    pixels than config.max_pixels, before they are decoded, and for what Pillow cannot decode, or only wrong.
+    16-bit colours, and gray with alpha, that do not use the highest bit; of others the upper 8 bits are taken. config
+    says whether EXIF turns the image (TIFF is always turned, by Pillow). Raises UnreadableImage for more pixels than
+    config.max_pixels, before they are decoded, and for what Pillow cannot decode, or only wrong.
     """
     with opened(path) as file:
         pixels = file.width * file.height
@@ -52,14 +53,22 @@ def read(path: Path, config: Data) -> Image.Image:
         with in_words():
             file.load()
         image = to_rgb(file)
-        if wide and _colours(file).max() <= DARK:
-            if not lower:
+        if wide and (highest := _colours(file).max()) < HIGHEST_BIT:
+            if not lower and highest <= DARK:
                 raise UnreadableImage(
                     f"its 16-bit colours use the lower 12 bits at most, which Pillow leaves out in this form ({wide}); "
                     "save it with 8 bits, or as RGB without alpha in PNG"
                 )
-            image = _brightened(image, path, lower)
+            if lower:
+                image = _brightened(image, path, lower)
+            elif file.mode != "CMYK":  # whose inks are few where an image is bright
+                image = _by_own_range(_colours(file))
         return _upright(image, file) if config.exif_rotate else image
+
+
+def is_wide(file: Any) -> bool:
+    """Whether an open file holds more than 8 bits a value, so that a picture of it is scaled."""
+    return (_is_deep(file) and file.mode != "L") or bool(_wide_colours(file))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

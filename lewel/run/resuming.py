@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.eval", "data.download", "data.workers",
     "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
+LISTS = ("data.classes", "data.train_list")  # free where the images that they choose are known again
 
 # What this version reads otherwise than the one before, which remembered nothing of the images but their number.
 COUNTED_SINCE = (
@@ -50,7 +51,9 @@ def restore(path: Path, session: Session) -> str:
             f"{path} holds {old.method.name} but this run is {run.method.name}; "
             f"resume it with the recipe it was trained with, or start {run.method.name} in another folder (--out)"
         )
-    changed = plain.differences(old, run, ignore=FREE_TO_CHANGE)
+    folder, remembered = session.sets.known_by, state.get("known_by")
+    known = folder is not None and remembered is not None
+    changed = plain.differences(old, run, ignore=(*FREE_TO_CHANGE, *LISTS * known))
     if changed:
         raise CheckpointError(
             f"{path} was trained with another recipe ({'; '.join(changed)}); "
@@ -58,7 +61,6 @@ def restore(path: Path, session: Session) -> str:
         )
     if old.epochs != run.epochs:
         _check_epochs(old, run, state["step"], len(session.loader), path)
-    folder, remembered = session.sets.known_by, state.get("known_by")
     unknown = folder is not None and remembered is None  # an earlier version wrote it
     if state["images"] != images:
         raise CheckpointError(

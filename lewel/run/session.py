@@ -57,17 +57,23 @@ class Session:
 
 
 def prepare(
-    run: Train, folder: Path, *, encoder: nn.Module | None = None, sets: data.Datasets | None = None
+    run: Train,
+    folder: Path,
+    *,
+    encoder: nn.Module | None = None,
+    sets: data.Datasets | None = None,
+    fill: bool = True,
 ) -> Session:
     """The session of a new run, with fresh weights that depend on the seed alone; every process of torchrun calls it.
 
-    encoder and sets, given in Python, replace those that the recipe names, which then says "custom" for each.
+    encoder and sets, given in Python, replace those that the recipe names, which then says "custom" for each. Without
+    fill, sets.fill is left for the training.
     """
     world = distributed.join()
     run = replace(run, precision=precision_on(world.device) if run.precision == "auto" else run.precision)
     run = from_python(run, encoder, sets)
     if sets is None:
-        sets = data.build(run.data, run.seed, world.device)
+        sets = data.build(run.data, run.seed, world.device, fill=fill)
     run = with_labels(run, sets)
     check_size(run, len(sets.train), sets)
     _check_shares(run, sets, world.size)

@@ -685,7 +685,7 @@ ROWS = (
         name="listed in every form",
         arrange=listed_in_every_form,
         command=f"{TRAIN} --data.root set --data.train-list list.txt --out run",
-        says=("found 16 training images", "in 2 class folders of 6 (bee) to 10 (ant)", "labels behind the paths"),
+        says=("found 16 training images", "in 2 class folders of 6 (bee) to 10 (ant)", "labels beside the paths"),
     ),
     Fault(
         name="listed and not there",

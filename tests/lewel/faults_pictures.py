@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from fault import TRAIN, Ended, Fault, labelled, picture, pictures
+from fault import OF_FILES, TRAIN, Ended, Fault, labelled, picture, pictures
 from PIL import Image
 
 from lewel import api
@@ -160,6 +161,26 @@ def large(folder: Path) -> None:
     picture(folder / "set" / "train" / "ant" / "000.png", size=(400, 300))
 
 
+def told_as_it_is_read(ended: Ended) -> None:
+    """The recipe comes first, then how far reading has come, then the baselines."""
+    parts = ("16 training images", "reading into memory: 10 of 18 images", "before training: kNN")
+    places = [ended.printed.index(part) for part in parts]
+    assert places == sorted(places), ended.printed
+
+
+def lists_moved(folder: Path, *, shorter: bool = False) -> None:
+    """A run on listed images of listed classes, and its lists under other names."""
+    labelled(folder / "set")
+    lines = [f"{name}/{i:03}.png" for name in ("ant", "bee") for i in range(8)]
+    for name, listed in (("l", lines), ("m", lines[shorter:]), ("c", ("ant", "bee")), ("d", ("bee", "ant"))):
+        (folder / f"{name}.txt").write_text("\n".join(listed))
+    data = replace(OF_FILES.data, train_list=str(folder / "l.txt"), classes=str(folder / "c.txt"))
+    rates = {"optim.schedule": "constant", "method.momentum_schedule": "constant"}
+    api.train(config=replace(OF_FILES, data=data), data=folder / "set", out=folder / "run", **rates)
+    for name in "lc":
+        (folder / f"{name}.txt").unlink()
+
+
 TOO_MANY = ("of the 16 images in set/train could not be read", "--data.max-unreadable", "set/train/ant/000.png")
 ROWS = (
     Fault(
@@ -233,6 +254,48 @@ ROWS = (
         says=("lewel: 5 ", *TOO_MANY),
     ),
     Fault(
+        name="larger than the memory",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage memory --data.image-size 1000000",
+        status=2,
+        says=("lewel: 20 images of 1000000 pixels take 55,879.4 GiB of memory, ", "free; --data.storage files reads"),
+    ),
+    Fault(
+        name="more memory than a process gets",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage device --data.image-size 10000000",
+        patches={"lewel.data.room.free": lambda place: None},
+        status=2,
+        says=("lewel: 16 images of 10000000 pixels", "which this process does not get; --data.storage files reads"),
+    ),
+    Fault(
+        name="an embedded set larger than the memory",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.name embedded --data.image-size 1000000",
+        status=2,
+        says=("lewel: 64 images of 1000000 pixels", "free; choose a smaller --data.image-size"),
+    ),
+    Fault(
+        name="reading into memory is told",
+        arrange=lambda folder: labelled(folder / "set", test=1),
+        command=f"{FILES} --data.storage memory",
+        patches={"lewel.watching.progress.SECONDS_BETWEEN_LINES": -1},
+        left=told_as_it_is_read,
+    ),
+    Fault(
+        name="memory is planned for",
+        arrange=lambda folder: labelled(folder / "set"),
+        command=f"{FILES} --data.storage memory --data.image-size 256 --dry-run",
+        says=("\n  images in memory             3.8\n  total at the peak",),
+    ),
+    Fault(
+        name="weights that are planned for and larger than the memory",
+        arrange=lambda folder: None,
+        command=f"{TRAIN} --data.name embedded --heads.hidden 100000000 --method.queue 8 --dry-run",
+        says=("total at the peak",),
+        slow=True,
+    ),
+    Fault(
         name="too many within an epoch",  # kNN, which reads all files first, is off
         arrange=lambda folder: broken(folder / "set", 5),
         command=f"{FILES} --knn-every 0",
@@ -290,6 +353,19 @@ ROWS = (
         arrange=lambda folder: trained(folder, moved),
         command=RESUME.replace("--data.root set", "--data.root elsewhere"),
         says=("continuing after step 2",),
+    ),
+    Fault(
+        name="resumed with lists of other names",
+        arrange=lists_moved,
+        command=f"{RESUME} --data.train-list m.txt --data.classes d.txt",
+        says=("continuing after step 2",),
+    ),
+    Fault(
+        name="resumed with another list",
+        arrange=lambda folder: lists_moved(folder, shorter=True),
+        command=f"{RESUME} --data.train-list m.txt --data.classes d.txt",
+        status=2,
+        says=("was trained on 16 images but there are 15 now",),
     ),
     Fault(
         name="resumed with an image repaired",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lewel.data import TrainLoader, batched, build, eval_batches
+from lewel.data import TrainLoader, batched, build, eval_batches, room
 from lewel.data.datasets import storage_for
 from lewel.data.in_memory import MemoryImages, MemoryViews
 from lewel.data.loader import BatchKey
@@ -141,3 +141,47 @@ def test_settings_that_mean_nothing_together_are_refused(config, sentence):
 )
 def test_settings_that_belong_together_pass(config):
     check_recipe(Train(data=config))
+
+
+class TestRoom:
+    """How much memory is free, as the system and its control groups tell."""
+
+    @pytest.fixture(autouse=True)
+    def system(self, tmp_path, monkeypatch):
+        (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   4000 kB\n")
+        for name, path in (("MEMINFO", "meminfo"), ("CGROUPS", "groups"), ("OWN", "own")):
+            monkeypatch.setattr(room, name, tmp_path / path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("own", "group", "files", "free"),
+        [
+            pytest.param("0::/a/b\n", "a/b", {"max": "max", "current": "500"}, 4_096_000, id="no-limit"),
+            pytest.param("0::/a/b\n", "a", {"max": "9000", "current": "7000"}, 2000, id="of-a-parent"),
+            pytest.param("0::/\n", "", {"max": "9000", "current": "9100"}, 0, id="full"),
+            pytest.param("0::/\n", "", {"max": "9", "current": "9", "stat": "anon 3\nactive_file 5\n"}, 5, id="cache"),
+            pytest.param(
+                "4:cpu,memory:/x\n3:cpuset:/\n",
+                "memory",
+                {"limit_in_bytes": "900", "usage_in_bytes": "700", "stat": "active_file 5\ntotal_inactive_file 30\n"},
+                230,
+                id="version-1",
+            ),
+        ],
+    )
+    def test_is_the_least_that_anything_leaves(self, own, group, files, free, system):
+        (system / "own").write_text(own)
+        (system / "groups" / group).mkdir(parents=True)
+        for name, text in files.items():
+            (system / "groups" / group / f"memory.{name}").write_text(text)
+        assert room.free(CPU) == free
+
+    def test_is_shared_by_the_processes_of_a_machine(self, monkeypatch):
+        room.check(16, 256, CPU)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(LewelError, match=r"16 images of 256 .* in each of 2 processes, 0\.0 GiB are free"):
+            room.check(16, 256, CPU)
+
+    def test_that_nobody_tells_is_enough(self, system):
+        (system / "meminfo").unlink()
+        room.check(10**9, 1000, CPU)

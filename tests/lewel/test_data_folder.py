@@ -1,5 +1,6 @@
 """Images in folders: layout, errors as sentences, unreadable files."""
 
+import hashlib
 import os
 import threading
 import warnings
@@ -351,6 +352,20 @@ class TestKnownAgain:
         before = self.folder(root).remembered()
         assert self.folder(root).difference(before) == ""
         assert self.folder(root.rename(root.with_name("moved"))).difference(before) == ""
+
+    def test_those_in_the_folder_that_a_command_runs_in(self, root, monkeypatch):
+        for i in range(3):
+            write_image(root / "set" / "photos" / f"{i}.png", i)
+        monkeypatch.chdir(root / "set")
+        before = self.folder(Path()).remembered()
+        monkeypatch.chdir(root)
+        there = self.folder(Path("set"))
+        assert there.difference(before) == ""
+        earlier = hashlib.blake2b(b"0.png\x001.png\x002.png", digest_size=16).hexdigest()  # as a version before did
+        assert there.difference(before | {"names": earlier}) == ""
+        before = there.remembered()
+        monkeypatch.chdir(root / "set")
+        assert self.folder(Path()).difference(before) == ""
 
     def test_exchanged_and_renamed_ones(self, root):
         before = self.folder(root).remembered()

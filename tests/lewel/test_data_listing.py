@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lewel.data import Datasets, build
+from lewel.data import Datasets, build, listing
+from lewel.data.walk import PassedOver
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
 
@@ -113,6 +115,91 @@ class TestTrainList:
             LewelError, match=r"lists 3 images that are not in .*train, .* 'n01440764/n01440764_7\.JPEG'"
         ):
             lists(root, train_list=listed)
+
+
+class TestForms:
+    """Lists as data sets and pandas ship them, of images and of training images alike."""
+
+    @pytest.fixture(params=["data.root", "data.train_list"])
+    def listed(self, root, request):
+        """What a file of these lines lists, as paths from train/, and what it tells of them."""
+        folder, train = root / "lists", root / "train"
+        folder.mkdir()
+        (train / "p").mkdir()
+        for name in ("#sun.png", "a b, c.png", "0.png", "1.png", "2.png"):
+            Image.new("RGB", (8, 8)).save(train / "p" / name)
+        (folder / "p").symlink_to(train / "p")
+
+        def read(*lines: str) -> tuple[list[str], list[str]]:
+            (folder / "list.txt").write_text("\n".join(lines))
+            passed = PassedOver()
+            if request.param == "data.root":
+                found = listing.images(str(folder / "list.txt"), passed)
+            else:
+                among = [str(path) for path in train.glob("*/*") if path.is_file()]
+                found = sorted(listing.chosen(str(folder / "list.txt"), among, [str(train)], passed))
+            return [path.rpartition("/")[2] for path in found], passed.lines()
+
+        return read
+
+    @pytest.mark.parametrize(
+        "line",
+        ['"p/{}.png",{}', "{1} p/{0}.png", "{1},p/{0}.png", "{1}\tp/{0}.png\tx", "p/{}", "p/{} -{}", "p\\{}.png",
+         '{1};"p\\{0}.png"', "{1},p/{0}", 'p/{}.png "{}"'],
+    )  # fmt: skip
+    def test_in_any_of_which_a_path_is(self, line, listed):
+        assert listed(*(line.format(i, i + 7) for i in range(3)))[0] == ["0.png", "1.png", "2.png"]
+
+    def test_a_head_is_told_of(self, listed):
+        found, told = listed("id,path", "7,p/0.png", '8,"p/a b, c.png"')
+        assert found == ["0.png", "a b, c.png"]
+        assert "the first line of a list, which names its columns: 1, id,path" in told
+
+    def test_a_first_line_that_is_no_head_is_not_there(self, listed):
+        with pytest.raises(LewelError, match=r"'p/image\.png,7' \(there is no such file\)"):
+            listed("p/image.png,7", "p/1.png,8")
+
+    def test_a_line_is_a_comment_only_where_no_such_file_is(self, listed):
+        assert listed("# p/2.png", "#7 p/2.png", "p/#sun.png 7", "p/1.png # p/2.png")[0] == ["#sun.png", "1.png"]
+        assert listed("7 p/1.png", "8 p/0.png", "# p/2.png")[0] == ["0.png", "1.png"]
+        with pytest.raises(LewelError, match="lists nothing"):
+            listed("# p/2.png")
+
+    @pytest.mark.parametrize("lines", [('{"path": "p/0.png"}', '{"path": "p/1.png"}'), ("[", '"p/0.png"]')])
+    def test_json_is_refused_by_name(self, lines, listed):
+        with pytest.raises(LewelError, match="is JSON, which is not read; expected one image a line"):
+            listed(*lines)
+
+    def test_why_a_line_names_none_is_true(self, listed, root):
+        os.mkfifo(root / "train" / "p" / "pipe.png")
+        (root / "train" / "p" / "circle.png").symlink_to("circle.png")
+        with pytest.raises(
+            LewelError,
+            match=r"'p/pipe\.png 7' \(a pipe, .*'p/circle.png' \(Too many levels .*'p' \(a folder\) and 1 more",
+        ):
+            listed("p/1.png", "p/pipe.png 7", "p/circle.png", "p", "p q")
+
+    def test_a_name_that_begins_like_a_comment(self, root):
+        for name in ("#a.png", "b.png"):
+            Image.new("RGB", (8, 8)).save(root / name)
+        (root / "list.txt").write_text("#a.png 7\nb.png 7\n#b.png")
+        found = listing.images(str(root / "list.txt"), PassedOver())
+        assert [os.path.basename(path) for path in found] == ["#a.png", "b.png"]
+
+    def test_a_class_that_begins_like_a_comment(self, root):
+        (root / "list.txt").write_text("#a\n#b\nc # d\ne # f")
+        assert listing.classes(str(root / "list.txt"), ["#a", "c # d", "e"], "set") == {"#a", "c # d", "e"}
+
+    def test_an_image_beside_those_that_are_used(self, root):
+        (root / "list.txt").write_text("val/n01440764/ILSVRC2012_val_0.JPEG 0")
+        with pytest.raises(LewelError, match="not below it"):
+            listing.chosen(str(root / "list.txt"), [str(root / "train" / "x.png")], [str(root / "train")], PassedOver())
+
+    def test_of_many_columns_only_the_first_lines_take_long(self, root, monkeypatch):
+        images = [str(root / "train" / f"{i:06}.jpg") for i in range(1000)]
+        (root / "list.txt").write_text("\n".join(f"{i:06}.jpg" + 40 * " -1" for i in range(1000)))
+        monkeypatch.setattr(listing, "readings", None)
+        assert len(listing.chosen(str(root / "list.txt"), images, [str(root / "train")], PassedOver())) == 1000
 
 
 class TestBoth:

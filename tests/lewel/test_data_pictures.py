@@ -121,7 +121,7 @@ class TestWideValues:
             values(tmp_path / "x.tiff")
 
     @pytest.mark.parametrize("alpha", [False, True])
-    @pytest.mark.parametrize("highest", [65535, 4095, 1000])
+    @pytest.mark.parametrize("highest", [65535, 32767, 16383, 10_000, 5000, 4095, 1000])
     @pytest.mark.parametrize("ending", ["png", "tiff", "deflated.tiff"])
     def test_sixteen_bit_colours_of_any_depth(self, ending, highest, alpha, tmp_path):
         wide = (highest * COLOURS).astype(np.uint16)
@@ -136,14 +136,14 @@ class TestWideValues:
 
     @pytest.mark.parametrize("form", ["ppm", "gray with alpha", "cmyk", "planes", "deflated planes"])
     def test_forms_whose_lower_bytes_are_out_of_reach_are_right_or_refused(self, form, tmp_path):
-        for highest in (65535, 4095):
+        for highest in (65535, 16383, 4095):
             wide, path = (highest * COLOURS).astype(np.uint16), tmp_path / f"x.{form[:3]}"
             expected = COLOURS
             if form == "ppm":
                 path.write_bytes(b"P6 64 48 65535\n" + wide.astype(">u2").tobytes())
             elif form == "cmyk":
                 tiff(path, np.concatenate([wide, np.zeros_like(wide[..., :1])], -1), 5, 1)
-                expected = 1 - COLOURS
+                expected = 1 - COLOURS * (highest / 65535)  # light inks are no dark picture
             elif form == "gray with alpha":
                 png(path, np.stack([wide[..., 0], np.full_like(wide[..., 0], 65535)], -1), 4)
                 expected = RAMP[..., None]
@@ -153,7 +153,7 @@ class TestWideValues:
                 with pytest.raises(UnreadableImage, match="16-bit colours"):
                     values(path)
             else:
-                assert np.abs(values(path) - 255 * expected).max() <= 1
+                assert np.abs(values(path) - 255 * expected).max() <= (5 if highest == 16383 else 1)
 
     @pytest.mark.parametrize("order", "<>")
     @pytest.mark.parametrize("deflated", [False, True])
@@ -167,6 +167,22 @@ class TestWideValues:
         floats[3, 4:6], expected[3, 4:6] = (-3.4e38, np.finfo(np.float32).max), (0, 1)
         Image.fromarray(floats).save(tmp_path / "x.tiff")
         assert_ramp(tmp_path / "x.tiff", expected)
+
+    @pytest.mark.parametrize(
+        ("kind", "count"), [("gray", 1), ("colours", 1), ("dark colours", 1), ("ppm", 1), ("bytes", 0)]
+    )
+    def test_more_than_eight_bits_are_told_of(self, kind, count, tmp_path):
+        path = tmp_path / "x.png"
+        if kind == "ppm":
+            path.write_bytes(b"P6 64 48 65535\n" + (65535 * COLOURS).astype(">u2").tobytes())
+        elif kind == "gray":
+            Image.fromarray((4095 * RAMP).astype(np.uint16)).save(path)
+        elif kind == "bytes":
+            Image.fromarray(BYTES).save(path)
+        else:
+            png(path, ((5000 if kind == "dark colours" else 65535) * COLOURS).astype(np.uint16), 2)
+        told = [line for line in look([str(path)], False)[1] if "1 hold more than 8 bits, scaled to 8" in line]
+        assert len(told) == count
 
     def test_of_full_sixteen_bit_colours_the_upper_eight_are_taken(self, tmp_path):
         """Not scaled by their range: that would change colours that 8 bits show as they are."""
@@ -184,6 +200,12 @@ class TestPillow:
         Image.fromarray(BYTES).save(tmp_path / "x.jpg")
         assert values(tmp_path / "x.jpg").shape == BYTES.shape
         assert np.abs(values(png(tmp_path / "x.png", (4095 * COLOURS).astype(np.uint16), 2)) - BYTES).max() <= 1
+
+    def test_what_is_wrong_is_said_once(self, tmp_path, caplog):
+        tiff(tmp_path / "x.tiff", np.zeros((4, 5, 13), np.uint8), 2, 1)
+        with pytest.raises(UnreadableImage):
+            values(tmp_path / "x.tiff")
+        assert not caplog.records
 
     def test_no_program_is_started_for_a_file(self, tmp_path):
         eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
