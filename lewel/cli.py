@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 
-from lewel import console, meeting
+from lewel import console, installed, meeting
 from lewel.errors import LewelError
 
 USAGE = """usage: lewel COMMAND ...
@@ -98,6 +98,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif arguments[0] not in COMMANDS:
         raise LewelError(f"there is no command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
     else:
-        with console.interrupted_quietly():
-            command = importlib.import_module(f"lewel.commands.{arguments[0]}")
-        command.run(arguments[1:])
+        with installed.needed(f"lewel {arguments[0]}"):
+            with console.interrupted_quietly():
+                command = importlib.import_module(f"lewel.commands.{arguments[0]}")
+            command.run(arguments[1:])

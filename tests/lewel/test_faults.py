@@ -6,12 +6,13 @@ The tables are in the faults_*.py beside this file; fault.py says what a row hol
 from __future__ import annotations
 
 import faults_layouts
+import faults_options
 import faults_pictures
 import faults_processes
 import faults_weights
 import pytest
 
-TABLES = (faults_layouts, faults_pictures, faults_processes, faults_weights)
+TABLES = (faults_layouts, faults_options, faults_pictures, faults_processes, faults_weights)
 
 
 @pytest.mark.parametrize(

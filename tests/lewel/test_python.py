@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +22,7 @@ from torch import nn
 import lewel
 from lewel import cli, data
 from lewel.errors import LewelError
+from lewel.installed import TRAIN
 from lewel.methods import losses
 from lewel.methods.method import Method as Model
 from lewel.recipe import plain, presets
@@ -50,6 +53,20 @@ class TestPackage:
         )
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert told == "train Method\n"
+
+    @pytest.mark.parametrize("use", ["lewel.train", "lewel.Method", "lewel.data"])
+    def test_what_is_not_installed_is_a_sentence(self, use):
+        code = f"""if True:
+            import sys; sys.modules["torchvision"] = None; import lewel
+            try: {use}
+            except lewel.LewelError as error: print(error)"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == f'{use} needs torchvision, which is not installed: pip install "lewel[train]"\n'
+
+    def test_what_may_not_be_installed_is_the_extra_and_pillow_with_torchvision(self):
+        text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+        extra = re.search(r"^train = (\[.*\])$", text, re.MULTILINE)
+        assert {re.split("[<>=]", part)[0] for part in ast.literal_eval(extra[1])} | {"pillow"} == set(TRAIN.values())
 
     def test_every_name_is_there_and_no_other(self):
         assert all(hasattr(lewel, name) for name in lewel.__all__)
