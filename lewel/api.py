@@ -66,11 +66,11 @@ def train(
     if isinstance(config, schema.Train):
         run = config
     else:
-        run = presets.get(preset) if preset else plain.load(folders.expanded(config)) if config else schema.Train()
+        run = presets.get(preset) if preset else presets.load(folders.expanded(config)) if config else schema.Train()
     if places := _places_of(data):
         name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
         settings = {"data.name": name, "data.root": places[0] if len(places) == 1 else places, **settings}
-    run = plain.changed(run, {"out": out, **settings} if out else settings, source="lewel.train")
+    run = plain.changed(run, {"out": out, **settings} if out else settings, source=plain.PYTHON)
     sets, module = _sets(data, run), _module(encoder)
     before = torch.distributed.is_initialized()
     if not isinstance(resume, (str, os.PathLike)):

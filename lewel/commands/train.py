@@ -12,7 +12,7 @@ import tyro
 from lewel import distributed, meeting
 from lewel.cost import plan
 from lewel.errors import LewelError
-from lewel.recipe import plain, presets, schema
+from lewel.recipe import presets, schema
 from lewel.run import folders, initial
 from lewel.start import start
 from lewel.watching import boards
@@ -72,7 +72,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
     _check_once(arguments)
-    start = presets.get(preset) if preset else plain.load(folders.expanded(file)) if file else schema.Train()
+    start = presets.get(preset) if preset else presets.load(folders.expanded(file)) if file else schema.Train()
     if _values(arguments, "--data.root") and not _values(arguments, "--data.name") and start.data.name == "embedded":
         start = replace(start, data=replace(start.data, name="folder"))  # as lewel.train(data=...) does
     return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")

@@ -24,6 +24,7 @@ SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method
         pytest.param(["eval"], "needs one of knn and a run folder, got nothing", id="eval"),
         pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
         pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
+        pytest.param(["train", "--preset", "a.yaml"], "in a file is named by --config a.yaml", id="preset-of-a-file"),
         pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),
         pytest.param(["train", "--backend", "gpu", *SMALL], "gpu", id="backend"),
         pytest.param(["train", "--preset", "embedded/byol", "--preset=x"], "--preset is given 2 times", id="presets"),

@@ -161,7 +161,7 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch, ca
     assert torch.equal(run.encoder.conv1.weight, states[0]["online.encoder.conv1.weight"])
     assert run.finished
     assert [record["kind"] for record in run.log] == ["baselines", "step", "step", "step", "epoch"]
-    assert run.config == plain.load(run.folder / "config.yaml")
+    assert run.config == presets.load(run.folder / "config.yaml")
     capsys.readouterr()
     accuracy = lewel.eval("knn", run.folder)
     assert accuracy == pytest.approx({200: run.log[-1]["knn"], 20: run.log[-1]["knn_20"]})
@@ -196,7 +196,7 @@ class TestEncoder:
         assert run.encoder is encoder
         assert not torch.equal(before["0.weight"], encoder[0].weight)
         assert run.session.method.target.encoder is not encoder
-        assert plain.load(run.folder / "config.yaml").encoder.name == "custom"
+        assert presets.load(run.folder / "config.yaml").encoder.name == "custom"
         self.refused_without(run.folder, monkeypatch, capsys)
         run = lewel.train(out=tmp_path / "run", config=TINY, encoder=small_encoder(), resume="auto")
         assert torch.equal(run.encoder[0].weight, encoder[0].weight)  # the checkpoint's, at the end already
@@ -293,7 +293,7 @@ class TestData:
         ]  # fmt: skip
         for run in runs[1:]:
             assert_same(runs[0].session, run.session)
-        assert plain.load(runs[0].folder / "config.yaml").data.name == "custom"
+        assert presets.load(runs[0].folder / "config.yaml").data.name == "custom"
         with pytest.raises(LewelError, match=r"the images of this run came from Python \(data.name custom\)"):
             lewel.eval("knn", runs[0].folder)
         accuracy = lewel.eval("knn", runs[0].folder, k=5, data=(Pictures(32), Pictures(8)))
