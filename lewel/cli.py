@@ -12,6 +12,7 @@ import sys
 
 from lewel import console, installed, meeting
 from lewel.errors import LewelError
+from lewel_kernels import __version__
 
 USAGE = """usage: lewel COMMAND ...
 
@@ -91,8 +92,10 @@ def _check_text(argument: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
+    elif arguments[0] == "--version":
+        print(f"lewel {__version__}")
     elif arguments[0] == "bench":
         raise LewelError("lewel bench has become python -m benchmarks step, in a checkout of the project")
     elif arguments[0] not in COMMANDS:

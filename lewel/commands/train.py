@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ import tyro
 from lewel import distributed, meeting
 from lewel.cost import plan
 from lewel.errors import LewelError
-from lewel.recipe import presets, schema
+from lewel.recipe import plain, presets, schema
 from lewel.run import folders, initial
 from lewel.start import start
 from lewel.watching import boards
@@ -72,6 +73,7 @@ def parse(arguments: list[str]) -> TrainCommand:
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
     _check_once(arguments)
+    _check_switches(arguments)
     start = presets.get(preset) if preset else presets.load(folders.expanded(file)) if file else schema.Train()
     if _values(arguments, "--data.root") and not _values(arguments, "--data.name") and start.data.name == "embedded":
         start = replace(start, data=replace(start.data, name="folder"))  # as lewel.train(data=...) does
@@ -94,9 +96,27 @@ def _values(arguments: list[str], name: str) -> list[str]:
 
 
 def _check_once(arguments: list[str]) -> None:
-    """Raises LewelError for a flag that is given twice, of which the parser would take the last."""
-    flags = Counter(argument.partition("=")[0].replace("_", "-") for argument in arguments if argument[:2] == "--")
+    """Raises LewelError for a flag that is given twice, no- before it or not, of which the last would count."""
+    flags = Counter(_switch(argument.partition("=")[0]) for argument in arguments if argument[:2] == "--")
     flag, count = max(flags.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         several = f"; several places go behind one flag: {flag} A B" if flag == "--data.root" else ""
         raise LewelError(f"{flag} is given {count} times, of which one would count{several or '; give it once'}")
+
+
+def _check_switches(arguments: list[str]) -> None:
+    """Raises LewelError for a value behind a flag that has none, as in --compile true."""
+    settings = plain.flat(plain.to_plain(schema.Train()))
+    names = ["dry_run", *(name for name, value in settings if isinstance(value, bool))]
+    given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+    given += [(flag, value) for flag, value in pairwise(arguments) if value.lower() in ("true", "false")]
+    for flag, value in given:
+        name = _switch(flag)
+        if name[:2] == "--" and name[2:].replace("-", "_") in names:
+            section, dot, last = name[2:].rpartition(".")
+            raise LewelError(f"{flag} takes no value, got {value}; {name} switches on, --{section}{dot}no-{last} off")
+
+
+def _switch(flag: str) -> str:
+    """A flag as the help writes it, without the no- that switches off."""
+    return re.sub(r"^(--(?:.*\.)?)no-", r"\1", flag.replace("_", "-"))

@@ -42,13 +42,13 @@ def changed(run: Train, settings: Mapping[str, Any], *, source: str) -> Train:
     """
     if not isinstance(settings, Mapping):
         raise LewelError(f"{source}: the recipe must be a table of keys, got {settings!r}")
-    given = Counter(name for name, _ in _flat(settings))
+    given = Counter(name for name, _ in flat(settings))
     if twice := [name for name, count in given.items() if count > 1]:
         raise LewelError(f"{source}: {twice[0]} is given twice, dotted and in its table; give it once")
     values = to_plain(run)
     for name, value in settings.items():
         _put(values, str(name).split("."), value)
-    made = from_plain(values, source=source)
+    made = from_plain(_listed(values), source=source)
     if made.data.name == "embedded" and made.data.roots and not {"data", "data.name"} & given.keys():
         made = dataclasses.replace(made, data=dataclasses.replace(made.data, name="folder"))
     return made
@@ -56,9 +56,25 @@ def changed(run: Train, settings: Mapping[str, Any], *, source: str) -> Train:
 
 def differences(old: Train, new: Train, *, ignore: tuple[str, ...] = ()) -> list[str]:
     """One "key: old -> new" for every value that differs."""
-    before, after = dict(_flat(to_plain(old))), dict(_flat(to_plain(new)))
+    before, after = dict(flat(to_plain(old))), dict(flat(to_plain(new)))
     changed = [key for key in before if before[key] != after[key] and key not in ignore]
     return [f"{key}: {before[key]} -> {after[key]}" for key in changed]
+
+
+def bare(value: Any) -> Any:
+    """A path as a string, numbers and arrays of numpy and torch as Python's; anything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in nested tables by dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
@@ -72,11 +88,7 @@ def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
         for key, item in value.items():
             _put(known, str(key).split("."), item)
     else:
-        table[name] = [_text(item) for item in value] if isinstance(value, (list, tuple)) else _text(value)
-
-
-def _text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        table[name] = value
 
 
 def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
@@ -150,14 +162,6 @@ def _as_table(section: str, value: Any, hints: Mapping[str, Any]) -> str:
 
 
 def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else bare(value)

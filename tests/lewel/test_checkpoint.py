@@ -309,7 +309,7 @@ class TestUnusableCheckpoint:
         free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers"}
         free |= {"init", "accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
-        assert len(keys) == len(list(plain._flat(plain.to_plain(TINY))))
+        assert len(keys) == len(list(plain.flat(plain.to_plain(TINY))))
         changes = plain.differences(TINY, different(TINY), ignore=resuming.FREE_TO_CHANGE)
         assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
 
