@@ -53,8 +53,9 @@ def meant(method: str) -> str:
         for loss, objective in OBJECTIVES.items()
         for aligned, name in enumerate(objective.names)
     }
-    near = difflib.get_close_matches(method.lower(), switches, n=1)
-    return f"{near[0]} is {switches[near[0]]}" if near else ""
+    for near in difflib.get_close_matches(method.lower(), {**switches, **OBJECTIVES}, n=1):
+        return f"{near} is {switches[near]}" if near in switches else f"did you mean method.loss {near}?"
+    return ""
 
 
 def projector(name: str, loss: str) -> Callable[[int, int, int], Any]:

@@ -26,18 +26,21 @@ def read(path: str | os.PathLike[str]) -> Any:
         )
     try:
         content = path.read_bytes()
-        if b"\0" in content and not content.startswith(UTF16):
-            checkpoint = f"; a checkpoint is continued by --resume {path}" if content.startswith(ARCHIVE) else ""
-            raise LewelError(f"the recipe {path} is no YAML text{checkpoint}")
-        values = yaml.load(content, _Loader)
-    except yaml.reader.ReaderError as error:
-        reason = str(error).splitlines()[0]
-        raise LewelError(f"the recipe {path} is no UTF-8 text ({reason}); save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise LewelError(f"cannot read the recipe {path}: {line}{error.problem}") from None
     except OSError as error:
         raise LewelError(f"cannot read the recipe {path}: {error.strerror}") from None
+    if b"\0" in content and not content.startswith(UTF16):
+        checkpoint = f"; a checkpoint is continued by --resume {path}" if content.startswith(ARCHIVE) else ""
+        raise LewelError(f"the recipe {path} is no YAML text{checkpoint}")
+    try:
+        values = yaml.load(content, _Loader)
+    except yaml.reader.ReaderError as error:
+        raise LewelError(f"cannot read the recipe {path} as UTF-8: {str(error).splitlines()[0]}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise LewelError(f"cannot read the recipe {path}: {line}{problem}") from None
+    except (ValueError, RecursionError) as error:  # as of !!int x, and of thousands of brackets
+        raise LewelError(f"cannot read the recipe {path}: {error}") from None
     if values is None:
         raise LewelError(f"the recipe {path} is empty; write a setting, such as epochs: 20, or leave it out")
     return values
@@ -61,6 +64,10 @@ class _Loader(yaml.SafeLoader):
     def number(self, node: yaml.ScalarNode) -> float:
         return self._decimal(node, self.construct_yaml_float(node))
 
+    def text(self, node: yaml.ScalarNode) -> str:
+        """A date, which may be the name of a folder."""
+        return self.construct_yaml_str(node)
+
     def _decimal(self, node: yaml.ScalarNode, value: Any) -> Any:
         if ":" in node.value or re.match("[-+]?0[0-7_]+$", node.value):
             _refuse(f"YAML takes {node.value} for {value}; write that number, or quotes around what is text", node)
@@ -69,6 +76,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.text)
 
 
 def _refuse(problem: str, node: yaml.Node) -> None:

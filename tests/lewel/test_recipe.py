@@ -47,11 +47,16 @@ def augmented(**changes: Any) -> Train:
         pytest.param("knn_k: [200, 2.5]", "knn_k must be a whole number, got 2.5", id="list-of-fractions"),
         pytest.param("optim: {lr: 1e-3}", "lr must be a number .write 1.0e-3, .* got '1e-3'", id="exponent"),
         pytest.param("optim: {lr: 2.5E3}", "write 2.5e.3,", id="exponent-without-sign"),
-        pytest.param("[1, 2", "cannot read the recipe .*line 1: expected", id="not-yaml"),
+        pytest.param("[1, 2", "cannot read the recipe .*line 1: while .*, expected", id="not-yaml"),
         pytest.param("epochs: 1\nseed: 1\nepochs: 2", "line 3: epochs is in line 1 already; write it", id="twice"),
         pytest.param("optim: {lr: 1, lr: 2}", "line 1: lr is in line 1 already", id="twice-in-a-line"),
         pytest.param("optim: {lr: 1}\noptim: {momentum: 0}", "line 2: optim is in line 1 already", id="section-twice"),
         pytest.param("optim.lr: 1\noptim: {lr: 2}", "optim.lr is given twice, dotted and in its", id="dotted-twice"),
+        pytest.param("epochs: 1\n---\nseed: 1", "line 2: expected a single document .*, but found another", id="two"),
+        pytest.param("epochs: !!int x", "cannot read the recipe .*: invalid literal", id="tag"),
+        pytest.param("epochs: &a [*a]", "recipe .* has a part that holds itself", id="circle"),
+        pytest.param("[" * 3000, "cannot read the recipe .*: maximum recursion depth", id="brackets"),
+        pytest.param("method: infoNCE", "got 'infoNCE'; did you mean method.loss infonce?", id="loss-as-a-word"),
         pytest.param("seed: 010", "line 1: YAML takes 010 for 8; write that number, or quotes", id="octal"),
         pytest.param("epochs: 1:30", "line 1: YAML takes 1:30 for 90; write that", id="sixty"),
         pytest.param("optim: {lr: 1:30.5}", "line 1: YAML takes 1:30.5 for 90.5", id="sixty-with-a-fraction"),
@@ -380,6 +385,11 @@ def test_places_without_a_name_are_folders_in_a_recipe_too(tmp_path):
         checks.check(presets.load(tmp_path / "recipe.yaml"))
 
 
+def test_a_date_is_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("out: 2026-01-31")
+    assert presets.load(tmp_path / "recipe.yaml").out == "2026-01-31"
+
+
 def test_a_recipe_may_be_utf_16(tmp_path):
     (tmp_path / "recipe.yaml").write_text("epochs: 3", encoding="utf-16")
     assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=3)
@@ -396,7 +406,7 @@ def test_flags_that_are_no_part_of_a_recipe_are_known_as_such():
         ("other", None, "the recipe other is a folder; name a YAML file"),
         ("step.pt", b"PK\x03\x04\0", "is no YAML text; a checkpoint is continued by --resume step.pt"),
         ("a.png", b"\x89PNG\0", "the recipe a.png is no YAML text"),
-        ("a.yaml", "wandb: caf\xe9".encode("latin-1"), "is no UTF-8 text .* save it as UTF-8"),
+        ("a.yaml", "wandb: caf\xe9".encode("latin-1"), "cannot read the recipe a.yaml as UTF-8: "),
         ("cifar10/lewel_m", None, "no file cifar10/lewel_m, but a preset of that name: --preset cifar10/lewel_m"),
         ("none.yaml", None, "cannot read the recipe none.yaml: No such file"),
     ],

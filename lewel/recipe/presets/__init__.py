@@ -39,7 +39,10 @@ def load(path: str | os.PathLike[str]) -> Train:
     name = os.fspath(path)
     if name in PRESETS and not Path(path).exists():
         raise LewelError(f"there is no file {name}, but a preset of that name: --preset {name}")
-    return made(reading.read(path), source=name)
+    try:
+        return made(reading.read(path), source=name)
+    except RecursionError:
+        raise LewelError(f"cannot read the recipe {name}: it has a part that holds itself") from None
 
 
 def made(values: Any, *, source: str) -> Train:
