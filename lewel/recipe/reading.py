@@ -49,14 +49,15 @@ def read(path: str | os.PathLike[str]) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses keys that are there twice, of which the last would count, and numbers to the base of 8 and 60."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in lines:
                     _refuse(f"{key.value} is in line {lines[key.value]} already; write it once", key)
                 lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+        return node
 
     def whole(self, node: yaml.ScalarNode) -> int:
         return self._decimal(node, self.construct_yaml_int(node))

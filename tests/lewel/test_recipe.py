@@ -385,6 +385,11 @@ def test_places_without_a_name_are_folders_in_a_recipe_too(tmp_path):
         checks.check(presets.load(tmp_path / "recipe.yaml"))
 
 
+def test_what_is_merged_is_not_there_twice(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("<<: {epochs: 2, seed: 1}\nepochs: 3")
+    assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=3, seed=1)
+
+
 def test_a_date_is_text(tmp_path):
     (tmp_path / "recipe.yaml").write_text("out: 2026-01-31")
     assert presets.load(tmp_path / "recipe.yaml").out == "2026-01-31"
