@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lewel import console
+from lewel import console, installed
 
 with console.interrupted_quietly(Path(sys.argv[0]).name in ("-m", "lewel")):  # by python -m lewel, or as a script
     from lewel.methods.objectives import OBJECTIVES, Objective, Terms  # fills the table that recipes read
@@ -46,12 +46,13 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "data":
-        return importlib.import_module("lewel.data")
-    if name not in _LATER:
+    if name not in (*_LATER, "data"):
         raise AttributeError(f"module 'lewel' has no attribute {name!r}")
-    module, _, attribute = _LATER[name].rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    with installed.needed(f"lewel.{name}"):
+        if name == "data":
+            return importlib.import_module("lewel.data")
+        module, _, attribute = _LATER[name].rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
 
 
 class _Lewel(ModuleType):
@@ -59,7 +60,8 @@ class _Lewel(ModuleType):
 
     @property
     def train(self) -> Any:
-        return importlib.import_module("lewel.api").train
+        with installed.needed("lewel.train"):
+            return importlib.import_module("lewel.api").train
 
     @train.setter
     def train(self, module: ModuleType) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch.distributed
 from torch import nn
+from torch.utils.data import Dataset
 
 from lewel import data, distributed
 from lewel.data import own
@@ -35,7 +36,7 @@ def train(
     out: str | os.PathLike[str] = "",
     data: Any = None,
     preset: str = "",
-    config: str | os.PathLike[str] | schema.Train = "",
+    config: str | os.PathLike[str] | Mapping[str, Any] | schema.Train = "",
     encoder: Any = None,
     resume: str | os.PathLike[str] = "",
     **settings: Any,
@@ -48,7 +49,7 @@ def train(
             test), see lewel.data.own.DataSet; or a lewel.data.Datasets, which makes its views itself. None leaves the
             recipe's.
         preset: a recipe by name; without one, and without config, the default one, lewel_m on the embedded set.
-        config: a YAML recipe, or a config.Train, to start from instead of a preset.
+        config: a YAML recipe, a table with the same content, or a config.Train, to start from instead of a preset.
         encoder: a module that makes a feature map (N, C, h, w) of images (N, 3, H, W), trained in place.
         resume: a checkpoint to continue from, or "auto". A run with data or an encoder from Python needs them again.
         settings: those of `lewel train --help` by the same names: epochs=2, **{"optim.lr": 0.1} or optim={"lr": 0.1}.
@@ -63,15 +64,17 @@ def train(
     for name, value in (("data", data), ("encoder", encoder)):
         if isinstance(value, Mapping):
             settings[name] = value
-    if isinstance(config, schema.Train):
-        run = config
-    else:
-        run = presets.get(preset) if preset else plain.load(folders.expanded(config)) if config else schema.Train()
+    run = _start(preset, config)
     if places := _places_of(data):
         name = "folder" if run.data.name in ("embedded", "custom") else run.data.name  # these two lie in no folder
         settings = {"data.name": name, "data.root": places[0] if len(places) == 1 else places, **settings}
-    run = plain.changed(run, {"out": out, **settings} if out else settings, source="lewel.train")
+    run = plain.changed(run, {"out": out, **settings} if out else settings, source=plain.PYTHON)
     sets, module = _sets(data, run), _module(encoder)
+    if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
+        raise LewelError(
+            f"the encoder {type(module).__name__} has no parameter to train (requires_grad); "
+            "encoder.requires_grad_(True) unfreezes all"
+        )
     before = torch.distributed.is_initialized()
     if not isinstance(resume, (str, os.PathLike)):
         raise LewelError(f'resume is a checkpoint to continue from, or "auto", got {resume!r}')
@@ -87,7 +90,7 @@ def eval(
     data_root: Paths = "",
     *,
     data_eval: str | os.PathLike[str] = "",
-    k: int | tuple[int, ...] | None = None,
+    k: int | Sequence[int] | None = None,
     temperature: float | None = None,
     bank: int | None = None,
     data: Any = None,
@@ -101,16 +104,19 @@ def eval(
     """
     if kind != "knn":
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
-    asked = (k,) if isinstance(k, int) else k
-    places, labelled = _places_of(data_root) or _places_of(data), os.fspath(data_eval)
-    return knn_of(Path(run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)[2]
+    many = plain.bare(k)
+    asked = (many,) if isinstance(many, int) else many
+    places, labelled = _places_of(data_root) or _places_of(data), _path("data_eval", data_eval) if data_eval else ""
+    return knn_of(_path("run", run), places, os.fspath(labelled), asked, temperature, bank, data=data, encoder=encoder)[
+        2
+    ]
 
 
 def knn_of(
     folder: Path,
     data_root: tuple[str, ...],
     data_eval: str,
-    k: tuple[int, ...] | None,
+    k: Sequence[int] | None,
     temperature: float | None,
     bank: int | None,
     *,
@@ -118,8 +124,14 @@ def knn_of(
     encoder: Any = None,
 ) -> tuple[Session, int, dict[int, float]]:
     """The session and the epoch of its checkpoint, and what `eval` computes in it; None leaves a recipe's setting."""
+    folder = folders.expanded(folder)
     opened = folders.newest(folder)
     run = opened[2]
+    asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
+    changed = plain.changed(
+        run, {name: value for name, value in asked.items() if value is not None}, source="lewel.eval"
+    )
+    checks.check_knn(changed)
     checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
     sets = _sets(data, run)
     session = folders.load(folder, data_root, data_eval=data_eval, encoder=_module(encoder), sets=sets, opened=opened)
@@ -128,9 +140,8 @@ def knn_of(
             f"kNN compares labels, and the images of {folder} have none; --data-eval ROOT (in Python data_eval) names "
             "labelled images, in a folder for each class"
         )
-    asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
-    session.run = replace(session.run, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
-    checks.check_knn(session.run)
+    knn = {name: getattr(changed, name) for name in asked}
+    session.run = replace(session.run, **knn)
     return session, opened[1]["epoch"], knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
 
 
@@ -140,8 +151,10 @@ def maps(
     out: str | os.PathLike[str] = "maps.png",
 ) -> None:
     """Draws the alignment maps of a run's newest checkpoint over an image file or several, into the picture out."""
-    named = [images] if isinstance(images, (str, os.PathLike)) else images
-    pictures.over_files(Path(run), [Path(image) for image in named], Path(out))
+    named = _places_of(images)
+    if not named and images != []:
+        raise LewelError(f"images is an image file or several, got {reprlib.repr(images)}")
+    pictures.over_files(_path("run", run), [Path(image) for image in named], _path("out", out))
 
 
 def export(
@@ -151,9 +164,27 @@ def export(
 
     Without out the file lies in the run folder.
     """
-    if to not in get_args(files.Library):
-        raise LewelError(f"to must be one of {', '.join(get_args(files.Library))}, got {to!r}")
-    return files.export(Path(run), to, Path(out) if out else None, network)
+    for name, given, known in (("to", to, files.Library), ("network", network, files.Which)):
+        if given not in get_args(known):
+            raise LewelError(f"{name} must be one of {', '.join(get_args(known))}, got {given!r}")
+    return files.export(_path("run", run), to, _path("out", out) if out else None, network)
+
+
+def _start(preset: Any, config: Any) -> schema.Train:
+    """The recipe that lewel.train starts from."""
+    if not isinstance(preset, str):
+        raise LewelError(f"preset is the name of a recipe, got {preset!r}")
+    if isinstance(config, schema.Train):
+        return config
+    if isinstance(config, Mapping):
+        return presets.made(config, source=plain.PYTHON)
+    return presets.get(preset) if preset else presets.load(_path("config", config)) if config else schema.Train()
+
+
+def _path(name: str, given: Any) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise LewelError(f"{name} is a path, got {reprlib.repr(given)}")
+    return folders.expanded(given)
 
 
 def _places_of(given: Any) -> tuple[str, ...]:
@@ -172,6 +203,13 @@ def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
     pair = isinstance(given, (tuple, list)) and len(given) == 2
     if pair and not any(place is None or isinstance(place, (str, os.PathLike)) for place in given):
         return own.build(given[0], given[1], run.data, run.seed)
+    one = given[0] if pair and given[1] is None else given
+    if isinstance(one, Dataset) or hasattr(one, "classes"):
+        raise LewelError(
+            f"data is two data sets, to train on and to test by, and {type(one).__name__} is one; hold some of it "
+            "back, data=torch.utils.data.random_split(dataset, [0.9, 0.1]), or give the folder of its images, which "
+            "needs no test set"
+        )
     raise LewelError(
         "data is a folder or several, two data sets (train, test), a lewel.data.Datasets or a table of settings, "
         f"got {reprlib.repr(given)}"

@@ -10,8 +10,9 @@ import shutil
 import signal
 import sys
 
-from lewel import console, meeting
+from lewel import console, installed, meeting
 from lewel.errors import LewelError, is_out_of_memory
+from lewel_kernels import __version__
 
 USAGE = """usage: lewel COMMAND ...
 
@@ -101,13 +102,16 @@ def _check_text(argument: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
+    elif arguments[0] == "--version":
+        print(f"lewel {__version__}")
     elif arguments[0] == "bench":
         raise LewelError("lewel bench has become python -m benchmarks step, in a checkout of the project")
     elif arguments[0] not in COMMANDS:
         raise LewelError(f"there is no command {arguments[0]!r}; commands are {', '.join(COMMANDS)}")
     else:
-        with console.interrupted_quietly():
-            command = importlib.import_module(f"lewel.commands.{arguments[0]}")
-        command.run(arguments[1:])
+        with installed.needed(f"lewel {arguments[0]}"):
+            with console.interrupted_quietly():
+                command = importlib.import_module(f"lewel.commands.{arguments[0]}")
+            command.run(arguments[1:])

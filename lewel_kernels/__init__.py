@@ -14,6 +14,7 @@ __all__ = [
     "AlignAggregate",
     "BackendUnavailable",
     "Explanation",
+    "__version__",
     "align_aggregate",
     "explain",
     "fused_align_aggregate",

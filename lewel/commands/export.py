@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from lewel.results.export import Library, Which, export
+from lewel.run import folders
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,5 @@ class ExportCommand:
 def run(arguments: list[str]) -> None:
     """Writes the file and says how to load it."""
     command = tyro.cli(ExportCommand, args=arguments, prog="lewel export")
-    print(export(command.run, command.to, Path(command.out) if command.out else None, command.network))
+    out = folders.expanded(command.out) if command.out else None
+    print(export(folders.expanded(command.run), command.to, out, command.network))

@@ -34,7 +34,8 @@ def run(arguments: list[str]) -> None:
     if not command.runs:
         raise LewelError("no run was given; name run folders: lewel show RUN...")
     logs, without = {}, []
-    for name, folder in zip(_names(command.runs), command.runs, strict=True):
+    runs = [folders.expanded(run) for run in command.runs]
+    for name, folder in zip(_names(runs), runs, strict=True):
         try:
             logs[name] = _records(folder)
         except LewelError as error:
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> None:
         raise LewelError("; ".join(without))
     for sentence in without:
         print(f"left out: {sentence}")
-    out = command.out or (command.runs[0] if len(command.runs) == 1 else Path()) / "curves.png"
+    out = folders.expanded(command.out or (runs[0] if len(runs) == 1 else Path()) / "curves.png")
     curves.draw(out, logs)
     neighbours = knn.neighbours(record for records in logs.values() for record in records)
     print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))

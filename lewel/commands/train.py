@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -75,7 +76,8 @@ def parse(arguments: list[str]) -> TrainCommand:
     if preset and file:
         raise LewelError("--preset and --config both name a recipe to start from; give one of them")
     _check_once(arguments)
-    start = presets.get(preset) if preset else plain.load(folders.expanded(file)) if file else schema.Train()
+    _check_switches(arguments)
+    start = presets.get(preset) if preset else presets.load(folders.expanded(file)) if file else schema.Train()
     if _values(arguments, "--data.root") and not _values(arguments, "--data.name") and start.data.name == "embedded":
         start = replace(start, data=replace(start.data, name="folder"))  # as lewel.train(data=...) does
     return tyro.cli(TrainCommand, default=TrainCommand(start), args=arguments, prog="lewel train")
@@ -97,9 +99,27 @@ def _values(arguments: list[str], name: str) -> list[str]:
 
 
 def _check_once(arguments: list[str]) -> None:
-    """Raises LewelError for a flag that is given twice, of which the parser would take the last."""
-    flags = Counter(argument.partition("=")[0].replace("_", "-") for argument in arguments if argument[:2] == "--")
+    """Raises LewelError for a flag that is given twice, no- before it or not, of which the last would count."""
+    flags = Counter(_switch(argument.partition("=")[0]) for argument in arguments if argument[:2] == "--")
     flag, count = max(flags.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         several = f"; several places go behind one flag: {flag} A B" if flag == "--data.root" else ""
         raise LewelError(f"{flag} is given {count} times, of which one would count{several or '; give it once'}")
+
+
+def _check_switches(arguments: list[str]) -> None:
+    """Raises LewelError for a value behind a flag that has none, as in --compile true."""
+    settings = plain.flat(plain.to_plain(schema.Train()))
+    names = ["dry_run", *(name for name, value in settings if isinstance(value, bool))]
+    given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+    given += [(flag, value) for flag, value in pairwise(arguments) if value.lower() in ("true", "false")]
+    for flag, value in given:
+        name = _switch(flag)
+        if name[:2] == "--" and name[2:].replace("-", "_") in names:
+            section, dot, last = name[2:].rpartition(".")
+            raise LewelError(f"{flag} takes no value, got {value}; {name} switches on, --{section}{dot}no-{last} off")
+
+
+def _switch(flag: str) -> str:
+    """A flag as the help writes it, without the no- that switches off."""
+    return re.sub(r"^(--(?:.*\.)?)no-", r"\1", flag.replace("_", "-"))

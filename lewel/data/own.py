@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 from torchvision.transforms.functional import to_pil_image
 
 from lewel.data import pictures
@@ -36,7 +37,7 @@ class Pairs:
     """A DataSet as data.files reads one: load(i) gives an RGB image and its label, or a sentence about what it is."""
 
     def __init__(self, dataset: DataSet) -> None:
-        self.dataset = dataset
+        self.dataset, self.classes = dataset, classes_of(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -47,7 +48,7 @@ class Pairs:
             raise LewelError(
                 f"a data set gives an image and its label, but {where} is a {type(item).__name__}; give (image, label)"
             )
-        return _picture(item[0], where), _label(item[1], len(self.dataset.classes), where)
+        return _picture(item[0], where), _label(item[1], len(self.classes), where)
 
     def check(self) -> None:
         """Finds nothing: no image is replaced by another."""
@@ -81,28 +82,39 @@ def _label(label: Any, classes: int, where: str) -> int:
     return number
 
 
+def classes_of(dataset: Any) -> Any:
+    """The names of a data set's classes, which a Subset has from the whole; None where they are not known."""
+    if isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
+        return classes_of(dataset.dataset)
+    return getattr(dataset, "classes", None)
+
+
 def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
     """The sets of a run from two of one's own, decoded and augmented a sample at a time by config."""
     for name, dataset in (("training", train), ("test", test)):
-        if not all(hasattr(dataset, part) for part in ("__len__", "__getitem__", "classes")):
+        kind = type(dataset).__name__
+        for part, what in (("__len__", "length"), ("__getitem__", "items (image, label) by number")):
+            if not hasattr(dataset, part):
+                raise LewelError(f"the {name} set, a {kind}, has no {what}; give it a method {part}")
+        if classes_of(dataset) is None:
             raise LewelError(
-                f"the {name} set must have a length, items (image, label) by number and classes, the names of the "
-                f"classes; {type(dataset).__name__} lacks one of these"
+                f"the {name} set, a {kind}, has no classes, the names of what its labels number; "
+                'set them before, as in dataset.classes = ["cat", "dog"]'
             )
         if not len(dataset):
-            raise LewelError(f"the {name} set, a {type(dataset).__name__}, is empty")
+            raise LewelError(f"the {name} set, a {kind}, is empty")
         Pairs(dataset).load(0)  # what is wrong with all items is told before anything is written
-    if list(train.classes) != list(test.classes):
+    bank, tests = Pairs(train), Pairs(test)
+    if list(bank.classes) != list(tests.classes):
         raise LewelError(
-            f"training and test set must have the same classes, in the same order, got {_few(train.classes)} and "
-            f"{_few(test.classes)}"
+            f"training and test set must have the same classes, in the same order, got {_few(bank.classes)} and "
+            f"{_few(tests.classes)}"
         )
-    bank = Pairs(train)
     return Datasets(
         FolderViews(bank, config.augmentation, config.image_size, seed),
         FolderImages(bank, config.image_size),
-        FolderImages(Pairs(test), config.image_size),
-        len(train.classes),
+        FolderImages(tests, config.image_size),
+        len(bank.classes),
     )
 
 

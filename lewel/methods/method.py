@@ -83,7 +83,7 @@ class Method(nn.Module):
         self.precision = run.precision
         self.seed = run.seed
         self.online = Network(run, encoder)
-        self.target = copy.deepcopy(self.online).requires_grad_(False) if kind.has_target else None
+        self.target = _copied(self.online).requires_grad_(False) if kind.has_target else None
         self.objective = kind(run)
         self.train()
 
@@ -121,6 +121,19 @@ class Method(nn.Module):
     def _weigh(self, parts: dict[str, Tensor]) -> Tensor:
         weight = self.settings.w_aligned
         return (1 - weight) * parts["global"] + (weight * parts["aligned"] if weight else 0)
+
+
+def _copied(online: Network) -> Network:
+    try:
+        return copy.deepcopy(online)
+    except Exception as error:  # whatever a module of somebody's own holds
+        model = getattr(online.encoder, "model", online.encoder)
+        reason = (str(error).splitlines() or [""])[0]
+        raise LewelError(
+            f"the momentum network is a copy, and copy.deepcopy cannot copy {type(model).__name__} ({reason}); leave "
+            "out what cannot be copied (for weight_norm take that of torch.nn.utils.parametrizations), or choose "
+            "method.loss simsiam, which has no such network"
+        ) from error
 
 
 def _encoder(run: schema.Train, given: nn.Module | None) -> encoders.Encoder:

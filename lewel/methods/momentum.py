@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +54,8 @@ def shuffle_bn(network: Network, images: Tensor, seed: tuple[int, ...]) -> tuple
     shuffled. seed must be the same in all processes. No gradient. A process receives the N images that it runs the
     network on, not those of all.
     """
+    import numpy as np  # here, for recipes are listed without it too
+
     count, rank, size = len(images), distributed.rank(), distributed.size()
     shuffled = np.random.default_rng(seed).permutation(count * size)
     seen = shuffled.reshape(size, count)  # by each process, as numbers among the images of all

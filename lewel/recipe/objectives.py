@@ -41,11 +41,21 @@ OBJECTIVES: dict[str, type[Rules]] = {}
 def find(loss: str) -> type[Rules]:
     """The objective that method.loss names. Raises LewelError where there is none."""
     if loss not in OBJECTIVES:
-        raise LewelError(
-            f"method.loss must be one of {', '.join(OBJECTIVES)}, got {loss!r}; "
-            "an objective of your own enters lewel.OBJECTIVES before its runs are made or read"
-        )
+        own = "an objective of your own enters lewel.OBJECTIVES before its runs are made or read"
+        raise LewelError(f"method.loss must be one of {', '.join(OBJECTIVES)}, got {loss!r}; {meant(loss) or own}")
     return OBJECTIVES[loss]
+
+
+def meant(method: str) -> str:
+    """Which settings the name of a method, or one like it, stands for; "" for a name like none."""
+    switches = {
+        name: f"method.loss {loss} with method.w_aligned {'above 0' if aligned else '0'}"
+        for loss, objective in OBJECTIVES.items()
+        for aligned, name in enumerate(objective.names)
+    }
+    for near in difflib.get_close_matches(method.lower(), {**switches, **OBJECTIVES}, n=1):
+        return f"{near} is {switches[near]}" if near in switches else f"did you mean method.loss {near}?"
+    return ""
 
 
 def projector(name: str, loss: str) -> Callable[[int, int, int], Any]:

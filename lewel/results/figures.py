@@ -65,18 +65,22 @@ def alignment_maps(
         names[0] += f"\nbox: {100 * float(area.mean()):.0f} % of area"
         names[1] += f"\n{100 * float(inside.mean()):.0f} % in box"
         names[2:] = [f"map {k}\n{100 * float(inside[:, k].mean()):.0f} % in box" for k in telling]
-    written = []
-    for start in range(0, len(images), ROWS):
+    written = pictures_of(path, len(images))
+    for start, picture in zip(range(0, len(images), ROWS), written, strict=True):
         part = slice(start, start + ROWS)
         heats = torch.cat([maps[part].mean(dim=1, keepdim=True), maps[part][:, telling]], dim=1)
         cells = (
             cells_of(image, heat, None if boxes is None else boxes[start + row])
             for row, (image, heat) in enumerate(zip(viewable(images[part]), heats, strict=True))
         )
-        number = start // ROWS + 1
-        written.append(path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        _grid(written[-1], [list(row) for row in cells], names, title)
+        _grid(picture, [list(row) for row in cells], names, title)
     return written
+
+
+def pictures_of(path: Path, images: int) -> list[Path]:
+    """The pictures that the maps of so many images take: path, path-2 and so on."""
+    more = range(2, -(-images // ROWS) + 1)
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in more)]
 
 
 def cells_of(image: Tensor, heats: Tensor, box: Tensor | None) -> np.ndarray:

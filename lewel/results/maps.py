@@ -25,10 +25,15 @@ def over_files(folder: Path, paths: list[Path], out: Path) -> list[Path]:
     Returns the pictures that it wrote: many images take more than one.
 
     Raises:
-        LewelError: no image is named, one cannot be read, or the run has no alignment maps.
+        LewelError: no image is named, one cannot be read or would be written over, or the run has no alignment maps.
     """
+    folder, paths, out = folders.expanded(folder), [folders.expanded(path) for path in paths], folders.expanded(out)
     if not paths:
         raise LewelError(f"no images were given; name some after the run: lewel maps {folder} IMAGES...")
+    given = {path.resolve() for path in paths}
+    for picture in figures.pictures_of(out, len(paths)):
+        if picture.resolve() in given:
+            raise LewelError(f"{picture} is one of the images, and the picture would replace it; choose another --out")
     path, state, run = folders.newest(folder)
     if not run.method.aligned:
         raise LewelError(f"{folder} is a {run.method.name} run, which has no alignment maps")

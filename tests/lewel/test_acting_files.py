@@ -20,7 +20,7 @@ from lewel.data import build
 from lewel.errors import LewelError
 from lewel.methods.method import Method
 from lewel.methods.official import load_official
-from lewel.recipe import plain
+from lewel.recipe import presets
 from lewel.recipe.schema import Data
 
 RUNS = Path(__file__).parents[2] / "docs" / "runs.md"
@@ -101,7 +101,7 @@ def test_the_documented_line_that_loads_the_official_weights_does_not_act(write,
 def test_a_recipe_does_not_act(made, tmp_path):
     (tmp_path / "recipe.yaml").write_text(f"epochs: !!python/object/apply:os.mkdir ['{made}']\n")
     with pytest.raises(LewelError, match="cannot read the recipe"):
-        plain.load(tmp_path / "recipe.yaml")
+        presets.load(tmp_path / "recipe.yaml")
     assert not made.exists()
 
 

@@ -20,7 +20,7 @@ from full_disk import refusal
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 from torch import nn
 
-from lewel.recipe import plain
+from lewel.recipe import plain, presets
 from lewel.recipe.schema import MethodSettings, Optim, Train
 from lewel.results import report
 from lewel.run import checkpoint, resuming, shares
@@ -184,7 +184,7 @@ class TestEpochs:
         whole = run_in(tmp_path / "whole", self.CONSTANT)
         assert_same(grown, whole)
         assert losses_of(grown) == losses_of(whole)
-        assert plain.load(tmp_path / "grown" / "config.yaml").epochs == 3
+        assert presets.load(tmp_path / "grown" / "config.yaml").epochs == 3
 
     def test_of_a_run_that_is_warming_up_may_become_others(self, tmp_path):
         """Its first epoch is the same of any cosine that begins after it."""
@@ -309,7 +309,7 @@ class TestUnusableCheckpoint:
         free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.download", "data.workers"}
         free |= {"init", "accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]
-        assert len(keys) == len(plain._flat(plain.to_plain(TINY)))
+        assert len(keys) == len(list(plain.flat(plain.to_plain(TINY))))
         changes = plain.differences(TINY, different(TINY), ignore=resuming.FREE_TO_CHANGE)
         assert [change.split(":")[0] for change in changes] == [key for key in keys if key not in free]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from tiny_runs import TINY
 
+import lewel_kernels
 from lewel import cli, data
 from lewel.commands import train as commands_train
 from lewel.recipe import plain
@@ -24,6 +25,7 @@ SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method
         pytest.param(["eval"], "needs one of knn and a run folder, got nothing", id="eval"),
         pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
         pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
+        pytest.param(["train", "--preset", "a.yaml"], "in a file is named by --config a.yaml", id="preset-of-a-file"),
         pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),
         pytest.param(["train", "--backend", "gpu", *SMALL], "gpu", id="backend"),
         pytest.param(["train", "--preset", "embedded/byol", "--preset=x"], "--preset is given 2 times", id="presets"),
@@ -45,6 +47,21 @@ SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method
             id="roots",
         ),
         pytest.param(["train", "--log_every", "1", "--log-every=2"], "--log-every is given 2 times", id="twice"),
+        pytest.param(["train", "--dry-run", "--no-dry-run"], "--dry-run is given 2 times", id="on-and-off"),
+        pytest.param(
+            ["train", "--optim.no-decay-all", "--optim.decay_all"],
+            "--optim.decay-all is given 2 times",
+            id="off-and-on",
+        ),
+        pytest.param(
+            ["train", "--compile", "True"],
+            "--compile takes no value, got True; --compile switches on, --no-compile off",
+            id="value-of-a-switch",
+        ),
+        pytest.param(["train", "--dry-run=true"], "--dry-run takes no value, got true", id="value-of-a-flag"),
+        pytest.param(
+            ["train", "--optim.no-decay-all=1"], "on, --optim.no-decay-all off", id="value-of-a-switch-in-a-section"
+        ),
         pytest.param(["presets", "--bogus"], "--bogus", id="option-of-presets"),
         pytest.param(["maps", "."], "no images were given; name some after the run", id="no-images"),
     ],
@@ -83,6 +100,15 @@ def test_nothing_to_continue_is_said_and_the_log_starts_anew(tmp_path, monkeypat
     cli.main()
     assert f"nothing to continue: there is no checkpoint in {out}" in capsys.readouterr().out
     assert [record["kind"] for record in log.read(tmp_path / "log.jsonl")].count("baselines") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"), [("--version", f"lewel {lewel_kernels.__version__}\n"), ("help", cli.USAGE)]
+)
+def test_what_is_asked_of_a_command_line(argument, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lewel", argument])
+    cli.main()
+    assert told in capsys.readouterr().out
 
 
 def test_presets_are_listed(monkeypatch, capsys):

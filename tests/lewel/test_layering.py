@@ -16,7 +16,7 @@ HOUSE = Path(lewel.__file__).parent
 # From the ground up. What stands on a floor imports from lower floors and from its own folder, and from nowhere else.
 FLOORS = (
     {"errors", "ranges", "whole"},
-    {"console", "meeting"},
+    {"console", "installed", "meeting"},
     {"distributed"},
     {"recipe"},
     {"data", "methods"},

@@ -17,7 +17,7 @@ from tiny_runs import in_double
 
 from lewel.commands import show
 from lewel.evaluation.features import knn_accuracy
-from lewel.recipe import checks, plain
+from lewel.recipe import checks, plain, presets
 from lewel.run import checkpoint, folders, resuming
 from lewel.run.session import prepare
 from lewel.train import train
@@ -39,7 +39,7 @@ def newest(folder: Path) -> Path:
 
 def test_an_old_run_continues_with_the_losses_of_its_version(folder):
     """As lewel train --resume does, but in float64: in float32 steps enlarge what the order of a sum has changed."""
-    run = plain.load(folder / "config.yaml")
+    run = presets.load(folder / "config.yaml")
     checks.check(run)
     assert run.method.name == folder.name
     assert train(in_double(prepare(run, folder)), newest(folder))
@@ -52,7 +52,7 @@ def test_an_old_run_continues_with_the_losses_of_its_version(folder):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_an_old_run_that_will_be_rounded_otherwise_says_so(folder, precision):
     path = newest(folder)
-    run = replace(plain.load(folder / "config.yaml"), precision=precision)
+    run = replace(presets.load(folder / "config.yaml"), precision=precision)
     session = prepare(run, folder)
     changed = {"config": plain.to_plain(run), "scaler": session.scaler.state_dict()}
     torch.save(torch.load(path, weights_only=True) | changed, path)

@@ -214,7 +214,7 @@ def test_every_preset_passes_its_checks_and_survives_yaml(name, tmp_path):
     assert preset.run.preset == name
     assert f"/{preset.run.method.name}" in name
     (tmp_path / "recipe.yaml").write_text(presets.describe(name))
-    assert plain.load(tmp_path / "recipe.yaml") == preset.run
+    assert presets.load(tmp_path / "recipe.yaml") == preset.run
 
 
 @ALL

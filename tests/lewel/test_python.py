@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import os
+import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 import lewel
 from lewel import cli, data
+from lewel.data import own
 from lewel.errors import LewelError
+from lewel.installed import TRAIN
 from lewel.methods import losses
 from lewel.methods.method import Method as Model
 from lewel.recipe import plain, presets
@@ -51,6 +58,20 @@ class TestPackage:
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert told == "train Method\n"
 
+    @pytest.mark.parametrize("use", ["lewel.train", "lewel.Method", "lewel.data"])
+    def test_what_is_not_installed_is_a_sentence(self, use):
+        code = f"""if True:
+            import sys; sys.modules["torchvision"] = None; import lewel
+            try: {use}
+            except lewel.LewelError as error: print(error)"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == f'{use} needs torchvision, which is not installed: pip install "lewel[train]"\n'
+
+    def test_what_may_not_be_installed_is_the_extra_and_pillow_with_torchvision(self):
+        text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+        extra = re.search(r"^train = (\[.*\])$", text, re.MULTILINE)
+        assert {re.split("[<>=]", part)[0] for part in ast.literal_eval(extra[1])} | {"pillow"} == set(TRAIN.values())
+
     def test_every_name_is_there_and_no_other(self):
         assert all(hasattr(lewel, name) for name in lewel.__all__)
         assert lewel.build_encoder(EncoderSettings("tiny")).channels == 256
@@ -80,6 +101,29 @@ class TestSettings:
             encoder=EncoderSettings(),
         )
 
+    def test_numbers_of_numpy_and_torch_are_numbers(self):
+        given = {
+            "epochs": np.int64(3),
+            "optim": {"lr": np.float32(0.5)},
+            "compile": np.bool_(True),
+            "preset": np.str_("a"),
+            "knn_k": np.array([5, 10]),
+            "data.augmentation.blur": (torch.tensor(0.5), 0),
+            "seed": torch.tensor(7),
+        }
+        run = plain.changed(TINY, given, source="x")
+        assert (run.epochs, run.optim.lr, run.compile, run.knn_k, run.seed) == (3, 0.5, True, (5, 10), 7)
+        assert run.data.augmentation.blur == (0.5, 0)
+        assert yaml.safe_load(plain.to_yaml(run))["preset"] == "a"
+
+    def test_places_alone_are_folders(self):
+        assert plain.changed(TINY, {"data": {"root": "a"}}, source="x").data.name == "folder"
+        assert plain.changed(TINY, {"data.root": "a", "data.name": "embedded"}, source="x").data.name == "embedded"
+
+    def test_a_table_is_a_recipe(self, tmp_path):
+        run = lewel.train(config=plain.to_plain(replace(TINY, epochs=2)), out=tmp_path / "run", epochs=np.int64(1))
+        assert run.config == replace(TINY, epochs=1, out=str(tmp_path / "run"))
+
     def test_paths_are_places(self):
         assert plain.changed(TINY, {"data.root": [Path("a"), "b"]}, source="x").data.roots == ("a", "b")
 
@@ -94,10 +138,18 @@ class TestSettings:
             ({"epochs": "two"}, "epochs must be a whole number, got 'two'"),
             ({"optim": 3}, "optim must be a table of keys, got 3"),
             ({"optim.lr": None}, "optim.lr must be a number, got None"),
+            ({"optim": {"lr": "1e-3"}}, "optim.lr must be a number (without quotes), got '1e-3'"),
+            ({"optim": {"lr": 1}, "optim.lr": 2}, "optim.lr is given twice, dotted and in its table"),
+            ({"dry_run": True}, "dry_run is no part of a recipe; it is a flag of the command"),
+            ({"config": {"epoch": 1}}, "there is no epoch; did you mean epochs?"),
+            ({"config": 3}, "config is a path, got 3"),
+            ({"preset": 3}, "preset is the name of a recipe, got 3"),
             ({"preset": "embedded/lewel"}, "did you mean embedded/lewel_"),
             ({"preset": "embedded/lewel_m", "config": "a.yaml"}, "preset and config both name a recipe"),
             ({"encoder": "resnet18"}, "encoder is a torch.nn.Module or a table of settings"),
             ({"data": 3}, "data is a folder or several, two data sets"),
+            ({"data": TensorDataset(torch.zeros(2, 1))}, "data is two data sets, to train on and to test by, and Tens"),
+            ({"data": (TensorDataset(torch.zeros(2, 1)), None)}, "TensorDataset is one; hold some of it back"),
             ({"data": ["a", None]}, "a table of settings, got ['a', None]"),
             ({"data": ""}, "a table of settings, got ''"),
             ({"data": ["a", ""]}, "data.root has an empty place among 2"),
@@ -144,7 +196,7 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, monkeypatch, ca
     assert torch.equal(run.encoder.conv1.weight, states[0]["online.encoder.conv1.weight"])
     assert run.finished
     assert [record["kind"] for record in run.log] == ["baselines", "step", "step", "step", "epoch"]
-    assert run.config == plain.load(run.folder / "config.yaml")
+    assert run.config == presets.load(run.folder / "config.yaml")
     capsys.readouterr()
     accuracy = lewel.eval("knn", run.folder)
     assert accuracy == pytest.approx({200: run.log[-1]["knn"], 20: run.log[-1]["knn_20"]})
@@ -162,16 +214,52 @@ def small_encoder() -> nn.Module:
     [
         (lambda run: lewel.train(resume=True), 'resume is a checkpoint to continue from, or "auto", got True'),
         (lambda run: lewel.export(run, to="onnx"), "to must be one of torchvision, .* got 'onnx'"),
+        (
+            lambda run: lewel.export(run, "safetensors", network="momentum"),
+            "network must be one of online, target, got",
+        ),
+        (lambda run: lewel.export(None, "safetensors"), "run is a path, got None"),
         (lambda run: lewel.maps(run, "none.png"), "cannot read none.png as an image"),
+        (lambda run: lewel.maps(run, None), "images is an image file or several, got None"),
+        (lambda run: lewel.maps(run, []), "no images were given"),
+        (lambda run: lewel.maps(run, "a.png", out=None), "out is a path, got None"),
+        (lambda run: lewel.eval("knn", None), "run is a path, got None"),
+        (lambda run: lewel.eval("knn", run, k="5"), "lewel.eval: knn_k must be a list of numbers, got '5'"),
+        (lambda run: lewel.eval("knn", run, k=2.5), "lewel.eval: knn_k must be a list of numbers, got 2.5"),
+        (lambda run: lewel.eval("knn", run, temperature="0.1"), "knn_temperature must be a number .without quotes."),
+        (lambda run: lewel.eval("knn", run, bank=10.0), "knn_bank must be a whole number, got 10.0"),
+        (lambda run: lewel.eval("knn", run, data_eval=3), "data_eval is a path, got 3"),
     ],
-    ids=["resume", "export", "maps"],
+    ids=range(14),
 )
 def test_what_has_another_type_is_a_sentence(call, sentence, finished):
     with pytest.raises(LewelError, match=sentence):
         call(finished.folder)
 
 
+def test_eval_takes_numbers_of_numpy(finished):
+    assert lewel.eval("knn", finished.folder, k=np.int64(5), data_eval=None).keys() == {5}
+
+
+class Locked(nn.Sequential):
+    """Holds what no copy can be made of."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 4, stride=4))
+        self.lock = threading.Lock()
+
+
 class TestEncoder:
+    def test_of_frozen_parameters_is_refused(self, tmp_path):
+        with pytest.raises(LewelError, match=r"the encoder Sequential has no parameter to train \(requires_grad\)"):
+            lewel.train(out=tmp_path / "run", config=TINY, encoder=small_encoder().requires_grad_(False))
+        assert not (tmp_path / "run").exists()
+
+    def test_that_cannot_be_copied_is_refused(self):
+        run = replace(TINY, encoder=EncoderSettings("custom"))
+        with pytest.raises(LewelError, match=r"copy\.deepcopy cannot copy Locked \(cannot pickle '_thread.lock'"):
+            Model(run, Locked())
+
     def test_is_trained_in_place_and_named_custom(self, tmp_path, monkeypatch, capsys):
         encoder = small_encoder()
         before = copy.deepcopy(encoder.state_dict())
@@ -179,7 +267,7 @@ class TestEncoder:
         assert run.encoder is encoder
         assert not torch.equal(before["0.weight"], encoder[0].weight)
         assert run.session.method.target.encoder is not encoder
-        assert plain.load(run.folder / "config.yaml").encoder.name == "custom"
+        assert presets.load(run.folder / "config.yaml").encoder.name == "custom"
         self.refused_without(run.folder, monkeypatch, capsys)
         run = lewel.train(out=tmp_path / "run", config=TINY, encoder=small_encoder(), resume="auto")
         assert torch.equal(run.encoder[0].weight, encoder[0].weight)  # the checkpoint's, at the end already
@@ -276,7 +364,7 @@ class TestData:
         ]  # fmt: skip
         for run in runs[1:]:
             assert_same(runs[0].session, run.session)
-        assert plain.load(runs[0].folder / "config.yaml").data.name == "custom"
+        assert presets.load(runs[0].folder / "config.yaml").data.name == "custom"
         with pytest.raises(LewelError, match=r"the images of this run came from Python \(data.name custom\)"):
             lewel.eval("knn", runs[0].folder)
         accuracy = lewel.eval("knn", runs[0].folder, k=5, data=(Pictures(32), Pictures(8)))
@@ -332,14 +420,33 @@ class TestData:
             (Pictures(32, "name"), "item 0 of Pictures is 'dark'"),
             (Pictures(32, "alone"), r"give \(image, label\)"),
             (Pictures(0), "the training set, a Pictures, is empty"),
-            ([1, 2], r"the training set must have a length, items .* list lacks one"),
+            ([1, 2], r"the training set, a list, has no classes, .* set them before, as in dataset.classes"),
+            (3, "the training set, a int, has no length; give it a method __len__"),
+            (ConcatDataset([Pictures(4)]), "the training set, a ConcatDataset, has no classes"),
         ],
-        ids=["float", "gray", "planes", "beyond", "below", "half", "name", "no-label", "empty", "list"],
+        ids=[
+            "float",
+            "gray",
+            "planes",
+            "beyond",
+            "below",
+            "half",
+            "name",
+            "no-label",
+            "empty",
+            "list",
+            "number",
+            "joined",
+        ],
     )
     def test_of_another_form_is_refused_before_anything_is_written(self, train, sentence, tmp_path):
         with pytest.raises(LewelError, match=sentence):
             lewel.train(out=tmp_path / "run", config=TINY, data=(train, Pictures(8)))
         assert not (tmp_path / "run").exists()
+
+    def test_in_part_has_the_classes_of_the_whole(self):
+        part = Subset(Subset(Pictures(32), range(20)), range(10))
+        assert own.build(part, Pictures(8), TINY.data, 0).num_classes == 2
 
     def test_whose_classes_differ_is_refused(self, monkeypatch, tmp_path):
         other = Pictures(8)

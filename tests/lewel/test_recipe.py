@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from lewel.commands.train import parse
+from lewel.commands.train import TrainCommand, parse
 from lewel.errors import LewelError
 from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Augmentation, Data, Heads, MethodSettings, Optim, Train
@@ -47,14 +47,37 @@ def augmented(**changes: Any) -> Train:
         pytest.param("knn_k: [200, 2.5]", "knn_k must be a whole number, got 2.5", id="list-of-fractions"),
         pytest.param("optim: {lr: 1e-3}", "lr must be a number .write 1.0e-3, .* got '1e-3'", id="exponent"),
         pytest.param("optim: {lr: 2.5E3}", "write 2.5e.3,", id="exponent-without-sign"),
-        pytest.param("[1, 2", "cannot read the recipe", id="not-yaml"),
+        pytest.param("[1, 2", "cannot read the recipe .*line 1: while .*, expected", id="not-yaml"),
+        pytest.param("epochs: 1\nseed: 1\nepochs: 2", "line 3: epochs is in line 1 already; write it", id="twice"),
+        pytest.param("optim: {lr: 1, lr: 2}", "line 1: lr is in line 1 already", id="twice-in-a-line"),
+        pytest.param("optim: {lr: 1}\noptim: {momentum: 0}", "line 2: optim is in line 1 already", id="section-twice"),
+        pytest.param("optim.lr: 1\noptim: {lr: 2}", "optim.lr is given twice, dotted and in its", id="dotted-twice"),
+        pytest.param("epochs: 1\n---\nseed: 1", "line 2: expected a single document .*, but found another", id="two"),
+        pytest.param("epochs: !!int x", "cannot read the recipe .*: invalid literal", id="tag"),
+        pytest.param("epochs: &a [*a]", "recipe .* has a part that holds itself", id="circle"),
+        pytest.param("[" * 3000, "cannot read the recipe .*: maximum recursion depth", id="brackets"),
+        pytest.param("method: infoNCE", "got 'infoNCE'; did you mean method.loss infonce?", id="loss-as-a-word"),
+        pytest.param("seed: 010", "line 1: YAML takes 010 for 8; write that number, or quotes", id="octal"),
+        pytest.param("epochs: 1:30", "line 1: YAML takes 1:30 for 90; write that", id="sixty"),
+        pytest.param("optim: {lr: 1:30.5}", "line 1: YAML takes 1:30.5 for 90.5", id="sixty-with-a-fraction"),
+        pytest.param('optim: {lr: "0.1"}', "lr must be a number .without quotes., got '0.1'", id="quoted-number"),
+        pytest.param('epochs: "3"', "a whole number .without quotes., got '3'", id="quoted-whole-number"),
+        pytest.param('compile: "true"', "true or false .without quotes., got 'true'", id="quoted-truth"),
+        pytest.param("resume: auto", "resume is no part of a recipe; .* lewel train --resume$", id="flag"),
+        pytest.param("dry_run: true", "dry_run is no part of a recipe; .* lewel train --dry-run$", id="long-flag"),
+        pytest.param("encoder: resnet18", "got 'resnet18'; write encoder: {name: resnet18}", id="encoder-as-a-word"),
+        pytest.param("data: cifar10", "got 'cifar10'; write data: {name: cifar10}", id="set-as-a-word"),
+        pytest.param("data: SET", "got 'SET'; write data: {root: SET}", id="place-as-a-word"),
+        pytest.param("method: lewel_m", "lewel_m is method.loss infonce with method.w_aligned above 0", id="method"),
+        pytest.param("preset: cifar10/lewel", "there is no preset 'cifar10/lewel'; did you mean cifar10/", id="preset"),
+        pytest.param("preset: 3", "preset must be a string, got 3", id="preset-of-a-number"),
     ],
 )
 def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml)
     with pytest.raises(LewelError, match=sentence.replace("[", r"\[").replace("?", r"\?")):
-        plain.load(path)
+        presets.load(path)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +85,13 @@ def test_a_wrong_yaml_recipe_is_a_sentence(yaml, sentence, tmp_path):
     [
         pytest.param(
             Train(method=MethodSettings(loss="triplet")),
-            "loss must be one of infonce, byol, simsiam.*, got 'triplet'",
+            "loss must be one of infonce, byol, simsiam.*, got 'triplet'; an objective of your own",
             id="loss",
+        ),
+        pytest.param(
+            Train(method=MethodSettings(loss="moco")),
+            "got 'moco'; moco_v2 is method.loss infonce with method.w_aligned 0",
+            id="method-for-a-loss",
         ),
         pytest.param(Train(precision="ambient"), "precision ambient is that of the autocast around", id="ambient"),
         pytest.param(Train(heads=Heads(num_maps=64, num_groups=5)), "64 maps and 5 groups", id="groups"),
@@ -336,8 +364,71 @@ def test_preset_and_config_together_are_refused():
         parse(["--preset", "cifar10/lewel_m", "--config", "x.yaml"])
 
 
+def test_a_recipe_in_part_begins_with_the_preset_that_it_names(tmp_path):
+    (tmp_path / "part.yaml").write_text("preset: cifar10/lewel_m\nepochs: 3\noptim.lr: 0.5\noptim: {momentum: 0.5}\n")
+    preset = presets.get("cifar10/lewel_m")
+    expected = replace(preset, epochs=3, optim=replace(preset.optim, lr=0.5, momentum=0.5))
+    assert presets.load(tmp_path / "part.yaml") == expected
+
+
+def test_a_whole_recipe_is_what_it_says_whatever_it_began_with(tmp_path):
+    for preset in ("cifar10/lewel_m", "none/such"):
+        (tmp_path / "config.yaml").write_text(plain.to_yaml(Train(preset=preset)))
+        assert presets.load(tmp_path / "config.yaml") == Train(preset=preset)
+
+
+def test_places_without_a_name_are_folders_in_a_recipe_too(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {root: SET}")
+    assert presets.load(tmp_path / "recipe.yaml").data == Data(name="folder", root="SET")
+    (tmp_path / "recipe.yaml").write_text("data: {root: SET, name: embedded}")
+    with pytest.raises(LewelError, match="says nothing about the embedded images"):
+        checks.check(presets.load(tmp_path / "recipe.yaml"))
+
+
+def test_what_is_merged_is_not_there_twice(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("<<: {epochs: 2, seed: 1}\nepochs: 3")
+    assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=3, seed=1)
+
+
+def test_a_date_is_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("out: 2026-01-31")
+    assert presets.load(tmp_path / "recipe.yaml").out == "2026-01-31"
+
+
+def test_a_recipe_may_be_utf_16(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("epochs: 3", encoding="utf-16")
+    assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=3)
+
+
+def test_flags_that_are_no_part_of_a_recipe_are_known_as_such():
+    assert set(plain.FLAGS) == {field.name for field in fields(TrainCommand)} - {"run"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("run", None, "the recipe run is a folder; its run's is run/config.yaml"),
+        ("other", None, "the recipe other is a folder; name a YAML file"),
+        ("step.pt", b"PK\x03\x04\0", "is no YAML text; a checkpoint is continued by --resume step.pt"),
+        ("a.png", b"\x89PNG\0", "the recipe a.png is no YAML text"),
+        ("a.yaml", "wandb: caf\xe9".encode("latin-1"), "cannot read the recipe a.yaml as UTF-8: "),
+        ("cifar10/lewel_m", None, "no file cifar10/lewel_m, but a preset of that name: --preset cifar10/lewel_m"),
+        ("none.yaml", None, "cannot read the recipe none.yaml: No such file"),
+    ],
+)
+def test_what_is_no_recipe_is_told_from_one(name, content, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LewelError, match=sentence):
+        presets.load(name)
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet\n"])
 def test_an_empty_recipe_is_not_taken_for_the_default_one(text, tmp_path):
     (tmp_path / "empty.yaml").write_text(text)
     with pytest.raises(LewelError, match=r"the recipe .*empty\.yaml is empty"):
-        plain.load(tmp_path / "empty.yaml")
+        presets.load(tmp_path / "empty.yaml")

@@ -24,7 +24,7 @@ from lewel.errors import DataError
 from lewel.evaluation import features, health, knn
 from lewel.evaluation.features import knn_accuracy
 from lewel.methods.method import Method as Model
-from lewel.recipe import plain
+from lewel.recipe import presets
 from lewel.recipe.schema import Optim, Train
 from lewel.results import report
 from lewel.run import checkpoint
@@ -94,7 +94,7 @@ def test_automatic_precision_is_bf16_where_the_processor_has_it(native, precisio
 
 
 def test_run_folder_tells_the_whole_story(finished):
-    assert plain.load(finished.folder / "config.yaml") == TINY
+    assert presets.load(finished.folder / "config.yaml") == TINY
     assert [path.name for path in checkpoint.found(finished.folder / "checkpoints")] == [
         "step-00000006.pt",
         "step-00000009.pt",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from lewel.errors import LewelError
-from lewel.recipe import plain
+from lewel.recipe import plain, reading
 from lewel.recipe.presets import cifar10, embedded, imagenet, imagenet100, imagenette, stl10
 from lewel.recipe.presets.cifar10 import CIFAR10_MOCO
 from lewel.recipe.presets.preset import BYOL, LEWEL_B, LEWEL_M, MOCO_V2, SIMSIAM, Preset
@@ -14,7 +18,7 @@ from lewel.recipe.schema import Train
 
 __all__ = [
     "BYOL", "CIFAR10_MOCO", "LEWEL_B", "LEWEL_M", "MOCO_V2", "PRESETS",
-    "SIMSIAM", "Preset", "describe", "get", "published_images", "table",
+    "SIMSIAM", "Preset", "describe", "get", "load", "made", "published_images", "table",
 ]  # fmt: skip
 
 SETS = (embedded, cifar10, stl10, imagenette, imagenet100, imagenet)  # from the smallest to the largest
@@ -28,6 +32,31 @@ PRESETS = {
 def get(name: str) -> Train:
     """The recipe of a preset. Raises LewelError, with the nearest name, for an unknown one."""
     return _preset(name).run
+
+
+def load(path: str | os.PathLike[str]) -> Train:
+    """The recipe in a YAML file, as made says. Raises LewelError where there is none."""
+    name = os.fspath(path)
+    if name in PRESETS and not Path(path).exists():
+        raise LewelError(f"there is no file {name}, but a preset of that name: --preset {name}")
+    try:
+        return made(reading.read(path), source=name)
+    except RecursionError:
+        raise LewelError(f"cannot read the recipe {name}: it has a part that holds itself") from None
+
+
+def made(values: Any, *, source: str) -> Train:
+    """The recipe that a table of settings makes.
+
+    One without all sections begins with the preset that it names, or the default recipe. One with all of them, such as
+    config.yaml of a run, is whole, and preset only tells what it began with once.
+    """
+    sections = {name for name, value in plain.to_plain(Train()).items() if isinstance(value, dict)}
+    start = Train()
+    if isinstance(values, Mapping) and not sections <= values.keys():
+        name = values.get("preset", start.preset)
+        start = get(name) if isinstance(name, str) and name != start.preset else start
+    return plain.changed(start, values, source=source)
 
 
 def published_images(run: Train) -> int | None:
@@ -78,6 +107,8 @@ def _row(name: str, preset: Preset) -> tuple[str, ...]:
 
 def _preset(name: str) -> Preset:
     if name not in PRESETS:
+        if name.endswith((".yaml", ".yml")):
+            raise LewelError(f"there is no preset {name!r}; a recipe in a file is named by --config {name}")
         near = difflib.get_close_matches(name, PRESETS, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise LewelError(f"there is no preset {name!r}; {meant}`lewel presets` lists all")
