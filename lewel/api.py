@@ -106,10 +106,10 @@ def eval(
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
     many = plain.bare(k)
     asked = (many,) if isinstance(many, int) else many
-    places, labelled = _places_of(data_root) or _places_of(data), _path("data_eval", data_eval) if data_eval else ""
-    return knn_of(_path("run", run), places, os.fspath(labelled), asked, temperature, bank, data=data, encoder=encoder)[
-        2
-    ]
+    places = _places_of(data_root) or _places_of(data)
+    labelled = str(_path("data_eval", data_eval)) if data_eval else ""
+    found = knn_of(_path("run", run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)
+    return found[2]
 
 
 def knn_of(

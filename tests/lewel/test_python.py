@@ -33,6 +33,8 @@ from lewel.recipe import plain, presets
 from lewel.recipe.schema import EncoderSettings, Heads, Optim, Train
 from lewel.run.session import prepare
 
+ONE = TensorDataset(torch.zeros(2, 1))
+
 
 class TestPackage:
     def test_train_is_the_function_whatever_was_imported(self):
@@ -148,8 +150,8 @@ class TestSettings:
             ({"preset": "embedded/lewel_m", "config": "a.yaml"}, "preset and config both name a recipe"),
             ({"encoder": "resnet18"}, "encoder is a torch.nn.Module or a table of settings"),
             ({"data": 3}, "data is a folder or several, two data sets"),
-            ({"data": TensorDataset(torch.zeros(2, 1))}, "data is two data sets, to train on and to test by, and Tens"),
-            ({"data": (TensorDataset(torch.zeros(2, 1)), None)}, "TensorDataset is one; hold some of it back"),
+            pytest.param({"data": ONE}, "data is two data sets, to train on and to test by, and Tens", id="one set"),
+            pytest.param({"data": (ONE, None)}, "TensorDataset is one; hold some of it back", id="one set and None"),
             ({"data": ["a", None]}, "a table of settings, got ['a', None]"),
             ({"data": ""}, "a table of settings, got ''"),
             ({"data": ["a", ""]}, "data.root has an empty place among 2"),
