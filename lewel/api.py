@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -71,9 +72,10 @@ def train(
     run = plain.changed(run, {"out": out, **settings} if out else settings, source=plain.PYTHON)
     sets, module = _sets(data, run), _module(encoder)
     if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
-        raise LewelError(
-            f"the encoder {type(module).__name__} has no parameter to train (requires_grad); "
-            "encoder.requires_grad_(True) unfreezes all"
+        warnings.warn(
+            f"lewel: the encoder {type(module).__name__} has no parameter with requires_grad, so the heads alone are "
+            "trained",
+            stacklevel=2,
         )
     before = torch.distributed.is_initialized()
     if not isinstance(resume, (str, os.PathLike)):
@@ -105,7 +107,7 @@ def eval(
     if kind != "knn":
         raise LewelError(f"lewel.eval knows knn, got {kind!r}")
     many = plain.bare(k)
-    asked = (many,) if isinstance(many, int) else many
+    asked = (many,) if isinstance(many, int) else tuple(many) if isinstance(many, range) else many
     places = _places_of(data_root) or _places_of(data)
     labelled = str(_path("data_eval", data_eval)) if data_eval else ""
     found = knn_of(_path("run", run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)
@@ -147,14 +149,13 @@ def knn_of(
 
 def maps(
     run: str | os.PathLike[str],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str] = "maps.png",
 ) -> None:
     """Draws the alignment maps of a run's newest checkpoint over an image file or several, into the picture out."""
-    named = _places_of(images)
-    if not named and images != []:
-        raise LewelError(f"images is an image file or several, got {reprlib.repr(images)}")
-    pictures.over_files(_path("run", run), [Path(image) for image in named], _path("out", out))
+    given = [images] if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable) else images
+    named = [_path("an image", image) for image in given]
+    pictures.over_files(_path("run", run), named, _path("out", out))
 
 
 def export(

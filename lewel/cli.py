@@ -81,9 +81,9 @@ def _status(arguments: list[str]) -> int:
             return 2
         if not isinstance(error, OSError):
             raise
-        named = error.filename or "the system refuses a call"
+        named = f"{error.filename or 'the system refuses a call'}: " if error.errno else ""
         more = "; raise the limit (ulimit -n 4096)" if error.errno == errno.EMFILE else ""
-        print(f"lewel: {named}: {error.strerror or error}{more}", file=sys.stderr)
+        print(f"lewel: {named}{error.strerror or error}{more}", file=sys.stderr)
         return 2
     return 0
 

@@ -46,9 +46,9 @@ def train(session: Session, resume: Path | None) -> bool:
             carry_over(resume.parent.parent / "log.jsonl", log_file)
     log = RunLog(log_file, total_steps=session.total_steps, first_step=session.steps_done, run=run, quiet=not leads)
     try:
-        if leads:  # only now, for a folder with this file holds a run, and a board may have refused to start
-            write_text(folder / "config.yaml", plain.to_yaml(run))
         session.sets.fill(log.progress)
+        if leads:  # only now, for a folder with this file holds a run; a board or the images may have ended it before
+            write_text(folder / "config.yaml", plain.to_yaml(run))
         if resume is None:
             if run.knn_every:
                 online.log_baselines(session, log)

@@ -16,7 +16,7 @@ from lewel.errors import LewelError
 
 TRAINS = ("train", "training")  # folders with training images, in small letters
 TESTS = ("test", "val", "valid", "validation", "testing")  # with test images; the first that fits train/ is used
-_LIKE = re.compile(rf"({'|'.join((*TRAINS, *TESTS))})([\W\d_]|$)")  # train2017, val.X, test_set
+_LIKE = re.compile(rf"({'|'.join((*TRAINS, *TESTS))})([-_.\d]|$)")  # train2017, val.X, test_set
 
 
 class Divided(NamedTuple):
@@ -43,7 +43,9 @@ def train_folder(root: str) -> str | None:
 
 
 def _is_class(root: str, name: str) -> bool:
-    """Whether folder name of root holds images alone, as several others do, none of them by its name a test split."""
+    """Whether folder name of root, itself a split by its name, holds images alone, as several others there do."""
+    if not _is_exact(os.path.basename(os.path.abspath(root))):
+        return False
     others = sorted(folders(root) - {name})
     if len(others) < 2 or any(_LIKE.match(other.lower()) for other in others) or folders(os.path.join(root, name)):
         return False
@@ -99,9 +101,10 @@ def otherwise(names: Collection[str], others: Collection[str]) -> str:
 
 
 def splits_among(names: Collection[str]) -> set[str]:
-    """Those of the folders names that are no classes; names such as train2017 and val_set count where two have them."""
+    """Those of the folders names that are no classes; train2017 and val_set are some where both lie there."""
     like = {name for name in names if _LIKE.match(name.lower())}
-    return like if len(like) > 1 else {name for name in like if _is_exact(name)}
+    both = {is_test(name) for name in like} == {False, True}
+    return {name for name in like if both or _is_exact(name)}
 
 
 def is_test(name: str) -> bool:

@@ -117,7 +117,7 @@ def of_eval(root: str, passed: PassedOver) -> Compared:
         names = classes([source], None)
         return compared(names, labelled(train, names), labelled(test, names), train.folder, test.folder)
     unsure = set() if train.has_classes else splits_among(train.names)
-    inside = [name for name in sorted(train.names) if name.lower() in TESTS or (name in unsure and is_test(name))]
+    inside = [name for name in sorted(train.names) if name in TESTS or (name in unsure and is_test(name))]
     if inside and train.folder == source.root:
         raise LewelError(
             f"data.eval {root} holds {inside[0]}/ but no train/, so its folders are no classes; name the folder that "

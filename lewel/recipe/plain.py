@@ -149,7 +149,7 @@ def _hint(kind: type, value: Any, source: str) -> str:
         mantissa, exponent = text.split("e")
         return f" (write {mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+}, which YAML reads as one)"
     digits = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?"
-    written = {float: digits, int: "[-+]?[0-9]+", bool: "true|false"}[kind]
+    written = {float: digits, int: "[-+]?(0|[1-9][0-9]*)", bool: "true|false"}[kind]
     return " (without quotes)" if re.fullmatch(written, text) else ""
 
 

@@ -13,6 +13,7 @@ import yaml
 from lewel.errors import LewelError
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MERGE = "tag:yaml.org,2002:merge"  # of <<
 ARCHIVE = b"PK\x03\x04"  # what torch.save begins a checkpoint with
 
 
@@ -53,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:  # of which there may be several
                 if key.value in lines:
                     _refuse(f"{key.value} is in line {lines[key.value]} already; write it once", key)
                 lines[key.value] = key.start_mark.line + 1

@@ -164,8 +164,9 @@ def check_run(folder: Path, file: str) -> None:
     """Raises LewelError where a folder lacks a file that every run has; names the run that folder is a part of."""
     if (folder / file).exists():
         return
-    within = next((above for above in folder.parents if (above / "config.yaml").is_file()), None)
-    why = "it is a file" if folder.is_file() else f"it has no {file}"
+    runs = (above for above in folder.parents if all((above / name).is_file() for name in ("config.yaml", "log.jsonl")))
+    within = next(runs, None) if folder.exists() else None
+    why = "it is a file" if folder.is_file() else f"it has no {file}" if folder.exists() else "it is not there"
     instead = "lewel train says where it writes" if within is None else f"it lies in the run {within}, name that"
     raise LewelError(f"{folder} is no run folder: {why}; {instead}")
 

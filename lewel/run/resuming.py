@@ -59,8 +59,6 @@ def restore(path: Path, session: Session) -> str:
             f"{path} was trained with another recipe ({'; '.join(changed)}); "
             "a resumed run continues exactly, so undo the change or start anew in another folder (--out)"
         )
-    if old.epochs != run.epochs:
-        _check_epochs(old, run, state["step"], len(session.loader), path)
     unknown = folder is not None and remembered is None  # an earlier version wrote it
     if state["images"] != images:
         raise CheckpointError(
@@ -69,6 +67,8 @@ def restore(path: Path, session: Session) -> str:
             + COUNTED_SINCE
             * unknown
         )
+    if old.epochs != run.epochs:
+        _check_epochs(old, run, state["step"], len(session.loader), path)
     if folder is not None and remembered is not None:
         differ = distributed.from_leader(lambda: folder.difference(remembered))
         if differ:

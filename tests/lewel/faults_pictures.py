@@ -182,6 +182,13 @@ def lists_moved(folder: Path, *, shorter: bool = False) -> None:
 
 
 TOO_MANY = ("of the 16 images in set/train could not be read", "--data.max-unreadable", "set/train/ant/000.png")
+
+
+def no_run(ended: Ended) -> None:
+    """A second try needs no other --out."""
+    assert not (ended.folder / "run" / "config.yaml").exists()
+
+
 ROWS = (
     Fault(
         name="16 bits",
@@ -252,6 +259,7 @@ ROWS = (
         command=f"{FILES} --data.storage memory",
         status=2,
         says=("lewel: 5 ", *TOO_MANY),
+        left=no_run,
     ),
     Fault(
         name="larger than the memory",

@@ -23,7 +23,9 @@ SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method
     [
         pytest.param(["trian"], "there is no command 'trian'", id="command"),
         pytest.param(["eval"], "needs one of knn and a run folder, got nothing", id="eval"),
-        pytest.param(["eval", "knn", "nowhere"], "nowhere is no run folder", id="run"),
+        pytest.param(
+            ["eval", "knn", "nowhere"], "nowhere is no run folder: it is not there; lewel train says", id="run"
+        ),
         pytest.param(["train", "--preset", "embedded/lewel"], "did you mean embedded/lewel_", id="preset"),
         pytest.param(["train", "--preset", "a.yaml"], "in a file is named by --config a.yaml", id="preset-of-a-file"),
         pytest.param(["train", "--heads.num-groups", "7"], "64 maps and 7 groups", id="check"),

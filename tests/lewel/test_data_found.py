@@ -274,6 +274,18 @@ class TestLabels:
         assert sets.test.split.split == tmp_path / test
         assert not sets.found.beside
 
+    def test_classes_may_begin_like_splits(self, tmp_path):
+        for name in ("test tube", "training shoes", "val-d'or", "cat"):
+            pictures(tmp_path / name, 5)
+        sets = sets_of(tmp_path, eval=str(tmp_path))
+        assert (len(sets.train), sets.num_classes, sets.found.beside) == (20, 4, [])
+
+    def test_flat_folders_beside_train_are_left_aside(self, tmp_path):
+        for name in ("train", "masks", "depth"):
+            pictures(tmp_path / name, 5)
+        sets = sets_of(tmp_path)
+        assert (len(sets.train), sets.train.split.split) == (5, tmp_path / "train")
+
     def test_a_class_of_that_name_is_one_where_no_test_images_lie_beside_it(self, tmp_path):
         for name in ("swimming", "training"):
             pictures(tmp_path / name, 5)
@@ -287,7 +299,8 @@ class TestLabels:
             ("Training_Set test-set", "Training_Set test-set"),
             ("train_images validation_images trainer valley", "train_images validation_images"),
             ("test tube beaker", "test"),
-            ("test_tube beaker", ""),
+            ("test_tube test_drive beaker", ""),
+            ("train_track train_station", ""),
         ],
     )
     def test_names_of_splits_are_no_classes(self, names, splits):

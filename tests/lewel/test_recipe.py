@@ -61,6 +61,7 @@ def augmented(**changes: Any) -> Train:
         pytest.param("epochs: 1:30", "line 1: YAML takes 1:30 for 90; write that", id="sixty"),
         pytest.param("optim: {lr: 1:30.5}", "line 1: YAML takes 1:30.5 for 90.5", id="sixty-with-a-fraction"),
         pytest.param('optim: {lr: "0.1"}', "lr must be a number .without quotes., got '0.1'", id="quoted-number"),
+        pytest.param("seed: 08", "seed must be a whole number, got '08'", id="no-octal"),
         pytest.param('epochs: "3"', "a whole number .without quotes., got '3'", id="quoted-whole-number"),
         pytest.param('compile: "true"', "true or false .without quotes., got 'true'", id="quoted-truth"),
         pytest.param("resume: auto", "resume is no part of a recipe; .* lewel train --resume$", id="flag"),
@@ -69,7 +70,9 @@ def augmented(**changes: Any) -> Train:
         pytest.param("data: cifar10", "got 'cifar10'; write data: {name: cifar10}", id="set-as-a-word"),
         pytest.param("data: SET", "got 'SET'; write data: {root: SET}", id="place-as-a-word"),
         pytest.param("method: lewel_m", "lewel_m is method.loss infonce with method.w_aligned above 0", id="method"),
-        pytest.param("preset: cifar10/lewel", "there is no preset 'cifar10/lewel'; did you mean cifar10/", id="preset"),
+        pytest.param(
+            "preset: cifar10/lewel", "yaml: there is no preset 'cifar10/lewel'; did you mean cifar10/", id="preset"
+        ),
         pytest.param("preset: 3", "preset must be a string, got 3", id="preset-of-a-number"),
     ],
 )
@@ -371,6 +374,12 @@ def test_a_recipe_in_part_begins_with_the_preset_that_it_names(tmp_path):
     assert presets.load(tmp_path / "part.yaml") == expected
 
 
+def test_a_few_settings_of_every_section_begin_with_the_preset_too(tmp_path):
+    sections = "data: {workers: 1}\nencoder: {}\nheads: {}\nmethod: {}\noptim: {lr: 0.5}\n"
+    (tmp_path / "part.yaml").write_text("preset: cifar10/byol_200\n" + sections)
+    assert presets.load(tmp_path / "part.yaml").method.loss == "byol"
+
+
 def test_a_whole_recipe_is_what_it_says_whatever_it_began_with(tmp_path):
     for preset in ("cifar10/lewel_m", "none/such"):
         (tmp_path / "config.yaml").write_text(plain.to_yaml(Train(preset=preset)))
@@ -388,6 +397,8 @@ def test_places_without_a_name_are_folders_in_a_recipe_too(tmp_path):
 def test_what_is_merged_is_not_there_twice(tmp_path):
     (tmp_path / "recipe.yaml").write_text("<<: {epochs: 2, seed: 1}\nepochs: 3")
     assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=3, seed=1)
+    (tmp_path / "recipe.yaml").write_text("<<: {epochs: 2}\n<<: {seed: 1}")
+    assert presets.load(tmp_path / "recipe.yaml") == Train(epochs=2, seed=1)
 
 
 def test_a_date_is_text(tmp_path):

@@ -108,7 +108,7 @@ def test_columns_are_aligned():
 @pytest.mark.parametrize(
     ("records", "sentence"),
     [
-        (None, r"run is no run folder: it has no log\.jsonl"),
+        (None, r"run is no run folder: it is not there; lewel train says"),
         ([{"kind": "baselines", "step": 0, "knn_pixels": 1, "knn_untrained": 1}], "the log of .*run has no step yet"),
         ([], "the log of .*run has no step yet"),
     ],

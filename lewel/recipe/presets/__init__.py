@@ -21,6 +21,7 @@ __all__ = [
     "SIMSIAM", "Preset", "describe", "get", "load", "made", "published_images", "table",
 ]  # fmt: skip
 
+OF_RUNS = {"epochs", "seed", "out"}  # settings that every run's config.yaml has, and hardly a file written by hand
 SETS = (embedded, cifar10, stl10, imagenette, imagenet100, imagenet)  # from the smallest to the largest
 PRESETS = {
     name: replace(preset, run=replace(preset.run, preset=name))
@@ -48,14 +49,18 @@ def load(path: str | os.PathLike[str]) -> Train:
 def made(values: Any, *, source: str) -> Train:
     """The recipe that a table of settings makes.
 
-    One without all sections begins with the preset that it names, or the default recipe. One with all of them, such as
+    It begins with the preset that it names, or the default recipe. One with all sections and OF_RUNS, such as
     config.yaml of a run, is whole, and preset only tells what it began with once.
     """
-    sections = {name for name, value in plain.to_plain(Train()).items() if isinstance(value, dict)}
+    whole = {name for name, value in plain.to_plain(Train()).items() if isinstance(value, dict)} | OF_RUNS
     start = Train()
-    if isinstance(values, Mapping) and not sections <= values.keys():
+    if isinstance(values, Mapping) and not whole <= values.keys():
         name = values.get("preset", start.preset)
-        start = get(name) if isinstance(name, str) and name != start.preset else start
+        if isinstance(name, str) and name != start.preset:
+            try:
+                start = get(name)
+            except LewelError as error:
+                raise LewelError(f"{source}: {error}; without preset it begins with the default recipe") from None
     return plain.changed(start, values, source=source)
 
 
