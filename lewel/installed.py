@@ -21,12 +21,11 @@ TRAIN = {
 }
 
 
-class Missing(LewelError):
+class Missing(ModuleNotFoundError, LewelError):
     """The module name, a part of the extra [train], is not installed."""
 
     def __init__(self, name: str, by: str) -> None:
-        super().__init__(f'{by} needs {TRAIN[name]}, which is not installed: pip install "lewel[train]"')
-        self.name = name
+        super().__init__(f'{by} needs {TRAIN[name]}, which is not installed: pip install "lewel[train]"', name=name)
 
 
 @contextlib.contextmanager
@@ -34,7 +33,7 @@ def needed(by: str) -> Iterator[None]:
     """A context of imports that by needs. Raises Missing, which of contexts in each other names the outermost."""
     try:
         yield
-    except (ModuleNotFoundError, Missing) as error:
+    except ModuleNotFoundError as error:
         if error.name not in TRAIN:
             raise
         raise Missing(error.name, by) from error
