@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import neighbours, offline
+from lewel.evaluation import logistic, neighbours, offline
 from lewel.evaluation.opening import Asked
 
 
@@ -53,8 +53,16 @@ class KnnCommand(Common):
     settings: Annotated[neighbours.Settings, tyro.conf.arg(name="")] = field(default_factory=neighbours.Settings)
 
 
+@dataclass(frozen=True)
+class LogisticCommand(Common):
+    """Fits scikit-learn's logistic regression to the features of a run's newest checkpoint."""
+
+    settings: Annotated[logistic.Settings, tyro.conf.arg(name="")] = field(default_factory=logistic.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "logistic": LogisticCommand,
 }
 
 
