@@ -17,6 +17,7 @@ from lewel.evaluation.subject import Asked
 def main(run: Path, out: Path) -> None:
     distributed.join()
     parts.PART = cache.PART = 10  # of 48 images, so that each process has some
+    cache.BATCH = 5
     found = {}
     for name, given in (("files", None), ("memory", data.build(subject.find(Asked(run=run)).run.data, 0))):
         what = subject.find(Asked(run=run, out=str(out), data=given))
