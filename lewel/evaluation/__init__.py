@@ -5,7 +5,7 @@ features       knn_accuracy: online kNN of a Session, by k; knn_of_pixels: the s
 knn            nearest, correct: the weighted classifier; key, accuracies: what a log calls its results
 health         spread and maps of the embedding for the log, and the limit of a collapse
 boxes          mass_in_boxes: how much of the maps lies on the embedded digits
-subject        find, of_session: what is evaluated offline, an encoder and its images; opening: of which recipe and weights
+subject        find, of_session: what is evaluated, an encoder and its images; opening: of which recipe and weights
 cache          features_of: the features of a subject, kept in 16 bits; key and parts: by what, and in which files
 outcome        write, newest: the results as files
 kinds, offline what a kind of evaluation is, the table of all; run and plan (--dry-run) of `lewel eval`

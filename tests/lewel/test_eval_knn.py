@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import TINY, run_in
+from tiny_runs import TINY, assert_equal, run_in
 
 import lewel
 from lewel import cli, data
@@ -95,6 +95,14 @@ def test_a_dry_run_says_what_of_the_features_is_there(finished, tmp_path, capsys
     cache.features_of(subject.find(Asked(run=finished.folder, out=str(tmp_path))), "train")
     command(*plan)
     assert f"features: 1 of 2 parts are in {tmp_path}/eval/features-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["knn", "logistic"])
+def test_no_tensor_of_the_encoder_changes(kind, finished, tmp_path):
+    what = subject.find(Asked(run=finished.folder, out=str(tmp_path)))
+    before = {name: value.clone() for name, value in what.encoder.state_dict().items()}
+    offline.KINDS[kind].evaluate(what, offline.KINDS[kind].settings(), None)
+    assert_equal(what.encoder.state_dict(), before)
 
 
 def test_frozen_is_checked_for_every_kind(finished, tmp_path, monkeypatch):
