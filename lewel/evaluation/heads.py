@@ -47,9 +47,9 @@ class Heads:
     """L linear classifiers of features (B, C) into K classes; each has a learning rate and initial weights of its own.
 
     seeing heads train on every image. blind ones, which have the numbers after those, leave out images that are held
-    out. The optimizer is SGD with momentum as PyTorch writes it: v = momentum v + g, w = w - rate v, without decay. With
-    larc, g is scaled before, as in apex (simsiam: main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and the
-    bias of each head apart, but by nothing where |w| or |g| is 0, which is the bias at the first step.
+    out. The optimizer is SGD with momentum as PyTorch writes it: v = momentum v + g, w = w - rate v, without decay.
+    With larc, g is scaled before, as in apex (simsiam: main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and
+    the bias of each head apart, but by nothing where |w| or |g| is 0, as that of the bias at the first step.
 
     The weights are (L, K, D), D at least C + 1: column C is the bias, for features get a 1 there, and zeros after it.
     No head's numbers enter those of another, so one that diverges disturbs none. Every process of several gives its
@@ -117,9 +117,9 @@ class Heads:
             part.weights.addcmul_(part.velocity, part.rates, value=factor)
 
     def correct(self, features: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-        """How many of features (N, C) each head classifies as labels (N,) say, or has among its top classes: (L,) int64.
+        """How many of features (N, C) each head classifies as labels (N,) say: (L,) int64.
 
-        A class is only right if its logit is above the others': heads that know nothing are right of nothing. Of
+        With top, how many it has the class of among so many. A class is only right if its logit is above the others': heads that know nothing are right of nothing. Of
         several processes each counts the rows that it is given.
         """
         found = torch.zeros(len(self.heads), dtype=torch.int64, device=self.weights.device)
@@ -162,17 +162,9 @@ class Heads:
             for first in range(start, end, size):
                 at = slice(first, min(first + size, end))
                 n = at.stop - first
-                self._parts.append(
-                    _Part(
-                        self.weights[at],
-                        self.velocity[at],
-                        self._rates[at],
-                        logits[:n],
-                        errors[:n],
-                        summed[: n * classes * row + 1],
-                        blind,
-                    )  # fmt: skip
-                )
+                numbers = summed[: n * classes * row + 1]
+                views = self.weights[at], self.velocity[at], self._rates[at], logits[:n], errors[:n], numbers
+                self._parts.append(_Part(*views, blind))
 
     def _with_one(self, images: int) -> Tensor:
         """Rows (images, D) for features: zeros, but a 1 for the bias."""

@@ -81,8 +81,8 @@ def test_larc_of_one_number_by_hand():
     one.step(torch.ones(1, 1), torch.tensor([1]), 1.0)
     error = 1 / (1 + torch.e)  # probability of class 0, and what class 1 lacks; |g| = sqrt(2) error
     moved = 0.5 * 1e-3 * 5 / 2**0.5
-    torch.testing.assert_close(one.weights[0, :, 0], torch.tensor([3 - moved, 4 + moved]).double(), rtol=0, atol=3e-7)
-    bias = torch.tensor([-0.5 * error, 0.5 * error]).double()
+    torch.testing.assert_close(one.weights[0, :, 0], torch.tensor([3 - moved, 4 + moved], dtype=torch.float64))
+    bias = torch.tensor([-0.5 * error, 0.5 * error], dtype=torch.float64)
     torch.testing.assert_close(one.weights[0, :, 1], bias, rtol=0, atol=1e-12)  # not adapted, for it was 0
 
 
