@@ -119,8 +119,8 @@ class Heads:
     def correct(self, features: Tensor, labels: Tensor, top: int = 1) -> Tensor:
         """How many of features (N, C) each head classifies as labels (N,) say: (L,) int64.
 
-        With top, how many it has the class of among so many. A class is only right if its logit is above the others': heads that know nothing are right of nothing. Of
-        several processes each counts the rows that it is given.
+        With top, of how many the class is among its first top ones. A class is before another only if its logit is
+        higher: heads that know nothing are right of nothing. Of several processes each counts the rows it is given.
         """
         found = torch.zeros(len(self.heads), dtype=torch.int64, device=self.weights.device)
         for some, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
