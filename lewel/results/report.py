@@ -79,8 +79,8 @@ def write_summary(session: Session) -> str:
 def summary(session: Session) -> str:
     """The text of report.txt, a number per line.
 
-    kNN beside the untrained network and raw pixels, linear accuracy, spread of the embedding, speed, and how much of the maps is in the
-    boxes.
+    kNN beside the untrained network and raw pixels, the linear accuracy where there is one, spread of the embedding,
+    speed, and how much of the maps is in the boxes.
     """
     last = {record["kind"]: record for record in log.read(session.folder / "log.jsonl")}  # of each kind
     start, end = last.get("baselines", {}), last.get("epoch", {})
