@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import linear_plan, neighbours, offline
+from lewel.evaluation import linear_plan, logistic, neighbours, offline
 from lewel.evaluation.opening import Asked
 
 
@@ -60,9 +60,17 @@ class LinearCommand(Common):
     settings: Annotated[linear_plan.Settings, tyro.conf.arg(name="")] = field(default_factory=linear_plan.Settings)
 
 
+@dataclass(frozen=True)
+class LogisticCommand(Common):
+    """Fits scikit-learn's logistic regression to the features of a run's newest checkpoint."""
+
+    settings: Annotated[logistic.Settings, tyro.conf.arg(name="")] = field(default_factory=logistic.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
     "linear": LinearCommand,
+    "logistic": LogisticCommand,
 }
 
 
