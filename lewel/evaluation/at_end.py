@@ -25,7 +25,7 @@ def evaluate(session: Session, tell: Tell | None = None) -> None:
             print(without, flush=True)
         settings = linear.plan(what, SETTINGS).settings
         values = linear.evaluate(what, SETTINGS, tell)
-        outcome.write(what, KIND, settings, values)
+        outcome.write(what, KIND, settings, values, linear.KIND.published(what, SETTINGS))
     finally:
         session.method.train()
 

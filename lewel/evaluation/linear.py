@@ -73,7 +73,9 @@ def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell)
     rate = made.rates[linear_values.choice(made, tried)]
     chosen = _Training(made, subject, train, test, made.heads(rate), [], tell, "linear classifiers")
     chosen.to_the_end(batches, watched=True)
-    return linear_values.of(made, chosen.history, chosen.reached(held), tried, subject.sets.num_classes)
+    return linear_values.of(
+        made, chosen.history, chosen.reached(held), tried, subject.sets.num_classes, int(held.sum())
+    )
 
 
 def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
     reached = training.reached(held)
     values = linear_values.of(
         made, [row[: made.seeds] for row in training.history], reached.part(0, made.seeds),
-        reached.part(made.seeds, None), subject.sets.num_classes,
+        reached.part(made.seeds, None), subject.sets.num_classes, int(held.sum()),
     )  # fmt: skip
     if world.leads:
         state.remove(path)

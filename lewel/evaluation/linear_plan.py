@@ -104,7 +104,7 @@ def plan(subject: Subject, settings: Settings) -> Plan:
     protocol, processes, images = PROTOCOLS[settings.protocol], subject.world.size, len(subject.sets.bank)
     asked = settings.batch_size or protocol.batch_size
     size, notes = min(asked, images), []
-    size -= size % processes
+    size -= size % processes if protocol.augmented else 0  # of cached features shares may be uneven
     if not size:
         raise LewelError(f"a batch of {min(asked, images)} images cannot be shared out to {processes} processes")
     if size != asked:

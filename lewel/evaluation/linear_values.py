@@ -45,7 +45,7 @@ def choice(plan: Plan, grid: Reached) -> int:
 
 
 def of(
-    plan: Plan, history: Sequence[Sequence[float]], result: Reached, grid: Reached, classes: int
+    plan: Plan, history: Sequence[Sequence[float]], result: Reached, grid: Reached, classes: int, held: int
 ) -> dict[str, Any]:  # fmt: skip
     """The values of a linear evaluation, as its JSON has them.
 
@@ -53,11 +53,14 @@ def of(
         history: after each epoch, the accuracy on the test images of each head of the result.
         result: what these heads, one a seed, reached; they saw all training images.
         grid: what the heads of all rates reached, which saw none of those held out.
+        classes: how many there are.
+        held: how many training images are held out.
 
     Returns a table. "accuracy": the result, the mean over seeds after the last epoch, which "last" has with deviation
-    and top-5. "best": of the epoch where that mean was highest, and so chosen on the test images. "curve": the mean
-    after each epoch. "rate": of the result, per 256 images. "grid": of each rate the accuracy on what is held out and
-    on the test images, None where it diverged. "choice": the best of them on what is held out. "notes": clauses.
+    and top-5. "best": of the epoch where that mean was highest, and so chosen on the test images. "rate": of the
+    result, per 256 images. "grid": of each rate the accuracy on what is held out and on the test images; the rate alone
+    where it diverged. "choice": the best of them on what is held out; "edge": a clause where it is at an end of the
+    grid. "notes": other clauses. Raises LewelError where the whole grid diverged.
     """
     place, rates = choice(plan, grid), plan.rates
     tried = [
@@ -69,11 +72,10 @@ def of(
     rate, curves = plan.protocol.rate or rates[place], np.array(history)
     means = curves.mean(1)
     best = int(means.argmax())
-    notes = list(plan.notes)
+    notes = [*plan.notes, *["the classifiers diverged at this rate"] * (not all(result.finite))]
+    edge = ""
     if len(rates) > 1 and place in (0, len(rates) - 1):
-        notes.append(f"the best rate is the {'highest' if place else 'lowest'} of the grid; --rates has others")
-    if not all(result.finite):
-        notes.append("the classifiers diverged at this rate")
+        edge = f"the best rate is the {'highest' if place else 'lowest'} of the grid; --rates has others"
     return {
         "accuracy": _rounded(means[-1]),
         "protocol": plan.name,
@@ -81,15 +83,15 @@ def of(
         "batch_size": plan.batch_size,
         "epochs": plan.epochs,
         "seeds": plan.seeds,
-        "held_out": plan.held_out,
+        "held_out": held,
         "last": {
             **_spread(np.array(result.top1), "top1"),
             **(_spread(np.array(result.top5), "top5") if classes >= TOP else {}),
         },
         "best": {"epoch": best + 1, **_spread(curves[best], "top1")},
-        "curve": [_rounded(value) for value in means],
         "choice": tried[place],
         "grid": tried,
+        "edge": edge,
         "notes": notes,
     }
 
@@ -105,19 +107,19 @@ def more(values: dict[str, Any]) -> list[str]:
     best, choice, count = values["best"], values["choice"], len(values["grid"])
     seeds = f"mean of {values['seeds']} seeds, " if values["seeds"] > 1 else ""
     rate = f"{seeds}{values['epochs']} epochs, learning rate {values['rate']:.3g} per 256 images"
-    held = f"on the {values['held_out']:.3g} of the training images held out"
+    edge = f"; {values['edge']}" if values["edge"] else ""
+    notes = "".join(f"; {note}" for note in values["notes"])
+    held = f"{choice['held_out']:.2f} % of {values['held_out']:,} training images held out"
     if values["protocol"] == "cached":
-        by = f"the best of {count} {held} ({choice['held_out']:.2f} % there)" if count > 1 else "the only one given"
-        lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}"]
+        by = f"the best of {count} on {held}" if count > 1 else "the only one given"
+        lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}{edge}{notes}"]
     else:
-        lines = [f"protocol {values['protocol']}: {rate}, the protocol's own"]
-        best_of = f"best of {count} other rates" if count > 1 else "the one other rate"
-        lines.append(
-            f"{best_of} {held}: {choice['rate']:.3g} per 256 images ({choice['held_out']:.2f} % there), which has "
-            f"{_said(choice, 'top1')} without them"
-        )
-    lines[-1] += "".join(f"; {note}" for note in values["notes"])
-    return [*lines, f"best epoch: {best['epoch']}, {_said(best, 'top1')}, chosen on the test images themselves"]
+        lines = [
+            f"protocol {values['protocol']}: {rate}, its own{notes}",
+            f"the best rate of a grid of {count} is {choice['rate']:.3g}, with {held}, and has {_said(choice, 'top1')} "
+            f"of the test images{edge}",
+        ]
+    return [*lines, f"best epoch: {best['epoch']}, with {_said(best, 'top1')}, chosen on the test images themselves"]
 
 
 def _by_rate(plan: Plan, values: Sequence[Any]) -> np.ndarray:

@@ -138,8 +138,8 @@ PACE = {  # workers, knn_every, knn_bank, log_every
 }
 COVERED = (
     "preset", "epochs", "precision", "knn_every", "knn_bank", "linear_at_end", "log_every", "encoder.name",
-    "encoder.stem", "encoder.last_stride", "encoder.zero_init_residual", "heads.hidden", "heads.num_maps", "heads.num_groups",
-    "heads.tau", "heads.projector",
+    "encoder.stem", "encoder.last_stride", "encoder.zero_init_residual", "heads.hidden", "heads.num_maps",
+    "heads.num_groups", "heads.tau", "heads.projector",
     *(f"data.augmentation.{field}" for field in Augmentation.__annotations__),
     *(f"data.{field}" for field in ("name", "image_size", "workers", "batch_size", "embedded_train")),
     *(f"method.{field}" for field in ("loss", "w_aligned", "target", "batch_norm", "symmetric")),
