@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import faults_layouts
 import faults_limits
+import faults_linear
 import faults_options
 import faults_pictures
 import faults_processes
 import faults_weights
 import pytest
 
-TABLES = (faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_weights)
+TABLES = (
+    faults_layouts,
+    faults_limits,
+    faults_linear,
+    faults_options,
+    faults_pictures,
+    faults_processes,
+    faults_weights,
+)
 
 
 @pytest.mark.parametrize(

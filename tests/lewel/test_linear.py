@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from linear_alone import CASES, evaluated
 from saved_runs import fill
 from tiny_runs import TINY
 
@@ -198,7 +194,7 @@ def test_a_rate_of_which_one_head_diverged_is_never_chosen():
     values = linear_values.of(PLAN, HISTORY, RESULT, other, 10, 5)
     assert values["rate"] == 10
     assert values["grid"][1] == {"rate": 1.0}
-    with pytest.raises(LewelError, match="all 3 learning rates diverged, the lowest 0.1 per 256"):
+    with pytest.raises(LewelError, match="all 3 learning rates diverged, the lowest"):
         linear_values.of(PLAN, HISTORY, RESULT, other._replace(finite=[False] * 6), 10, 5)
 
 
@@ -274,21 +270,6 @@ def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path
     assert not unfinished.exists()
     linear.evaluate(there, settings)
     assert torch.equal(weights[0], weights[-1])
-
-
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory) -> list[dict[str, dict]]:
-    """The values that each of two gloo processes has."""
-    folder, script = tmp_path_factory.mktemp("two"), Path(__file__).with_name("linear_alone.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*torchrun, str(script), str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_evaluate_as_one(of_two, name, tmp_path):
-    assert of_two[0][name] == of_two[1][name] == evaluated(tmp_path, name)
 
 
 def test_a_run_ends_with_its_linear_accuracy_and_python_has_the_values(tmp_path, monkeypatch, capfd):

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from linear_heads_alone import BATCHES, CLASSES, HELD, LABELS, ROWS, WIDTH, trained
+from linear_heads_cases import BATCHES, BLIND, CLASSES, HELD, LABELS, ROWS, SEEING, WIDTH, stack, trained
 
 from lewel.evaluation import heads
 from lewel.evaluation.heads import Head, Heads
-
-SEEING, BLIND = (Head(0.1, 0), Head(3.0, 1)), (Head(0.1, 0), Head(1.0, 2))
-
-
-def stack(seeing=SEEING, blind=BLIND, **how):
-    how = {"dtype": torch.float64, **how}
-    return trained(Heads(seeing, blind, classes=CLASSES, width=WIDTH, **how))
 
 
 def separate(head: Head, blind: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,23 +131,6 @@ def test_heads_that_are_saved_between_two_steps_go_on_bitwise():
     rest.load_state_dict({name: value.clone() for name, value in half.state_dict().items()})
     trained(rest, batches=BATCHES[3:])
     assert torch.equal(rest.weights, whole.weights)
-
-
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory) -> dict[str, torch.Tensor]:
-    """The weights that each of two gloo processes ends with, by optimizer and rank."""
-    folder, script = tmp_path_factory.mktemp("two"), Path(__file__).with_name("linear_heads_alone.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*torchrun, str(script), str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
-
-
-@pytest.mark.parametrize("larc", [False, True], ids=["sgd", "larc"])
-def test_two_processes_train_as_one(of_two, larc):
-    first, second = (of_two[f"{'larc' if larc else 'sgd'}-{rank}"] for rank in range(2))
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, stack(larc=larc).weights, rtol=1e-9, atol=1e-12)
 
 
 def test_one_seed_is_the_same_initial_weights_at_every_rate_and_another_seed_is_not():

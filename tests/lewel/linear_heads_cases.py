@@ -1,10 +1,6 @@
-"""The steps that test_linear_heads.py has heads take; by torchrun, each process takes them on its share of the batches
-and writes its weights into a folder."""
+"""Linear heads, and the batches that they are trained on, by one process or by several."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import torch
 
@@ -12,6 +8,7 @@ from lewel import distributed
 from lewel.evaluation.heads import Head, Heads
 
 CLASSES, WIDTH = 5, 12
+SEEING, BLIND = (Head(0.1, 0), Head(3.0, 1)), (Head(0.1, 0), Head(1.0, 2))
 _draws = torch.Generator().manual_seed(0)
 LABELS = torch.randint(CLASSES, (64,), generator=_draws)
 ROWS = (torch.randn(64, WIDTH, generator=_draws) + torch.eye(CLASSES, WIDTH)[LABELS]).half()
@@ -29,14 +26,6 @@ def trained(heads: Heads, rows=ROWS, labels=LABELS, batches=BATCHES) -> Heads:
     return heads
 
 
-def main(folder: Path) -> None:
-    distributed.join()
-    seeing, blind = (Head(0.1, 0), Head(3.0, 1)), (Head(0.1, 0), Head(1.0, 2))
-    for larc in (False, True):
-        made = Heads(seeing, blind, classes=CLASSES, width=WIDTH, larc=larc, dtype=torch.float64)
-        torch.save(trained(made).weights, folder / f"{'larc' if larc else 'sgd'}-{distributed.rank()}.pt")
-    distributed.leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def stack(seeing=SEEING, blind=BLIND, **how) -> Heads:
+    """Trained heads, in float64 unless how says otherwise."""
+    return trained(Heads(seeing, blind, classes=CLASSES, width=WIDTH, **{"dtype": torch.float64, **how}))

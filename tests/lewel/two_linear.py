@@ -1,4 +1,4 @@
-"""The evaluations that test_linear.py has; by torchrun, both of two processes evaluate together, in float64."""
+"""What test_linear_processes.py looks at: two gloo processes run it by torchrun, each writes rank-R.pt into a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from linear_heads_cases import stack
 from saved_runs import fill
 from tiny_runs import TINY
 
@@ -42,7 +43,8 @@ def evaluated(folder: Path, name: str) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     distributed.join()
-    found = {name: evaluated(folder / name, name) for name in CASES}
+    found: dict[str, Any] = {name: evaluated(folder / name, name) for name in CASES}
+    found["heads"] = {larc: stack(larc=larc).weights for larc in (False, True)}
     torch.save(found, folder / f"rank-{distributed.rank()}.pt")
     distributed.leave()
 
