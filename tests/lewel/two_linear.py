@@ -1,4 +1,4 @@
-"""What test_linear_processes.py looks at: two gloo processes run it by torchrun, each writes rank-R.pt into a folder."""
+"""What test_linear_processes.py looks at: run by torchrun in two gloo processes, each writes rank-R.pt to a folder."""
 
 from __future__ import annotations
 
