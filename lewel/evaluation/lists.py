@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lewel import data, distributed
-from lewel.data import files, folder, lines, listing
+from lewel.data import files, folder, lines, listing, one_view
 from lewel.data.walk import PassedOver, few, shown
 from lewel.errors import LewelError
 
@@ -65,6 +65,12 @@ def balanced(labels: np.ndarray, percent: int, seed: int) -> Share:
         chosen.append(order[: counts[-1]])
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     return Share(np.sort(np.concatenate(chosen)), f"{each} of every class, drawn by seed {seed}")
+
+
+def labels_of(sets: data.Datasets) -> np.ndarray:
+    """The labels (N,) int64 of the bank, also where its images are not read yet that are to lie in memory."""
+    images = _files_of(sets)
+    return one_view.labels_of(sets.bank) if images is None else images.labels[: len(sets.bank)]
 
 
 def check_classes(share: Share, labels: np.ndarray, sets: data.Datasets) -> None:
