@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import neighbours, offline
+from lewel.evaluation import neighbours, offline, semi
 from lewel.evaluation.opening import Asked
 
 
@@ -53,8 +53,16 @@ class KnnCommand(Common):
     settings: Annotated[neighbours.Settings, tyro.conf.arg(name="")] = field(default_factory=neighbours.Settings)
 
 
+@dataclass(frozen=True)
+class SemiCommand(Common):
+    """Fine-tunes the whole network on 1 % or 10 % of the labels, and prints its accuracy on the test images."""
+
+    settings: Annotated[semi.Settings, tyro.conf.arg(name="")] = field(default_factory=semi.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "semi": SemiCommand,
 }
 
 

@@ -90,9 +90,10 @@ def plan(subject: Subject, settings: Settings) -> Plan:
 
     Raises LewelError for a list that does not fit, a class without a labelled image, and a batch that cannot be shared.
     """
-    if settings not in subject.kept:
-        subject.kept[settings] = _plan(subject, settings)
-    return subject.kept[settings]
+    key = repr(settings)
+    if key not in subject.kept:
+        subject.kept[key] = _plan(subject, settings)
+    return subject.kept[key]
 
 
 def _plan(subject: Subject, settings: Settings) -> Plan:
@@ -157,6 +158,7 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
         rank=subject.world.rank, world=subject.world.size, device=subject.world.device,
     )  # fmt: skip
     by_epoch: list[dict[str, float]] = before["by_epoch"] if before else []
+    saved = len(by_epoch)
     spent, total = before["seconds"] if before else 0.0, settings.epochs * len(loader) * planned.batch
     tell = tell or (lambda what, done, total: None)
     with Tuning(subject, settings.seed) as tuning:
@@ -164,7 +166,7 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
             tuning.restore(before["tuning"])
         tell("fine-tuning", 0, total)
         try:
-            for epoch in range(len(by_epoch), settings.epochs):
+            for epoch in range(saved, settings.epochs):
                 factor = 0.1 ** sum(epoch >= drop for drop in planned.drops)
                 loss = tuning.epoch(loader, epoch, [rate * factor for rate in planned.rates])
                 top1, top5 = tuning.accuracies()
@@ -173,12 +175,13 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
                     seconds = spent + time.monotonic() - since
                     state.save(path, {"settings": wanted, "epoch": epoch + 1, "by_epoch": by_epoch,
                                       "seconds": seconds, "tuning": tuning.state()})  # fmt: skip
+                saved = epoch + 1
                 tell("fine-tuning", (epoch + 1) * len(loader) * planned.batch, total)
         except KeyboardInterrupt as stop:
             if str(stop):
                 raise
-            said = f"epoch {len(by_epoch)} of {settings.epochs} is saved, and --resume auto goes on from there"
-            raise Stopped(getattr(stop, "by", "SIGINT"), said if by_epoch else "nothing is saved yet") from None
+            there = f"epoch {saved} of {settings.epochs} is saved, and --resume auto goes on from there"
+            raise Stopped(getattr(stop, "by", "SIGINT"), there if saved else "nothing is saved yet") from None
     last, best = by_epoch[-1], max(by_epoch, key=lambda values: values["top1"])
     return {
         "accuracy": last["top1"], "top1": last["top1"], "top5": last["top5"], "loss": last["loss"], "best": best,
@@ -193,10 +196,11 @@ def done(subject: Subject, settings: Settings) -> None:
 
 
 def said(values: dict[str, Any]) -> str:
-    best = values["best"]
+    """The numbers in a clause that goes on with the epoch of the weights."""
+    best, epochs = values["best"], len(values["by_epoch"])
     return (
-        f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} % after the last epoch of fine-tuning; best "
-        f"{best['top1']:.2f} % after epoch {best['epoch']} (chosen on the test images)"
+        f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} % after the last of {epochs} epochs, best "
+        f"{best['top1']:.2f} % after {best['epoch']} (chosen on the test images), fine-tuned from the weights"
     )
 
 
