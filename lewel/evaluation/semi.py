@@ -124,8 +124,8 @@ def _plan(subject: Subject, settings: Settings) -> Plan:
     said = (
         f"{settings.labels} % of the labels: {count:,} of {len(labels):,} training images, {share.said}\n"
         f"{settings.epochs} epochs of {steps:,} {'step' if steps == 1 else 'steps'} of {batch} images, "
-        f"rates {rates[0]:.3g} (encoder) and {rates[1]:.3g} (classifier), a tenth of that after epochs "
-        f"{drops[0]} and {drops[1]} each"
+        f"rates {rates[0]:.3g} (encoder) and {rates[1]:.3g} (classifier), divided by 10 after epochs "
+        f"{drops[0]} and {drops[1]}"
     )
     if batch != PER:
         why = f"there are only {count} labelled images, so " if batch < settings.batch_size else ""
