@@ -10,10 +10,11 @@ import faults_limits
 import faults_options
 import faults_pictures
 import faults_processes
+import faults_semi
 import faults_weights
 import pytest
 
-TABLES = (faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_weights)
+TABLES = (faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_semi, faults_weights)
 
 
 @pytest.mark.parametrize(
