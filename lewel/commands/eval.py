@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import neighbours, offline, semi
+from lewel.evaluation import logistic, neighbours, offline, semi
 from lewel.evaluation.opening import Asked
 
 
@@ -54,6 +54,13 @@ class KnnCommand(Common):
 
 
 @dataclass(frozen=True)
+class LogisticCommand(Common):
+    """Fits scikit-learn's logistic regression to the features of a run's newest checkpoint."""
+
+    settings: Annotated[logistic.Settings, tyro.conf.arg(name="")] = field(default_factory=logistic.Settings)
+
+
+@dataclass(frozen=True)
 class SemiCommand(Common):
     """Fine-tunes the whole network on 1 % or 10 % of the labels, and prints its accuracy on the test images."""
 
@@ -62,6 +69,7 @@ class SemiCommand(Common):
 
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "logistic": LogisticCommand,
     "semi": SemiCommand,
 }
 

@@ -18,7 +18,7 @@ EMBEDDED = ("embedded_train", "embedded_test")
 
 @dataclass(frozen=True)
 class Key:
-    """What features are of: the name of their folder, and the same in words."""
+    """What features are of: the name of their folder, which is a hash, and what it is the hash of."""
 
     name: str
     of: dict[str, Any]

@@ -13,7 +13,7 @@ from torch import nn
 
 from lewel import distributed
 from lewel.errors import LewelError, is_out_of_memory
-from lewel.evaluation import cache, neighbours, outcome, semi, subject
+from lewel.evaluation import cache, logistic, neighbours, outcome, semi, subject
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.subject import Asked, Subject
 from lewel.run.preemption import Stopped
@@ -21,6 +21,7 @@ from lewel.watching.progress import Progress
 
 KINDS: dict[str, Kind] = {
     "knn": neighbours.KIND,
+    "logistic": logistic.KIND,
     "semi": semi.KIND,
 }
 MEANS_NOTHING = " (which means nothing: with one class in the bank every answer is that class)"
@@ -85,7 +86,7 @@ def plan(asked: Asked, settings: Any) -> str:
     kind, world = KINDS[asked.kind], distributed.join()
     try:
         what = subject.find(asked, dry=True)
-        kind.resolved(what, settings)
+        used = kind.resolved(what, settings)
         sets, config = what.sets, what.run.data
         where = f" in {', '.join(config.roots)}" if config.roots else ""
         lines = [
@@ -97,7 +98,7 @@ def plan(asked: Asked, settings: Any) -> str:
             lines.append(f"features: {_features(what)}")
         if planned := kind.planned(what, settings):
             lines.append(planned)
-        lines.append(f"the result would go to {outcome.place(what, kind.name(settings))}")
+        lines.append(f"the result would go to {outcome.place(what, kind.name(settings), used)}")
         if published := kind.published(what, settings):
             lines.append(published)
         return "\n".join(lines)
@@ -126,7 +127,7 @@ def _out_of_memory(opened: list[Subject]) -> LewelError:
 
 @contextlib.contextmanager
 def _as_it_was(module: nn.Module | None) -> Iterator[None]:
-    """A context after which a module from Python is in the modes that it was in, and its parameters are as trainable."""
+    """A context after which a module from Python is in the modes it was in, and its parameters are as trainable."""
     modes = {part: part.training for part in module.modules()} if module is not None else {}
     trained = {part: part.requires_grad for part in module.parameters()} if module is not None else {}
     try:

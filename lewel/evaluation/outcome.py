@@ -36,29 +36,23 @@ def write(subject: Subject, kind: str, settings: dict[str, Any], values: dict[st
         "checkpoint": subject.name,
         "epoch": subject.epoch,
         "step": subject.step,
-        "weights": subject.digest,
         "date": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "lewel": __version__,
         "torch": torch.__version__,
         "device": _device(subject.world.device),
         "processes": subject.world.size,
         "seconds": round(values.pop("seconds", time.monotonic() - subject.since), 3),
-        "images": {
-            "train": len(subject.sets.bank), "test": len(subject.sets.test), "classes": subject.sets.num_classes,
-        },
-        "settings": settings,
         "accuracy": float(values.pop("accuracy")),
         "values": values,
         "published": published,
-        "recipe": plain.to_plain(subject.run),
-    }  # fmt: skip
-    content = json.loads(json.dumps(content, default=plain.bare))  # as it will be read
-    path = _free(place(subject, kind), content)
+        **_of(subject, settings),
+    }
+    path = place(subject, kind, settings)
     if subject.world.leads:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+                file.write(json.dumps(content, indent=2, ensure_ascii=False, default=plain.bare) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -68,9 +62,16 @@ def write(subject: Subject, kind: str, settings: dict[str, Any], values: dict[st
     return path
 
 
-def place(subject: Subject, kind: str) -> Path:
-    """Where a result of that kind goes, unless another one lies there."""
-    return subject.folder / FOLDER / f"{kind}-{subject.name}.json"
+def place(subject: Subject, kind: str, settings: dict[str, Any]) -> Path:
+    """Where a result goes: the first of KIND-NAME.json, KIND-NAME-2.json ... that is free, or holds one of the same
+    weights, images and settings."""
+    first = subject.folder / FOLDER / f"{kind}-{subject.name}.json"
+    mine = _about(json.loads(json.dumps(_of(subject, settings), default=plain.bare)))  # as it will be read
+    number, path = 1, first
+    while path.exists() and _about(_read(path)) != mine:
+        number += 1
+        path = first.with_name(f"{first.stem}-{number}{first.suffix}")
+    return path
 
 
 def newest(folder: Path, kind: str = "") -> list[dict[str, Any]]:
@@ -88,21 +89,23 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _free(path: Path, content: dict[str, Any]) -> Path:
-    """path, or the first of path-2, path-3 ... that is free or holds a result of the same weights and settings."""
-    number, tried = 1, path
-    while tried.exists() and _about(_read(tried)) != _about(content):
-        number += 1
-        tried = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return tried
+def _of(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a result is of."""
+    sets = subject.sets
+    return {
+        "weights": subject.digest,
+        "images": {"train": len(sets.bank), "test": len(sets.test), "classes": sets.num_classes},
+        "settings": settings,
+        "recipe": plain.to_plain(subject.run),
+    }
 
 
 def _about(content: dict[str, Any] | None) -> Any:
-    """What a result is of."""
+    """The parts of a result's content by which two are of the same; None for a file that is no result."""
     if content is None:
         return None
-    images = {key: value for key, value in content.get("recipe", {}).get("data", {}).items() if key not in PLACES}
-    return [content.get("weights"), content.get("settings"), content.get("images"), images]
+    images = {name: value for name, value in content.get("recipe", {}).get("data", {}).items() if name not in PLACES}
+    return [content.get(name) for name in ("weights", "settings", "images")] + [images]
 
 
 def _device(device: torch.device) -> str:

@@ -17,6 +17,10 @@ from lewel.whole import written
 
 PART = 2048  # images
 REMOVE = "remove the folder, and they are computed anew"
+WHAT = (
+    "features (the mean of an encoder's map over its positions, 16 bits) of the labelled training images and of the "
+    "test images, in parts of 2048; what follows says of which encoder and images"
+)
 _TEMPORARY = re.compile(r"\.([0-9]+)\.(key|train-|test-)")
 
 
@@ -115,9 +119,9 @@ def prepare(folder: Path, key: Key) -> None:
             raise LewelError(
                 f"{path}, which says what the features beside it are of, cannot be read; {REMOVE}"
             ) from None
-        if found != key.of:
-            differs = [name for name in key.of if not isinstance(found, dict) or found.get(name) != key.of[name]]
-            raise LewelError(f"{folder} has other features by its key.json ({', '.join(differs) or 'more'}); {REMOVE}")
+        known = found if isinstance(found, dict) else {}
+        if differs := [name for name, value in key.of.items() if known.get(name) != value]:
+            raise LewelError(f"{folder} has other features, as its key.json says ({', '.join(differs)}); {REMOVE}")
     elif any(folder.glob("t*.npy")):
         raise LewelError(f"{folder} has features, but no key.json that says what they are of; {REMOVE}")
     try:
@@ -126,7 +130,7 @@ def prepare(folder: Path, key: Key) -> None:
                 temporary.unlink(missing_ok=True)
         if not path.exists():
             with written(path) as temporary:
-                temporary.write_text(json.dumps(key.of, indent=2) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps({"what": WHAT, **key.of}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise _cannot(folder, error) from None
 

@@ -226,7 +226,7 @@ def resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
 
 
 def _place(subject: Subject, settings: Settings) -> Path:
-    return outcome.place(subject, name(settings)).with_suffix(".state")
+    return subject.folder / outcome.FOLDER / f"{name(settings)}-{subject.name}.state"
 
 
 KIND = Kind(
