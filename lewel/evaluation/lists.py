@@ -74,15 +74,15 @@ def labels_of(sets: data.Datasets) -> np.ndarray:
 
 
 def check_classes(share: Share, labels: np.ndarray, sets: data.Datasets) -> None:
-    """Raises LewelError where no chosen image is of some class of the test images; labels are those of the bank."""
-    counts = np.bincount(labels[share.chosen], minlength=sets.num_classes)
-    if not (missing := np.flatnonzero(counts[: sets.num_classes] == 0)).size:
-        return
-    named = few([_class(int(label), labels, sets) for label in missing], NAMED)
-    raise LewelError(
-        f"{len(missing)} of {sets.num_classes} classes have no image among the {len(share.chosen):,} labelled ones: "
-        f"{named}; no classifier can learn what it has no example of, so choose images of every class"
-    )
+    """Raises LewelError where a class of the training images has none among the chosen; labels (N,) are the bank's."""
+    there = np.unique(labels)
+    missing = np.setdiff1d(there, labels[share.chosen]).tolist()
+    if missing:
+        named = few([_class(label, labels, sets) for label in missing], NAMED)
+        raise LewelError(
+            f"{len(missing)} of {len(there)} classes have no image among the {len(share.chosen):,} labelled ones: "
+            f"{named}; no classifier can learn what it has no example of, so choose images of every class"
+        )
 
 
 def _listed(file: str, percent: int, sets: data.Datasets) -> Share:
@@ -121,5 +121,5 @@ def _files_of(sets: data.Datasets) -> folder.Folder | None:
 def _class(label: int, labels: np.ndarray, sets: data.Datasets) -> str:
     """A class in words: its number, and an image of it where there is a file of one."""
     images, places = _files_of(sets), np.flatnonzero(labels == label)
-    example = f" (such as {shown(str(images.path(int(places[0]))))})" if images is not None and places.size else ""
+    example = f" (such as {shown(str(images.path(int(places[0]))))})" if images is not None else ""
     return f"class {label}{example}"
