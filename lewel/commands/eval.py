@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import linear_plan, logistic, neighbours, offline
+from lewel.evaluation import linear_plan, logistic, neighbours, offline, semi
 from lewel.evaluation.opening import Asked
 
 
@@ -67,10 +67,18 @@ class LogisticCommand(Common):
     settings: Annotated[logistic.Settings, tyro.conf.arg(name="")] = field(default_factory=logistic.Settings)
 
 
+@dataclass(frozen=True)
+class SemiCommand(Common):
+    """Fine-tunes the whole network on 1 % or 10 % of the labels, and prints its accuracy on the test images."""
+
+    settings: Annotated[semi.Settings, tyro.conf.arg(name="")] = field(default_factory=semi.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
     "linear": LinearCommand,
     "logistic": LogisticCommand,
+    "semi": SemiCommand,
 }
 
 

@@ -11,6 +11,7 @@ import faults_linear
 import faults_options
 import faults_pictures
 import faults_processes
+import faults_semi
 import faults_weights
 import pytest
 
@@ -21,6 +22,7 @@ TABLES = (
     faults_options,
     faults_pictures,
     faults_processes,
+    faults_semi,
     faults_weights,
 )
 
