@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import logistic, neighbours, offline, semi
+from lewel.evaluation import linear_plan, logistic, neighbours, offline, semi
 from lewel.evaluation.opening import Asked
 
 
@@ -54,6 +54,13 @@ class KnnCommand(Common):
 
 
 @dataclass(frozen=True)
+class LinearCommand(Common):
+    """Prints the accuracy of a linear classifier on the frozen features of a run's newest checkpoint."""
+
+    settings: Annotated[linear_plan.Settings, tyro.conf.arg(name="")] = field(default_factory=linear_plan.Settings)
+
+
+@dataclass(frozen=True)
 class LogisticCommand(Common):
     """Fits scikit-learn's logistic regression to the features of a run's newest checkpoint."""
 
@@ -69,6 +76,7 @@ class SemiCommand(Common):
 
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "linear": LinearCommand,
     "logistic": LogisticCommand,
     "semi": SemiCommand,
 }
@@ -91,5 +99,5 @@ def run(arguments: list[str]) -> None:
             epoch = result.subject.epoch
             after = f" after epoch {epoch}" if epoch is not None else ""
             print(f"{command.run or command.weights}: {result.said}{after}")
-            print("\n".join(filter(None, (result.published, f"wrote {result.path}"))))
+            print("\n".join(filter(None, (*result.more, result.published, f"wrote {result.path}"))))
     distributed.leave()

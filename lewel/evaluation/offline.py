@@ -13,7 +13,7 @@ from torch import nn
 
 from lewel import distributed
 from lewel.errors import LewelError, is_out_of_memory
-from lewel.evaluation import cache, logistic, neighbours, outcome, semi, subject
+from lewel.evaluation import cache, linear, logistic, neighbours, outcome, semi, subject
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.subject import Asked, Subject
 from lewel.run.preemption import Stopped
@@ -21,6 +21,7 @@ from lewel.watching.progress import Progress
 
 KINDS: dict[str, Kind] = {
     "knn": neighbours.KIND,
+    "linear": linear.KIND,
     "logistic": logistic.KIND,
     "semi": semi.KIND,
 }
@@ -36,6 +37,8 @@ class Result:
     path: Path
     said: str
     """its numbers, in a line"""
+    more: list[str]
+    """lines about them"""
     published: str
 
 
@@ -78,7 +81,7 @@ def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) ->
     path = outcome.write(what, kind.name(settings), used, values, published)
     kind.done(what, settings)
     said = kind.said(values) + MEANS_NOTHING * what.sets.one_class
-    return Result(what, values, path, said, published)
+    return Result(what, values, path, said, kind.more(values), published)
 
 
 def plan(asked: Asked, settings: Any) -> str:
