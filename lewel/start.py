@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from lewel import console, data, distributed
 from lewel.cost import plan
 from lewel.errors import LewelError, is_out_of_memory
+from lewel.evaluation import at_end
 from lewel.methods.encoders import Wrapped
 from lewel.recipe import checks, schema
 from lewel.recipe.feature_maps import CUSTOM
@@ -21,7 +23,9 @@ from lewel.run.preemption import Stopped, at_once
 from lewel.run.session import Session, from_python, prepare
 from lewel.train import train as train_session
 from lewel.watching import boards, log
+from lewel.watching.progress import Progress
 
+SAVED = "training has finished and is saved"
 BEFORE_STEPS = "before the first step; a --dry-run tells what the recipe needs"
 
 
@@ -80,6 +84,8 @@ def start(
                 if run.init and path is None:
                     initial.begin(session)
                 finished = train_session(session, path)
+                if finished and session.run.linear_at_end:
+                    _linear(session)
                 if finished and world.leads:
                     _report(session)
         except Exception as error:
@@ -103,22 +109,46 @@ def _places(run: schema.Train, resume: str, held: contextlib.ExitStack) -> tuple
     return folder, path
 
 
+def _linear(session: Session) -> None:
+    """Evaluates by a linear classifier; where that fails it is told, and the report goes without its accuracy.
+
+    Of several processes one that fails ends all of them, for the others would wait for it: report.txt is there before.
+    """
+    world = session.world
+    if world.size > 1 and world.leads:
+        report.write_summary(session)
+    try:
+        at_end.evaluate(session, Progress(print, bar=sys.stderr.isatty()) if world.leads else None)
+    except KeyboardInterrupt as stop:
+        raise Stopped(getattr(stop, "by", "SIGINT"), f"{SAVED}; --resume auto writes the report") from None
+    except Exception as error:
+        told = (
+            f"{SAVED}, but there is no linear accuracy: {_reason(error)}; once that is put right, `lewel eval linear "
+            f"{session.folder}` has it, and --no-linear-at-end goes without"
+        )
+        if world.size > 1:
+            raise LewelError(told) from None
+        print(told, flush=True)
+
+
 def _report(session: Session) -> None:
     try:
         report.write(session)
     except KeyboardInterrupt as stop:
-        by = getattr(stop, "by", "SIGINT")
-        raise Stopped(by, "training has finished and is saved; --resume auto writes the report") from None
+        raise Stopped(getattr(stop, "by", "SIGINT"), f"{SAVED}; --resume auto writes the report") from None
     except Exception as error:
-        if is_out_of_memory(error):
-            reason = "memory ran out"
-        elif isinstance(error, LewelError):
-            reason = str(error)
-        elif isinstance(error, OSError):
-            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        else:
-            raise
         raise LewelError(
-            f"training has finished and is saved, but the report could not be written: {reason}; once that is put "
-            "right, --resume auto writes it"
+            f"{SAVED}, but the report could not be written: {_reason(error)}; once that is put right, --resume auto "
+            "writes it"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed after the training, in a clause. Raises what is no fault of memory, disk or input."""
+    if is_out_of_memory(error):
+        return "memory ran out"
+    if isinstance(error, LewelError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    raise error

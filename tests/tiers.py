@@ -49,7 +49,8 @@ def emulated(item: pytest.Item) -> bool:
 KINDS = (
     Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
     Kind(
-        "of runs that are killed or are two processes", named(r"test_(killed|distributed|own_group|eval_processes)\.py")
+        "of runs that are killed or are two processes",
+        named(r"test_(killed|distributed|own_group|\w+_processes)\.py"),
     ),
     Kind("of faults that take long", named(r"test_faults\.py.*-slow\]")),
     Kind("of the trainer", named(r"test_(export|memory|waiting|data_reference|timm_runs)\.py"), keeps_one=True),

@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import logistic, neighbours, offline
+from lewel.evaluation import linear_plan, logistic, neighbours, offline, semi
 from lewel.evaluation.opening import Asked
 
 
@@ -54,15 +54,31 @@ class KnnCommand(Common):
 
 
 @dataclass(frozen=True)
+class LinearCommand(Common):
+    """Prints the accuracy of a linear classifier on the frozen features of a run's newest checkpoint."""
+
+    settings: Annotated[linear_plan.Settings, tyro.conf.arg(name="")] = field(default_factory=linear_plan.Settings)
+
+
+@dataclass(frozen=True)
 class LogisticCommand(Common):
     """Fits scikit-learn's logistic regression to the features of a run's newest checkpoint."""
 
     settings: Annotated[logistic.Settings, tyro.conf.arg(name="")] = field(default_factory=logistic.Settings)
 
 
+@dataclass(frozen=True)
+class SemiCommand(Common):
+    """Fine-tunes the whole network on 1 % or 10 % of the labels, and prints its accuracy on the test images."""
+
+    settings: Annotated[semi.Settings, tyro.conf.arg(name="")] = field(default_factory=semi.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "linear": LinearCommand,
     "logistic": LogisticCommand,
+    "semi": SemiCommand,
 }
 
 
@@ -83,5 +99,5 @@ def run(arguments: list[str]) -> None:
             epoch = result.subject.epoch
             after = f" after epoch {epoch}" if epoch is not None else ""
             print(f"{command.run or command.weights}: {result.said}{after}")
-            print("\n".join(filter(None, (result.published, f"wrote {result.path}"))))
+            print("\n".join(filter(None, (*result.more, result.published, f"wrote {result.path}"))))
     distributed.leave()

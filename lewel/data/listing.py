@@ -54,19 +54,21 @@ def images(file: str, passed: PassedOver) -> list[str]:
     return sorted(listed.found.values(), key=order)
 
 
-def chosen(file: str, among: Sequence[str], places: Sequence[str], passed: PassedOver) -> set[str]:
-    """Those of the images among that file lists.
+def chosen(
+    file: str, among: Sequence[str], places: Sequence[str], passed: PassedOver, setting: str = "data.train_list"
+) -> set[str]:
+    """Those of the images among that file lists, which setting names.
 
     A line is a path, absolute, from one of places or from file's own folder, or a bare file name. A bare name is looked
     up in the class before its first "_", then among all images. Raises LewelError for lines that name none of the
     images, or a bare name that several have.
     """
     expected = "one image a line: its path, absolute or from that folder, or its name"
-    look = Among(file, among, [*places, os.path.dirname(file)])
-    listed = _Listed(file, "data.train_list", look, expected, passed)
+    look = Among(f"{setting} {file}", among, [*places, os.path.dirname(file)])
+    listed = _Listed(file, setting, look, expected, passed)
     if bad := listed.bad:
         raise LewelError(
-            f"data.train_list {file} lists {len(bad):,} images that are not in {', '.join(places[:1])}"
+            f"{setting} {file} lists {len(bad):,} images that are not in {', '.join(places[:1])}"
             f"{' and the other places' * (len(places) > 2)}, the first {_quoted(bad)}; expected {expected}"
         )
     return set(listed.found)

@@ -53,8 +53,9 @@ class Anywhere:
 class Among:
     """Images among those that there are."""
 
-    def __init__(self, file: str, images: Sequence[str], places: Sequence[str]) -> None:
-        self.file, self.places, self.images = file, list(dict.fromkeys(places)), images
+    def __init__(self, said: str, images: Sequence[str], places: Sequence[str]) -> None:
+        """said is the list in sentences; places are where relative paths start."""
+        self.said, self.places, self.images = said, list(dict.fromkeys(places)), images
         self.identities = Identities()
         self._real: dict[str, str] = {}
         self._paths: dict[bool, dict[str, str]] = {}
@@ -81,7 +82,7 @@ class Among:
         paths = self._named[bare].get(name, [])
         if len(paths) > 1:
             raise LewelError(
-                f"data.train_list {self.file} lists {name}, the name of {len(paths)} images, among them "
+                f"{self.said} lists {name}, the name of {len(paths)} images, among them "
                 f"{shown(paths[0])} and {shown(paths[1])}; write its path below {self.places[0]}"
             )
         return paths[0] if paths else None

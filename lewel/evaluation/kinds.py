@@ -31,6 +31,12 @@ class Kind:
     """s -> whether it works on the cached features"""
     published: Callable[[Subject, Any], str] = lambda subject, settings: ""
     """(subject, s) -> the published value that goes with it, in a line"""
+    planned: Callable[[Subject, Any], str] = lambda subject, settings: ""
+    """(subject, s) -> what it is about to do, in lines that are printed before it and in a dry run"""
+    done: Callable[[Subject, Any], None] = lambda subject, settings: None
+    """(subject, s): is called by every process once the result is written, as to remove a state to go on from"""
+    more: Callable[[dict[str, Any]], list[str]] = lambda values: []
+    """values -> lines that a person is told after the numbers"""
     answer: Callable[[dict[str, Any]], Any] = lambda values: values
     """values -> what lewel.eval returns"""
     classifies: bool = True

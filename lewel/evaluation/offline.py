@@ -13,7 +13,7 @@ from torch import nn
 
 from lewel import distributed
 from lewel.errors import LewelError, is_out_of_memory
-from lewel.evaluation import cache, logistic, neighbours, outcome, subject
+from lewel.evaluation import cache, linear, logistic, neighbours, outcome, semi, subject
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.subject import Asked, Subject
 from lewel.run.preemption import Stopped
@@ -21,7 +21,9 @@ from lewel.watching.progress import Progress
 
 KINDS: dict[str, Kind] = {
     "knn": neighbours.KIND,
+    "linear": linear.KIND,
     "logistic": logistic.KIND,
+    "semi": semi.KIND,
 }
 MEANS_NOTHING = " (which means nothing: with one class in the bank every answer is that class)"
 
@@ -35,6 +37,8 @@ class Result:
     path: Path
     said: str
     """its numbers, in a line"""
+    more: list[str]
+    """lines about them"""
     published: str
 
 
@@ -68,13 +72,16 @@ def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) ->
     used = kind.resolved(what, settings)
     if kind.classifies and (without := what.check_classes()) and what.world.leads:
         print(without, flush=True)
+    if (planned := kind.planned(what, settings)) and what.world.leads:
+        print(planned, flush=True)
     before = what.digest
     values = kind.evaluate(what, settings, progress)
     assert what.digest == before, "the frozen encoder has changed"
     published = kind.published(what, settings)
     path = outcome.write(what, kind.name(settings), used, values, published)
+    kind.done(what, settings)
     said = kind.said(values) + MEANS_NOTHING * what.sets.one_class
-    return Result(what, values, path, said, published)
+    return Result(what, values, path, said, kind.more(values), published)
 
 
 def plan(asked: Asked, settings: Any) -> str:
@@ -92,6 +99,8 @@ def plan(asked: Asked, settings: Any) -> str:
         ]
         if kind.cached(settings):
             lines.append(f"features: {_features(what)}")
+        if planned := kind.planned(what, settings):
+            lines.append(planned)
         lines.append(f"the result would go to {outcome.place(what, kind.name(settings), used)}")
         if published := kind.published(what, settings):
             lines.append(published)

@@ -251,6 +251,9 @@ class Train:
     """a neighbour of cosine similarity s has exp(s / knn_temperature) votes"""
     knn_bank: int = 0
     """training images that the bank of the online kNN holds, at equal distances; 0 means all"""
+    linear_at_end: bool = False
+    """after the last epoch a linear classifier on frozen features is trained and its accuracy told, as `lewel eval
+    linear` does"""
     log_every: int = 10
     """steps between two lines of the log"""
     save_every: int = 0

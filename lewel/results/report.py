@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lewel import data
 from lewel.errors import LewelError
-from lewel.evaluation import knn
+from lewel.evaluation import at_end, knn
 from lewel.evaluation.boxes import mass_in_boxes
 from lewel.results import curves
 from lewel.results.maps import draw_maps
@@ -33,9 +33,8 @@ def write(session: Session) -> None:
         pictures[maps] = lambda: _draw_maps(session, maps)
     failures = {path: why for path, draw in pictures.items() if (why := _failure(path, draw))}
     wrote = " and ".join(str(path) for path in pictures if path not in failures)
-    text, python = summary(session), os.path.relpath(sys.executable)
+    text, python = write_summary(session), os.path.relpath(sys.executable)
     python = "python" if python.startswith("..") else python  # one beside the run is not on the path
-    log.write_text(folder / "report.txt", text + "\n")
     lines = [
         "",
         text,
@@ -70,11 +69,18 @@ def _draw_maps(session: Session, out: Path) -> None:
     draw_maps(session.method, images, out, None if boxes is None else boxes[shown], title, best)
 
 
+def write_summary(session: Session) -> str:
+    """Writes report.txt, and returns its text. Raises LewelError where that cannot be."""
+    text = summary(session)
+    log.write_text(session.folder / "report.txt", text + "\n")
+    return text
+
+
 def summary(session: Session) -> str:
     """The text of report.txt, a number per line.
 
-    kNN beside the untrained network and raw pixels, spread of the embedding, speed, and how much of the maps is in the
-    boxes.
+    kNN beside the untrained network and raw pixels, the linear accuracy where there is one, spread of the embedding,
+    speed, and how much of the maps is in the boxes.
     """
     last = {record["kind"]: record for record in log.read(session.folder / "log.jsonl")}  # of each kind
     start, end = last.get("baselines", {}), last.get("epoch", {})
@@ -93,6 +99,8 @@ def summary(session: Session) -> str:
         for name, accuracies in told
         if k in accuracies
     ]
+    if (linear := at_end.accuracy(session)) is not None:
+        rows.append((f"linear, after {session.epochs_done} epochs", f"{linear:.1f} %"))
     if "step" in last:
         spread = f"{last['step']['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"
         rows.append(("std of normalised z * sqrt(K)", spread))

@@ -20,8 +20,8 @@ from lewel.run.step import rates
 # epochs, and shares.refusal for accumulate.
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
-    "knn_every", "knn_k", "knn_temperature", "knn_bank", "data.root", "data.eval", "data.download", "data.workers",
-    "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
+    "knn_every", "knn_k", "knn_temperature", "knn_bank", "linear_at_end", "data.root", "data.eval", "data.download",
+    "data.workers", "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
 )  # fmt: skip
 LISTS = ("data.classes", "data.train_list")  # free where the images that they choose are known again
 

@@ -30,7 +30,7 @@ class Session:
     folder: Path
     world: distributed.World
     sets: data.Datasets
-    loader: data.TrainLoader
+    loader: data.TrainLoader[data.Views]
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -95,8 +95,8 @@ def from_python(run: Train, encoder: nn.Module | None, sets: data.Datasets | Non
 
 
 def with_labels(run: Train, sets: data.Datasets) -> Train:
-    """run without kNN where no image has a label."""
-    return run if sets.num_classes else replace(run, knn_every=0)
+    """run without kNN and linear classifier where no image has a label."""
+    return run if sets.num_classes else replace(run, knn_every=0, linear_at_end=False)
 
 
 def build(run: Train, device: torch.device, encoder: nn.Module | None = None) -> tuple[Method, torch.optim.Optimizer]:

@@ -54,7 +54,7 @@ class Stepper:
         done: list[Pass] = []
         for number, (first, second) in enumerate(passes):
             draw = step * count + number
-            torch.manual_seed(_seed(self.method.seed, draw, distributed.rank()))
+            torch.manual_seed(seed_of(self.method.seed, draw, distributed.rank()))
             last = number == count - 1
             with contextlib.nullcontext() if last else self._without_exchange():
                 with record_function(ranges.FORWARD):
@@ -105,7 +105,8 @@ def rates(run: Train, step: int, steps_per_epoch: int) -> Rates:
     return Rates(lr, momentum, undecayed_lr)
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
+    """A seed for torch that depends on all parts, which are 0 or more."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

@@ -8,13 +8,25 @@ from __future__ import annotations
 import faults_eval
 import faults_layouts
 import faults_limits
+import faults_linear
 import faults_options
 import faults_pictures
 import faults_processes
+import faults_semi
 import faults_weights
 import pytest
 
-TABLES = (faults_eval, faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_weights)
+TABLES = (
+    faults_eval,
+    faults_layouts,
+    faults_limits,
+    faults_linear,
+    faults_options,
+    faults_pictures,
+    faults_processes,
+    faults_semi,
+    faults_weights,
+)
 
 
 @pytest.mark.parametrize(

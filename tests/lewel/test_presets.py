@@ -137,9 +137,9 @@ PACE = {  # workers, knn_every, knn_bank, log_every
     "imagenet100/.*": (8, 10, 0, 100),
 }
 COVERED = (
-    "preset", "epochs", "precision", "knn_every", "knn_bank", "log_every", "encoder.name", "encoder.stem",
-    "encoder.last_stride", "encoder.zero_init_residual", "heads.hidden", "heads.num_maps", "heads.num_groups",
-    "heads.tau", "heads.projector",
+    "preset", "epochs", "precision", "knn_every", "knn_bank", "linear_at_end", "log_every", "encoder.name",
+    "encoder.stem", "encoder.last_stride", "encoder.zero_init_residual", "heads.hidden", "heads.num_maps",
+    "heads.num_groups", "heads.tau", "heads.projector",
     *(f"data.augmentation.{field}" for field in Augmentation.__annotations__),
     *(f"data.{field}" for field in ("name", "image_size", "workers", "batch_size", "embedded_train")),
     *(f"method.{field}" for field in ("loss", "w_aligned", "target", "batch_norm", "symmetric")),
@@ -248,8 +248,9 @@ def test_the_rates_of_a_preset_are_those_of_its_source(name):
 
 @ALL
 def test_the_pace_of_a_preset(name):
-    """What it reads at a time, and how often it evaluates and logs."""
+    """What it reads at a time, how often it evaluates and logs, and whether it ends with a linear classifier."""
     run = presets.get(name)
+    assert run.linear_at_end == name.startswith("embedded/")
     assert (run.data.workers, run.knn_every, run.knn_bank, run.log_every) == of_its_family(PACE, name)
 
 
@@ -283,6 +284,7 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
             "knn_k": [200, 20],
             "knn_temperature": 0.1,
             "knn_bank": 0,
+            "linear_at_end": False,
         },
         **{"log_every": 10, "save_every": 0, "keep": 2, "keep_every": 0, "wandb": "", "out": ""},
         "data": {

@@ -20,6 +20,7 @@ EMBEDDED_MOCO = replace(
     method=replace(MOCO_V2, queue=1024, split_bn=2, temperature=0.1),
     epochs=12,
     knn_every=2,
+    linear_at_end=True,
 )
 # No negative takes the jittered colours out of z, where nothing predicts them: there are fewer of them, and LARS. One
 # aligned vector (L = 1), since of several "which one" can be told without the image, and is all that is learnt.

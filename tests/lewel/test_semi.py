@@ -1,0 +1,281 @@
+"""Fine-tuning on a share of the labels: a copy is trained as in the paper, resumed bitwise, and the encoder stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import fault
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import TINY
+from torch import nn
+from torch.nn import functional as F
+
+import lewel
+from lewel import data
+from lewel.data.one_view import augmentation, one_view
+from lewel.errors import LewelError
+from lewel.evaluation import lists, offline, outcome, semi, state
+from lewel.evaluation.semi import Settings
+from lewel.evaluation.subject import Asked, Subject, find
+from lewel.evaluation.tuning import Tuning
+from lewel.recipe import presets
+from lewel.run.preemption import Stopped
+
+FEW = Settings(epochs=3)
+
+
+@pytest.fixture
+def asked(finished, tmp_path) -> Asked:
+    """The tiny run: 48 training images, 16 test images, 10 classes."""
+    return Asked(run=finished.folder, out=str(tmp_path / "out"), kind="semi")
+
+
+@pytest.fixture
+def subject(asked) -> Subject:
+    return find(asked)
+
+
+def loader_of(subject: Subject, settings: Settings) -> data.TrainLoader:
+    planned = semi.plan(subject, settings)
+    images = one_view(subject.sets.bank, augmentation(subject.run), settings.seed, planned.share.chosen)
+    return data.TrainLoader(images, planned.batch)
+
+
+class TestPlan:
+    @pytest.mark.parametrize(("labels", "rates"), [(1, (1e-4, 1.0)), (10, (0.01, 0.1))])
+    def test_rates_are_the_paper_s(self, labels, rates):
+        assert Settings(labels=labels).rates == rates
+        assert Settings(labels=labels, lr=0.5, fc_lr=2.0).rates == (0.5, 2.0)
+
+    def test_a_batch_has_no_more_images_than_have_labels(self, subject):
+        planned = semi.plan(subject, Settings())
+        assert (planned.batch, planned.rates) == (10, (1e-4 * 10 / 256, 10 / 256))
+        assert planned.said == (
+            "1 % of the labels: 10 of 48 training images, 1 of every class, drawn by seed 0\n"
+            "50 epochs of 1 step of 10 images, rates 3.91e-06 (encoder) and 0.0391 (classifier), divided by 10 after "
+            "epochs 30 and 40; there are only 10 labelled images, so both rates are those for 256 images, times 10/256"
+        )
+
+    def test_a_smaller_batch_has_smaller_rates_and_more_steps(self, subject):
+        planned = semi.plan(subject, Settings(labels=10, batch_size=4))
+        assert (planned.batch, planned.rates) == (4, (0.01 * 4 / 256, 0.1 * 4 / 256))
+        assert "50 epochs of 2 steps of 4 images" in planned.said
+        assert planned.said.endswith("and 40; both rates are those for 256 images, times 4/256")
+
+    @pytest.mark.parametrize(
+        ("size", "batch", "said"),
+        [(2, 5, "a batch of 5 images cannot be shared by 2 processes; try 6"), (8, 256, "needs 2 in each"),
+         (11, 256, "only 10 labelled images for 11 processes in batches of 10")],
+        ids=["odd", "one-image-each", "too-few"],
+    )  # fmt: skip
+    def test_a_batch_that_processes_cannot_share_is_refused(self, subject, size, batch, said):
+        subject.world = replace(subject.world, size=size)
+        with pytest.raises(LewelError, match=said):
+            semi.plan(subject, Settings(batch_size=batch))
+
+    def test_rates_fall_as_in_the_paper(self, subject, monkeypatch):
+        rates: dict[int, list[float]] = {}
+
+        def epoch(self, loader, number, given):
+            rates[number] = given
+            return 1.0
+
+        monkeypatch.setattr(Tuning, "epoch", epoch)
+        monkeypatch.setattr(Tuning, "accuracies", lambda self: (50.0, 90.0))
+        semi.evaluate(subject, Settings(labels=10, fc_lr=25.6, lr=256.0))
+        assert list(rates) == list(range(50))
+        for first, last, factor in ((0, 29, 1), (30, 39, 0.1), (40, 49, 0.01)):
+            for number in (first, last):
+                assert rates[number] == pytest.approx([10 * factor, factor])
+
+    def test_the_published_value_needs_simclr_s_list_and_the_paper_s_settings(self, subject, monkeypatch):
+        subject.run = replace(presets.get("imagenet/lewel_m_200"), preset="imagenet/lewel_m_200")
+        subject.epoch = 200
+        monkeypatch.setattr(lists, "balanced", lambda labels, *given: lists.Share(torch.arange(48).numpy(), "", True))
+        monkeypatch.setattr(lists, "labels_of", lambda sets: torch.arange(48).numpy() % 10)
+        monkeypatch.setattr("lewel.evaluation.semi.published.line", lambda run, *given, **more: (given, more))
+        for settings, protocol in ((Settings(labels=10), "simclr"), (Settings(labels=10, epochs=20), "own"),
+                                   (Settings(labels=10, lr=0.01), "own")):  # fmt: skip
+            given, more = semi.plan(subject, settings).published
+            assert (given, more) == (("semi-10", protocol), {"images": 48, "epoch": 200})
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [({"labels": 5}, "labels must be 1 or 10"), ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+         ({"batch_size": -1}, "batch_size must be 1 or more"), ({"lr": float("nan")}, "lr must be a finite number"),
+         ({"fc_lr": -1.0}, "fc_lr must be a finite number"), ({"resume": "yes"}, 'resume must be "auto"')],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )  # fmt: skip
+    def test_bad_settings_are_refused(self, settings, said):
+        with pytest.raises(LewelError, match=said):
+            Settings(**settings)
+
+
+def test_a_step_is_sgd_on_the_cross_entropy_by_two_rates_with_decay_of_everything(subject):
+    settings = Settings(batch_size=10)
+    with Tuning(subject, settings.seed) as tuning:
+        before = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        loss = tuning.epoch(loader_of(subject, settings), 0, (50.0, 20.0))
+        after = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        tuning.tuned.load_state_dict(before)
+        tuning.tuned.train().zero_grad()
+        batch = next(loader_of(subject, settings).epoch(0))
+        maps = tuning.tuned.encoder(batch.images)
+        by_hand = F.cross_entropy(tuning.tuned.fc(maps.mean((2, 3))), batch.labels)
+        by_hand.backward()
+        assert loss == pytest.approx(by_hand.item())
+        for name, parameter in tuning.tuned.named_parameters():
+            rate = 20.0 if name.startswith("fc.") else 50.0
+            expected = before[name] - rate * (parameter.grad + 1e-4 * before[name])
+            torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: name + m)
+
+
+def test_bn_adapts_and_the_subject_s_encoder_stays(subject, monkeypatch):
+    digest, before, saved = subject.digest, subject.encoder.bn1.running_mean.clone(), []
+    monkeypatch.setattr(state, "save", lambda path, values: saved.append(values["tuning"]["weights"]))
+    semi.evaluate(subject, replace(FEW, lr=1.0))
+    assert subject.digest == digest
+    assert not subject.encoder.training
+    assert (saved[0]["encoder.bn1.running_mean"] - before).abs().max() > 1e-3
+    assert (saved[-1]["encoder.layer1.0.conv1.weight"] - subject.encoder.layer1[0].conv1.weight).abs().max() > 1e-5
+
+
+def test_accuracies_are_of_all_test_images_in_eval_mode(subject):
+    with Tuning(subject, 0) as tuning:
+        tuning.epoch(loader_of(subject, FEW), 0, (0.1, 0.5))
+        top1, top5 = tuning.accuracies()
+        images, labels = (torch.cat(parts) for parts in zip(*data.eval_batches(subject.sets.test, 5), strict=True))
+        with torch.no_grad():
+            order = tuning.tuned.eval()(images).argsort(1, descending=True)
+        assert top1 == 100 * float((order[:, 0] == labels).float().mean())
+        assert top5 == 100 * float((order[:, :5] == labels[:, None]).any(1).float().mean())
+        assert 0 < top5 < 100
+
+
+def test_the_caller_s_random_numbers_stay(subject):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    semi.evaluate(subject, replace(FEW, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_one_that_was_stopped_goes_on_bitwise(subject, precision, monkeypatch):
+    subject.run = replace(subject.run, precision=precision)
+    subject.encoder = nn.Sequential(subject.encoder, nn.Dropout2d())  # which draws at every step
+    settings, save, saved = replace(FEW, lr=0.5), state.save, []
+
+    def keep(path: Path, values: dict) -> None:
+        saved.append({name: value.clone() for name, value in values["tuning"]["weights"].items()})
+        save(path, values)
+
+    monkeypatch.setattr(state, "save", keep)
+    whole = semi.evaluate(subject, settings)
+    semi.done(subject, settings)
+    expected, killed = saved[-1], len(saved) + 2
+    accuracies = Tuning.accuracies
+
+    def stopped(self):
+        if len(saved) == killed:
+            raise KeyboardInterrupt
+        return accuracies(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuning, "accuracies", stopped)
+        with pytest.raises(Stopped, match="epoch 2 of 3 is saved, and --resume auto goes on from there"):
+            semi.evaluate(subject, settings)
+    with pytest.raises(LewelError, match="stopped after epoch 2; continue it by --resume auto, or remove"):
+        semi.evaluate(subject, settings)
+    with pytest.raises(LewelError, match=r"other settings \(epochs: 3 -> 4; drops: \[2, 2\] -> \[2, 3\]\)"):
+        semi.evaluate(subject, replace(settings, resume="auto", epochs=4))
+    again = semi.evaluate(subject, replace(settings, resume="auto"))
+    assert again["by_epoch"] == whole["by_epoch"]
+    assert all(torch.equal(value, expected[name]) for name, value in saved[-1].items())
+
+
+def test_a_loss_that_is_not_finite_is_a_sentence(subject):
+    with pytest.raises(LewelError, match=r"the loss became (nan|inf) in epoch \d of fine-tuning; try a lower --fc-lr"):
+        semi.evaluate(subject, replace(FEW, lr=1e30, fc_lr=1e30))
+
+
+def test_a_result_says_last_and_best_and_is_written(asked, capsys):
+    result = offline.run(asked, FEW)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 % of the labels: 10 of 48 training images")
+    assert len(lines) == 2
+    by_epoch = result.values["by_epoch"]
+    best = max(values["top1"] for values in by_epoch)
+    last = by_epoch[-1]
+    assert (result.values["top1"], result.values["best"]["top1"]) == (last["top1"], best)
+    assert f"top-1 {last['top1']:.2f} %, top-5 {last['top5']:.2f} % after the last of 3 epochs, best {best:.2f} %" in (
+        result.said
+    )
+    assert "(chosen on the test images)" in result.said
+    content = json.loads(result.path.read_text())
+    assert (content["kind"], content["accuracy"], content["checkpoint"]) == ("semi-1", last["top1"], "step-00000009")
+    assert content["settings"]["chosen"] == 10
+    assert content["published"] == "no published value for this recipe"
+    assert [path.name for path in result.path.parent.iterdir()] == ["semi-1-step-00000009.json"]
+    assert outcome.newest(Path(asked.out), "semi")[0]["values"]["by_epoch"] == by_epoch
+
+
+class Coloured:
+    """Twenty images from Python: their colour is their class."""
+
+    classes = ("dark", "light")
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int):
+        return Image.new("RGB", (40, 40), (60 + 100 * (index % 2) + index,) * 3), index % 2
+
+
+class Mine(nn.Module):
+    """An encoder of one's own, with a classifier that makes no map, and a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.bn(self.conv(images)).relu()
+
+
+def test_data_and_encoder_from_python(tmp_path, monkeypatch):
+    """What makes no feature stays untrained; what somebody froze for pre-training trains."""
+    torch.manual_seed(0)
+    module, pair = Mine(), (Coloured(), Coloured())
+    recipe = replace(TINY, data=replace(TINY.data, batch_size=4), epochs=1, knn_every=0)
+    recipe = replace(recipe, method=replace(recipe.method, queue=4))
+    lewel.train(config=recipe, data=pair, encoder=module, out=tmp_path / "run")
+    before, saved, save = module.state_dict()["fc.weight"].clone(), [], state.save
+    monkeypatch.setattr(state, "save", lambda path, values: saved.append(values) or save(path, values))
+    values = lewel.eval("semi", tmp_path / "run", data=pair, encoder=module, labels=10, epochs=8, lr=10.0, fc_lr=100.0)
+    assert values["top1"] == 100
+    assert torch.equal(saved[-1]["tuning"]["weights"]["encoder.model.fc.weight"], before)
+    assert len(values["by_epoch"]) == 8
+    with Tuning(find(Asked(run=tmp_path / "run", data=pair, encoder=module, kind="semi")), 0) as tuning:
+        fixed = [name for name, parameter in tuning.tuned.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["encoder.model.fc.weight", "encoder.model.fc.bias"]
+
+
+@pytest.mark.parametrize("storage", ["files", "memory"])
+def test_a_dry_run_reads_labels_of_files_and_writes_nothing(storage, tmp_path, monkeypatch):
+    """Of images that are to lie in memory too, which are not there yet."""
+    fault.labelled(tmp_path / "images", train=20)
+    config = replace(fault.OF_FILES.data, root=str(tmp_path / "images"), storage=storage)
+    weights = tmp_path / "weights.pth"
+    torch.save(lewel.methods.encoders.build(TINY.encoder).state_dict(), weights)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(lewel.recipe.plain.to_yaml(replace(fault.OF_FILES, data=config)))
+    asked = Asked(weights=str(weights), config=str(recipe), out=str(tmp_path / "out"), kind="semi")
+    said = offline.plan(asked, Settings(labels=10))
+    assert "10 % of the labels: 4 of 40 training images, 2 of every class, drawn by seed 0" in said
+    assert not (tmp_path / "out").exists()
+    assert offline.run(asked, Settings(labels=10, epochs=1)).values["top5"] == 100  # there are two classes
