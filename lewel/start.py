@@ -124,7 +124,7 @@ def _linear(session: Session) -> None:
     except Exception as error:
         told = (
             f"{SAVED}, but there is no linear accuracy: {_reason(error)}; once that is put right, `lewel eval linear "
-            f"{session.folder}` has it, and --linear-at-end False goes without"
+            f"{session.folder}` has it, and --no-linear-at-end goes without"
         )
         if world.size > 1:
             raise LewelError(told) from None

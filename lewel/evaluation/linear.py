@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,8 +82,8 @@ def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell)
 def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
     """The protocol's rate on all training images, and beside it the grid, on the same features."""
     table = {**made.settings, "weights": subject.digest, "images": made.images}
-    path = subject.folder / FOLDER / f"linear-{made.name}-{subject.name}.unfinished.pt"
-    before, world = state.load(path, table, resume), subject.world
+    path, world = _unfinished(subject, made.name), subject.world
+    before = state.load(path, table, resume)
     views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
     loader = data.TrainLoader(
         views, made.batch_size, subject.run.data.workers, rank=world.rank, world=world.size, device=world.device
@@ -106,13 +107,10 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
 
     training.to_the_end(batches, watched=True, after=save)
     reached = training.reached(held)
-    values = linear_values.of(
+    return linear_values.of(
         made, [row[: made.seeds] for row in training.history], reached.part(0, made.seeds),
         reached.part(made.seeds, None), subject.sets.num_classes, int(held.sum()),
     )  # fmt: skip
-    if world.leads:
-        state.remove(path)
-    return values
 
 
 class _Training:
@@ -178,10 +176,25 @@ def _published(subject: Subject, settings: Settings) -> str:
     return published.line(subject.run, "linear", settings.protocol, images=images, epoch=subject.epoch)
 
 
+def _unfinished(subject: Subject, protocol: str) -> Path:
+    """Where the state of an evaluation lies that can go on."""
+    return subject.folder / FOLDER / f"linear-{protocol}-{subject.name}.unfinished.pt"
+
+
+def _done(subject: Subject, settings: Settings) -> None:
+    if subject.world.leads:
+        state.remove(_unfinished(subject, settings.protocol))
+
+
+def _planned(subject: Subject, settings: Settings) -> str:
+    return plan(subject, settings).said
+
+
 def _resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
     return plan(subject, settings).settings
 
 
 KIND = Kind(
-    Settings, evaluate, linear_values.said, name, _resolved, published=_published, more=linear_values.more,
+    Settings, evaluate, linear_values.said, name, _resolved, published=_published, planned=_planned,
+    done=_done, more=linear_values.more,
 )  # fmt: skip

@@ -93,6 +93,20 @@ class Plan:
         rates = [round(rate, 6) for rate in self.rates]
         return {"protocol": self.name, "rates": rates, **{name: getattr(self, name) for name in names}}
 
+    @property
+    def said(self) -> str:
+        """What it does, in a line."""
+        lone = f"the protocol's {self.protocol.rate:g} and " if self.protocol.rate else ""
+        tried = (
+            f"{len(self.rates)} from {self.rates[0]:.3g} to {self.rates[-1]:.3g}"
+            if self.rates[1:]
+            else f"{self.rates[0]:.3g}"
+        )
+        return (
+            f"linear classifiers ({self.name}): learning rates {lone}{tried} per 256 images, {self.seeds} seeds each, "
+            f"{self.epochs} epochs of {self.steps:,} steps of {self.batch_size:,} images"
+        ) + "".join(f"; {note}" for note in self.notes)
+
     def heads(self, *rates: float) -> list[Head]:
         """A head for each of the rates per 256 images and each seed, those of a rate beside each other."""
         return [Head(rate * self.scale, seed) for rate in rates for seed in range(self.seeds)]

@@ -60,7 +60,8 @@ def of(
     and top-5. "best": of the epoch where that mean was highest, and so chosen on the test images. "rate": of the
     result, per 256 images. "grid": of each rate the accuracy on what is held out and on the test images; the rate alone
     where it diverged. "choice": the best of them on what is held out; "edge": a clause where it is at an end of the
-    grid. "notes": other clauses. Raises LewelError where the whole grid diverged.
+    grid. "diverged": whether the result did. "notes": what is other than the protocol has it. Raises LewelError where
+    the whole grid diverged.
     """
     place, rates = choice(plan, grid), plan.rates
     tried = [
@@ -72,7 +73,6 @@ def of(
     rate, curves = plan.protocol.rate or rates[place], np.array(history)
     means = curves.mean(1)
     best = int(means.argmax())
-    notes = [*plan.notes, *["the classifiers diverged at this rate"] * (not all(result.finite))]
     edge = ""
     if len(rates) > 1 and place in (0, len(rates) - 1):
         edge = f"the best rate is the {'highest' if place else 'lowest'} of the grid; --rates has others"
@@ -92,7 +92,8 @@ def of(
         "choice": tried[place],
         "grid": tried,
         "edge": edge,
-        "notes": notes,
+        "diverged": not all(result.finite),
+        "notes": list(plan.notes),
     }
 
 
@@ -108,14 +109,14 @@ def more(values: dict[str, Any]) -> list[str]:
     seeds = f"mean of {values['seeds']} seeds, " if values["seeds"] > 1 else ""
     rate = f"{seeds}{values['epochs']} epochs, learning rate {values['rate']:.3g} per 256 images"
     edge = f"; {values['edge']}" if values["edge"] else ""
-    notes = "".join(f"; {note}" for note in values["notes"])
+    lost = "; classifiers diverged at it" if values["diverged"] else ""
     held = f"{choice['held_out']:.2f} % of {values['held_out']:,} training images held out"
     if values["protocol"] == "cached":
         by = f"the best of {count} on {held}" if count > 1 else "the only one given"
-        lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}{edge}{notes}"]
+        lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}{lost}{edge}"]
     else:
         lines = [
-            f"protocol {values['protocol']}: {rate}, its own{notes}",
+            f"protocol {values['protocol']}: {rate}, its own{lost}",
             f"the best rate of a grid of {count} is {choice['rate']:.3g}, with {held}, and has {_said(choice, 'top1')} "
             f"of the test images{edge}",
         ]

@@ -110,6 +110,8 @@ def test_a_batch_that_is_larger_than_the_set_is_the_set_and_rates_are_in_proport
     assert (plan.batch_size, plan.steps, plan.epochs) == (48, 1, 90)
     assert plan.notes[0] == "the batch is 48 images, not 4,096, of the 48 training images"
     assert "0.1875 times those per 256 images; the protocol's batch has 4,096" in plan.notes[1]
+    assert "(b): learning rates the protocol's 0.2 and 2 from 0.5 to 1 per 256 images, 2 seeds each" in plan.said
+    assert plan.said.endswith("; ".join(plan.notes))
     assert plan.heads(*plan.rates) == [(0.5 * 48 / 256, 0), (0.5 * 48 / 256, 1), (48 / 256, 0), (48 / 256, 1)]
 
 
@@ -216,9 +218,7 @@ def test_the_published_rate_is_the_result_and_the_grid_is_told_second(there):
     assert values["rate"] == 0.2
     assert [row["rate"] for row in values["grid"]] == [0.1, 1.0, 10.0]
     first, second, best = linear_values.more(values)
-    assert first.startswith(
-        "protocol b: mean of 2 seeds, 4 epochs, learning rate 0.2 per 256 images, its own; the batch"
-    )
+    assert first == "protocol b: mean of 2 seeds, 4 epochs, learning rate 0.2 per 256 images, its own"
     assert second.startswith("the best rate of a grid of 3 is ")
     assert best.startswith("best epoch: ")
 
@@ -243,6 +243,7 @@ class Stop(Exception):
 def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path, monkeypatch, protocol):
     settings = Settings(protocol, **FEW)
     whole = linear.evaluate(there, settings)
+    linear.KIND.done(there, settings)
     save, weights = state.save, []
 
     def save_then_stop(path, content):
@@ -254,7 +255,7 @@ def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path
         patch.setattr(state, "save", save_then_stop)
         with pytest.raises(Stop):
             linear.evaluate(there, settings)
-    (unfinished,) = (tmp_path / "eval").glob("*.unfinished.pt")
+    (_,) = (tmp_path / "eval").glob("*.unfinished.pt")
     with pytest.raises(LewelError, match=r"was stopped after epoch 2; continue it by --resume auto"):
         linear.evaluate(there, settings)
     with pytest.raises(LewelError, match="with other settings"):
@@ -267,7 +268,8 @@ def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path
 
     monkeypatch.setattr(linear.Heads, "finite", kept)
     assert linear.evaluate(there, replace(settings, resume="auto")) == whole
-    assert not unfinished.exists()
+    linear.KIND.done(there, settings)
+    assert not list((tmp_path / "eval").glob("*.unfinished.pt"))
     linear.evaluate(there, settings)
     assert torch.equal(weights[0], weights[-1])
 
