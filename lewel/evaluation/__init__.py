@@ -9,4 +9,9 @@ heads          Heads: many linear classifiers trained as one matrix
 held_out       split: training images that a rate is chosen by
 at_end         evaluate: the linear accuracy that a run ends with
 boxes          mass_in_boxes: how much of the maps lies on the embedded digits
+subject        find, of_session: what is evaluated, an encoder and its images; opening: of which recipe and weights
+cache          features_of: the features of a subject, kept in 16 bits; key and parts: by what, and in which files
+outcome        write, newest: the results as files
+kinds, offline what a kind of evaluation is, the table of all; run and plan (--dry-run) of `lewel eval`
+neighbours     kNN of kept features; logistic: scikit-learn's regression; held_out: images that a choice is made by
 """

@@ -181,7 +181,7 @@ def test_a_folder_with_other_features_is_refused_and_stays(small_parts, tmp_path
         features_of(opened(tmp_path), "train")
     assert sorted(folder.iterdir()) == before
     (folder / "key.json").unlink()
-    with pytest.raises(LewelError, match="no key.json that says what they are of; remove the folder"):
+    with pytest.raises(LewelError, match=r"no key\.json that says what they are of; remove the folder"):
         features_of(opened(tmp_path), "train")
 
 
@@ -229,7 +229,7 @@ def test_a_part_that_another_machine_keeps_to_itself_is_a_sentence(small_parts, 
     monkeypatch.setattr(cache, "PATIENCE", 0.0)
     subject = opened(tmp_path)
     monkeypatch.setattr(parts.Part, "write", lambda *_: None)
-    with pytest.raises(LewelError, match="process 0 does not see .*train-0000.npy.* a folder that they share"):
+    with pytest.raises(LewelError, match=r"process 0 does not see .*train-0000\.npy.* a folder that they share"):
         features_of(subject, "train")
 
 

@@ -1,4 +1,4 @@
-"""What is opened for an evaluation: weights of runs, checkpoints, exports and other libraries, all of them or an error."""
+"""What is opened for an evaluation: weights of runs, files and other libraries, all of them or an error."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_digest_is_of_every_tensor(finished):
     finished.method.train()
     for tensor in (found.encoder.conv1.weight, found.encoder.bn1.running_var, found.encoder.bn1.num_batches_tracked):
         kept = tensor.clone()
-        tensor.reshape(-1)[0] += 1
+        tensor[(0,) * tensor.ndim] += 1
         assert found.digest != first
         tensor.copy_(kept)
     assert found.digest == first
@@ -158,19 +158,20 @@ def test_classes_of_one_split_alone():
         with_labels([0, 1, 2], [0, 3]).check_classes()
 
 
-class TestOutcome:
-    settings = {"k": [5], "rate": 0.1}
+SETTINGS = {"k": [5], "rate": 0.1}
 
+
+class TestOutcome:
     @pytest.fixture
     def found(self, finished, tmp_path):
         return subject.find(Asked(run=finished.folder, out=str(tmp_path)))
 
     def test_is_read_as_it_was_written(self, found, tmp_path):
-        path = outcome.write(found, "knn", self.settings, {"accuracy": 12.5, "knn": {"5": 12.5}}, "published: 72.8")
+        path = outcome.write(found, "knn", SETTINGS, {"accuracy": 12.5, "knn": {"5": 12.5}}, "published: 72.8")
         assert path == tmp_path / "eval" / "knn-step-00000009.json"
         (result,) = outcome.newest(tmp_path)
         assert (result["kind"], result["checkpoint"], result["epoch"], result["step"]) == ("knn", found.name, 3, 9)
-        assert (result["accuracy"], result["values"], result["settings"]) == (12.5, {"knn": {"5": 12.5}}, self.settings)
+        assert (result["accuracy"], result["values"], result["settings"]) == (12.5, {"knn": {"5": 12.5}}, SETTINGS)
         assert (result["weights"], result["published"]) == (found.digest, "published: 72.8")
         assert result["images"] == {"train": 48, "test": 16, "classes": 10}
         assert plain.from_plain(result["recipe"], source="") == found.run
@@ -178,7 +179,7 @@ class TestOutcome:
     def test_of_the_same_is_replaced_and_of_other_settings_gets_a_number(self, found, tmp_path):
         names = [
             outcome.write(found, "knn", settings, {"accuracy": accuracy}).name
-            for settings, accuracy in ((self.settings, 1), ({"k": [9]}, 2), (self.settings, 3))
+            for settings, accuracy in ((SETTINGS, 1), ({"k": [9]}, 2), (SETTINGS, 3))
         ]
         assert names == ["knn-step-00000009.json", "knn-step-00000009-2.json", "knn-step-00000009.json"]
         assert [result["accuracy"] for result in outcome.newest(tmp_path, "knn")] == [2, 3]
