@@ -20,7 +20,7 @@ USAGE = """usage: lewel COMMAND ...
   train --preset NAME --dry-run                           the recipe, its steps and the memory it needs
   presets [NAME]                                          the recipes by name, and what is known of them; or one whole
   show RUN...                                             curves of runs, also while they train, and a line about each
-  eval knn|logistic RUN [--weights FILE] [--dry-run]      what the features of a run, or of a file, are worth
+  eval knn|linear|logistic|semi RUN [--weights FILE]      what the features of a run, or of a file, are worth
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
 INTERRUPTED = 130  # the status of a command that Ctrl-C ended

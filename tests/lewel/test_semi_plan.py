@@ -1,0 +1,96 @@
+"""What a fine-tuning does before it begins: which images, batches and rates, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lewel.errors import LewelError
+from lewel.evaluation import lists, semi
+from lewel.evaluation.semi import Settings
+from lewel.evaluation.subject import Asked, Subject, find
+from lewel.evaluation.tuning import Tuning
+from lewel.recipe import presets
+
+
+@pytest.fixture
+def subject(finished, tmp_path) -> Subject:
+    """The tiny run: 48 training images, 16 test images, 10 classes."""
+    return find(Asked(run=finished.folder, out=str(tmp_path / "out"), kind="semi"))
+
+
+@pytest.mark.parametrize(("labels", "rates"), [(1, (1e-4, 1.0)), (10, (0.01, 0.1))])
+def test_rates_are_the_paper_s(labels, rates):
+    assert Settings(labels=labels).rates == rates
+    assert Settings(labels=labels, lr=0.5, fc_lr=2.0).rates == (0.5, 2.0)
+
+
+def test_a_batch_has_no_more_images_than_have_labels(subject):
+    planned = semi.plan(subject, Settings())
+    assert (planned.batch, planned.rates) == (10, (1e-4 * 10 / 256, 10 / 256))
+    assert planned.said == (
+        "1 % of the labels: 10 of 48 training images, 1 of every class, drawn by seed 0\n"
+        "50 epochs of 1 step of 10 images, rates 3.91e-06 (encoder) and 0.0391 (classifier), divided by 10 after "
+        "epochs 30 and 40; there are only 10 labelled images, so both rates are those for 256 images, times 10/256"
+    )
+
+
+def test_a_smaller_batch_has_smaller_rates_and_more_steps(subject):
+    planned = semi.plan(subject, Settings(labels=10, batch_size=4))
+    assert (planned.batch, planned.rates) == (4, (0.01 * 4 / 256, 0.1 * 4 / 256))
+    assert "50 epochs of 2 steps of 4 images" in planned.said
+    assert planned.said.endswith("and 40; both rates are those for 256 images, times 4/256")
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "said"),
+    [(2, 5, "a batch of 5 images cannot be shared by 2 processes; try 6"), (8, 256, "needs 2 in each"),
+     (11, 256, "only 10 labelled images for 11 processes in batches of 10")],
+    ids=["odd", "one-image-each", "too-few"],
+)  # fmt: skip
+def test_a_batch_that_processes_cannot_share_is_refused(subject, size, batch, said):
+    subject.world = replace(subject.world, size=size)
+    with pytest.raises(LewelError, match=said):
+        semi.plan(subject, Settings(batch_size=batch))
+
+
+def test_rates_fall_as_in_the_paper(subject, monkeypatch):
+    rates: dict[int, list[float]] = {}
+
+    def epoch(self, loader, number, given):
+        rates[number] = given
+        return 1.0
+
+    monkeypatch.setattr(Tuning, "epoch", epoch)
+    monkeypatch.setattr(Tuning, "accuracies", lambda self: (50.0, 90.0))
+    semi.evaluate(subject, Settings(labels=10, fc_lr=25.6, lr=256.0))
+    assert list(rates) == list(range(50))
+    for first, last, factor in ((0, 29, 1), (30, 39, 0.1), (40, 49, 0.01)):
+        for number in (first, last):
+            assert rates[number] == pytest.approx([10 * factor, factor])
+
+
+def test_the_published_value_needs_simclr_s_list_and_the_paper_s_settings(subject, monkeypatch):
+    subject.run = replace(presets.get("imagenet/lewel_m_200"), preset="imagenet/lewel_m_200")
+    subject.epoch = 200
+    monkeypatch.setattr(lists, "balanced", lambda labels, *given: lists.Share(torch.arange(48).numpy(), "", True))
+    monkeypatch.setattr(lists, "labels_of", lambda sets: torch.arange(48).numpy() % 10)
+    monkeypatch.setattr("lewel.evaluation.semi.published.line", lambda run, *given, **more: (given, more))
+    for settings, protocol in ((Settings(labels=10), "simclr"), (Settings(labels=10, epochs=20), "own"),
+                               (Settings(labels=10, lr=0.01), "own")):  # fmt: skip
+        given, more = semi.plan(subject, settings).published
+        assert (given, more) == (("semi-10", protocol), {"images": 48, "epoch": 200})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"labels": 5}, "labels must be 1 or 10"), ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+     ({"batch_size": -1}, "batch_size must be 1 or more"), ({"lr": float("nan")}, "lr must be a finite number"),
+     ({"fc_lr": -1.0}, "fc_lr must be a finite number"), ({"resume": "yes"}, 'resume must be "auto"')],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_bad_settings_are_refused(settings, said):
+    with pytest.raises(LewelError, match=said):
+        Settings(**settings)
