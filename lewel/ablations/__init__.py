@@ -5,4 +5,5 @@ rows         a row and a seed as a run: its folder, recipe, commands, and how fa
 at_once      several rows in processes beside each other, until they are done, fail or are interrupted
 results      what the rows came to: mean and deviation over seeds, as a table and as JSON
 picture      Fig. 3
+run          all of this in its order
 """

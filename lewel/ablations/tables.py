@@ -121,7 +121,7 @@ def _table5(k: int) -> Table:
 
 
 def _table6(k: int) -> Table:
-    """The extra head of MoCo v2: uniform maps in as many groups as maps make one aligned vector an image, which is GAP."""
+    """MoCo v2's extra head: uniform maps in as many groups as maps make one aligned vector an image, which is GAP."""
     one, two, four = _multiples("K", k, 1, 2, 4)
     moco, lewel = "MoCo v2", "LEWEL_M"
     extra = {"heads.maps": "uniform", GROUPED: k}
@@ -148,9 +148,7 @@ def _table7(k: int) -> Table:
     for times, groups, accuracy, miou in published:
         maps = int(times * k)
         cells = ("LEWEL_B", *_multiples("K", k, times), str(groups))
-        rows.append(
-            Row(f"lewel_b-k{maps}-g{groups}", "lewel_b", cells, {MAPS: maps, GROUPED: groups}, accuracy, miou)
-        )
+        rows.append(Row(f"lewel_b-k{maps}-g{groups}", "lewel_b", cells, {MAPS: maps, GROUPED: groups}, accuracy, miou))
     return Table("table7", ("Method", "K", "G"), tuple(rows))
 
 
