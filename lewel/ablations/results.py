@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lewel.ablations import rows, tables
+from lewel.ablations import tables
 from lewel.ablations.rows import Asked, RowRun
 from lewel.ablations.tables import Row, Table
 from lewel.errors import LewelError
@@ -97,6 +97,7 @@ def header(table: Table, results: Sequence[Result], asked: Asked) -> list[str]:
     names = dict.fromkeys(run.preset for run in recipes)
     epochs = dict.fromkeys(run.epochs for run in recipes)
     changed = [f"{name}={value}" for name, value in asked.settings.items()]
+    there, here = _maps(table, results)
     paper = "the paper's numbers are of ImageNet-100 with ResNet-50, 240 epochs, one run each"
     return [
         f"data: {asked.data}{''.join(f', {root}' for root in asked.roots)}; presets: {', '.join(names)}",
@@ -104,18 +105,15 @@ def header(table: Table, results: Sequence[Result], asked: Asked) -> list[str]:
         + (f"; in every row: {', '.join(changed)}" if changed else ""),
         f"linear: protocol {asked.protocol}, accuracy of the last epoch on the test images; kNN-200 of the last epoch; "
         "percent, mean ± deviation (n - 1) over seeds",
-        f"{paper}; K is {_maps(table, 'paper', asked)} there and {_maps(table, asked.data, asked)} here",
+        f"{paper}; K is {there} there and {here} here",
         f"{time.strftime('%Y-%m-%d')}, lewel {__version__}",
     ]
 
 
-def _maps(table: Table, data: str, asked: Asked) -> int:
-    """K of the recipe that the table's rows are multiples of, in the paper or on a data set."""
-    byol = table.name == "table7"
-    if data == "paper":
-        return 256 if byol else 128
-    row = next(row for row in table.rows if row.method == ("byol" if byol else "moco_v2"))
-    return next(run.run.heads.num_maps for run in rows.of(asked) if run.row == row)
+def _maps(table: Table, results: Sequence[Result]) -> tuple[int, int]:
+    """K that the table's rows are multiples of: in the paper, and in the recipes."""
+    own = next(result for result in results if "heads.num_maps" not in result.row.settings)
+    return 256 if table.name == "table7" else 128, own.runs[0][0].run.heads.num_maps
 
 
 def record(table: Table, results: Sequence[Result], asked: Asked) -> dict[str, Any]:
