@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,14 @@ def markdown(table: Table, results: Sequence[Result], asked: Asked) -> str:
         lines.append([*row.cells, _shown(row.accuracy), _shown(row.miou), str(result.linear), str(result.knn), seeds])
     widths = [max(len(line[i]) for n, line in enumerate(lines) if n != 1) for i in range(len(heading))]
     lines[1] = [rule[:-1] + "-" * (width - len(rule)) + rule[-1] for rule, width in zip(lines[1], widths, strict=True)]
-    text = ("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+    text = ("| " + " | ".join(_padded(line, widths, len(table.columns))) + " |" for line in lines)
     return "\n".join([f"# {table.title}", "", *(f"- {line}" for line in header(table, results, asked)), "", *text, ""])
+
+
+def _padded(cells: Sequence[str], widths: Sequence[int], texts: int) -> Iterator[str]:
+    """Cells as wide as their columns: the first ones, texts, to the left, and numbers to the right."""
+    for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        yield cell.ljust(width) if number < texts else cell.rjust(width)
 
 
 def header(table: Table, results: Sequence[Result], asked: Asked) -> list[str]:
@@ -98,7 +104,7 @@ def header(table: Table, results: Sequence[Result], asked: Asked) -> list[str]:
     epochs = dict.fromkeys(run.epochs for run in recipes)
     changed = [f"{name}={value}" for name, value in asked.settings.items()]
     there, here = _maps(table, results)
-    paper = "the paper's numbers are of ImageNet-100 with ResNet-50, 240 epochs, one run each"
+    paper = "the paper's numbers are of ImageNet-100 with ResNet-50, 240 epochs"
     return [
         f"data: {asked.data}{''.join(f', {root}' for root in asked.roots)}; presets: {', '.join(names)}",
         f"epochs: {', '.join(map(str, epochs))}; seeds: {' '.join(map(str, asked.seeds))}"
