@@ -61,19 +61,19 @@ def main() -> None:
 
 def _status(arguments: list[str]) -> int:
     """Runs a command, and says why where it ends early; the exit status."""
-    training = arguments[:1] == ["train"]  # of several processes one speaks for all, but of no other command
+    together = arguments[:1] in (["train"], ["eval"])  # of several processes one speaks for all
     try:
         for argument in arguments:
             _check_text(argument)
         _dispatch(arguments)
     except LewelError as error:
-        if not training or meeting.speaks(error):
+        if not together or meeting.speaks(error):
             print(f"lewel: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
         by = getattr(stop, "by", "SIGINT")
-        if not training or meeting.speaks():
+        if not together or meeting.speaks():
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
             print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         return INTERRUPTED if by == "SIGINT" else 0
