@@ -34,8 +34,15 @@ def ablate(asked: Asked, jobs: int, tell: Callable[[str], None]) -> int:
 
 
 def report(asked: Asked, tell: Callable[[str], None]) -> None:
-    """Writes tables and pictures of the rows that are there, and tells the tables."""
+    """Writes tables and pictures of the rows that are there, and tells the tables.
+
+    Raises LewelError where their folder is not there, or has runs of other recipes.
+    """
     runs = rows.of(asked)
+    if not asked.folder.is_dir():
+        raise LewelError(
+            f"there is nothing to report in {asked.folder}, which is no folder; run the rows, or name --out"
+        )
     rows.check_recipes(runs)
     for name, table in rows.of_tables(asked).items():
         found = results.of(table, runs)

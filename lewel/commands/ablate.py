@@ -64,7 +64,8 @@ def run(arguments: list[str]) -> None:
         command.protocol, command.out, rows.settings_of(command.set),
     )  # fmt: skip
     if command.commands:
-        tell("\n".join(ablations.commands(asked)))
+        for line in ablations.commands(asked):
+            tell(line)
     elif command.report:
         ablations.report(asked, tell)
     elif ablations.ablate(asked, command.jobs, tell):

@@ -371,6 +371,7 @@ def test_a_run_before_its_last_epoch_has_no_numbers(tmp_path):
 
 @pytest.mark.parametrize("name", ["fig3a", "fig3b"])
 def test_a_figure_is_drawn_of_what_there_is(name, tmp_path):
+    (tmp_path / "none").mkdir()
     run.report(asked(tmp_path / "none", name), lambda line: None)
     run.report(reported(tmp_path, name), lambda line: None)
     pictures = [path.read_bytes() for path in (tmp_path / f"{name}.png", tmp_path / "none" / f"{name}.png")]
