@@ -168,6 +168,12 @@ def average(x: Tensor) -> Tensor:
     return total / size()
 
 
+def add_up(x: Tensor) -> None:
+    """Overwrites contiguous x by its sum over the processes."""
+    if size() > 1:
+        dist.all_reduce(x)
+
+
 class Anywhere:
     """Tells whether a flag is set in any process, without waiting for the others.
 

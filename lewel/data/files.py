@@ -17,6 +17,9 @@ from lewel.recipe.schema import Augmentation
 class Split(Protocol):
     """Images by number: Folder, or a data set of one's own."""
 
+    @property
+    def labels(self) -> np.ndarray: ...  # (N,) int64, -1 where an image has none
+
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[Image.Image, int]: ...
@@ -41,6 +44,10 @@ class Labelled:
 
     def __init__(self, split: Split, count: int) -> None:
         self.split, self.count = split, count
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.split.labels[: self.count]
 
     def __len__(self) -> int:
         return self.count

@@ -72,7 +72,7 @@ class MemoryViews:
         return len(self.images)
 
     def __getitem__(self, key: BatchKey) -> Views:
-        images = _rows(self.images, key.indices)
+        images = rows(self.images, key.indices)
         first, second = (
             batched.apply(images, batched.draw(self.augmentation, images.shape[-1], view, self.seed, *key))
             for view in (0, 1)
@@ -94,9 +94,10 @@ class MemoryImages:
         return len(self.images)
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return batched.normalise(_rows(self.images, indices).float() / 255), self.labels[indices]
+        return batched.normalise(rows(self.images, indices).float() / 255), self.labels[indices]
 
 
-def _rows(images: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
+def rows(images: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
+    """The images at indices (B,) int64, a copy on their device, which nothing on the CPU waits for."""
     (rows,) = batched.upload(images.device, indices)
     return images[rows.long()]

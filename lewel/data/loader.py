@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,8 +41,12 @@ class BatchKey(NamedTuple):
     indices: np.ndarray  # (B,) int64
 
 
-class TwoViews(Protocol):
-    """A training set, which TrainLoader reads: dataset[BatchKey] gives a whole batch of Views."""
+Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
+
+
+class TrainSet(Protocol[Batch_co]):
+    """What TrainLoader reads: dataset[BatchKey] gives a whole batch, Views in training."""
 
     @property
     def seed(self) -> int: ...
@@ -52,7 +56,10 @@ class TwoViews(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, key: BatchKey) -> Views: ...
+    def __getitem__(self, key: BatchKey) -> Batch_co: ...
+
+
+TwoViews = TrainSet[Views]
 
 
 class Images(Protocol):
@@ -63,8 +70,8 @@ class Images(Protocol):
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-class TrainLoader:
-    """Micro-batches of two views for the process rank of world; the incomplete last step of an epoch is dropped.
+class TrainLoader(Generic[Batch]):
+    """Micro-batches for the process rank of world; the incomplete last step of an epoch is dropped.
 
     len(loader) is the number of optimizer steps an epoch; loader.epoch(e, first_step=s) iterates over the micro-batches
     of epoch e from step s on, exactly as if the s steps before had been drawn (resume in the middle of an epoch).
@@ -73,7 +80,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: TwoViews,
+        dataset: TrainSet[Batch],
         batch_size: int,
         workers: int = 0,
         *,
@@ -91,7 +98,7 @@ class TrainLoader:
         _end_workers_at_exit(os.getpid())
         self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
-        self._loader: DataLoader[Views] = DataLoader(
+        self._loader: DataLoader[Batch] = DataLoader(
             _Sentences(dataset),  # type: ignore[arg-type]
             sampler=self._keys,
             batch_size=None,
@@ -106,7 +113,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return self._keys.steps
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Views]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of epoch (from 0), from first_step on."""
         self._keys.epoch, self._keys.first_step = epoch, first_step
         with shared.sentences(getattr(self._loader, "_iterator", None)):  # of the epoch before, whose workers live on
@@ -162,7 +169,7 @@ def spaced(dataset: Images, count: int) -> np.ndarray:
 class _Sentences:
     """A set whose LewelErrors come as items: raised in a worker they would reach a person inside a traceback."""
 
-    def __init__(self, dataset: TwoViews | Images) -> None:
+    def __init__(self, dataset: TrainSet[Any] | Images) -> None:
         self.dataset = dataset
 
     def __getitem__(self, key: Any) -> Any:

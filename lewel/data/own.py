@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from lewel.data.datasets import Datasets
 from lewel.data.files import FolderImages, FolderViews
 from lewel.errors import LewelError
 from lewel.recipe.schema import Data
+
+LOOKED_AT = 16  # items whose labels are compared with what a data set says of all
 
 
 class DataSet(Protocol):
@@ -41,6 +44,17 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64: the data set's targets or labels, as torchvision's have, where items at LOOKED_AT places have
+        them too; else those of all items, which are read for it."""
+        count, announced = len(self), _announced(self.dataset)
+        if announced is not None and len(announced) == count:
+            looked_at = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int)).tolist()
+            if all(self.load(index)[1] == announced[index] for index in looked_at):
+                return announced
+        return np.array([self.load(index)[1] for index in range(count)], dtype=np.int64)
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         item, where = self.dataset[index], f"item {index} of {type(self.dataset).__name__}"
@@ -87,6 +101,21 @@ def classes_of(dataset: Any) -> Any:
     if isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
         return classes_of(dataset.dataset)
     return getattr(dataset, "classes", None)
+
+
+def _announced(dataset: Any) -> np.ndarray | None:
+    """(N,) int64, what a data set's attribute targets or labels says; a Subset's is part of the whole's."""
+    if isinstance(dataset, Subset):
+        whole = _announced(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    for name in ("targets", "labels"):
+        try:
+            said = np.asarray(getattr(dataset, name, None))
+        except (TypeError, ValueError, RuntimeError):  # lists of other things than numbers
+            continue
+        if said.ndim == 1 and said.dtype.kind in "iu":
+            return said.astype(np.int64)
+    return None
 
 
 def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:

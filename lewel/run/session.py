@@ -30,7 +30,7 @@ class Session:
     folder: Path
     world: distributed.World
     sets: data.Datasets
-    loader: data.TrainLoader
+    loader: data.TrainLoader[data.Views]
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

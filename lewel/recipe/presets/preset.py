@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lewel.recipe.schema import Augmentation, MethodSettings, Train
 
@@ -20,6 +20,16 @@ class Preset:
     """where the recipe and what it reaches are from"""
     cost: str = ""
     """what an epoch takes, and on what"""
+    linear_by: str = field(default="", kw_only=True)
+    """protocol of lewel eval linear by which expected was measured, where it is a linear accuracy"""
+    semi: tuple[float, float] | None = field(default=None, kw_only=True)
+    """top-1 in percent after fine-tuning on SimCLR's 1 % and 10 % of ImageNet's labels (paper, Table 2)"""
+
+    @property
+    def linear(self) -> float | None:
+        """Linear top-1 in percent, where that is what is expected."""
+        measure, _, percent = self.expected.partition(" ")
+        return float(percent) if measure == "linear" else None
 
 
 MOCO_V2 = MethodSettings(loss="infonce", w_aligned=0.0)
