@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 import tyro
 
 from lewel.ablations import rows, tables
 from lewel.ablations import run as ablations
 from lewel.errors import LewelError
+from lewel.evaluation import protocols
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AblateCommand:
     """each row is trained with every one of them"""
     epochs: int | None = None
     """of every row; None means those of the presets"""
-    protocol: Literal["cached", "a", "b", "moco"] = "cached"
+    protocol: protocols.Name = "cached"
     """of the linear classifier, see lewel eval linear --help"""
     jobs: int = 1
     """rows at a time on this machine, which share its cores and, where there are several, its GPUs"""
