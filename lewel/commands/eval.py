@@ -10,7 +10,7 @@ import tyro
 
 from lewel import distributed, meeting
 from lewel.errors import LewelError
-from lewel.evaluation import neighbours, offline
+from lewel.evaluation import linear_plan, neighbours, offline
 from lewel.evaluation.opening import Asked
 
 
@@ -53,8 +53,16 @@ class KnnCommand(Common):
     settings: Annotated[neighbours.Settings, tyro.conf.arg(name="")] = field(default_factory=neighbours.Settings)
 
 
+@dataclass(frozen=True)
+class LinearCommand(Common):
+    """Prints the accuracy of a linear classifier on the frozen features of a run's newest checkpoint."""
+
+    settings: Annotated[linear_plan.Settings, tyro.conf.arg(name="")] = field(default_factory=linear_plan.Settings)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "knn": KnnCommand,
+    "linear": LinearCommand,
 }
 
 
@@ -75,5 +83,5 @@ def run(arguments: list[str]) -> None:
             epoch = result.subject.epoch
             after = f" after epoch {epoch}" if epoch is not None else ""
             print(f"{command.run or command.weights}: {result.said}{after}")
-            print("\n".join(filter(None, (result.published, f"wrote {result.path}"))))
+            print("\n".join(filter(None, (*result.more, result.published, f"wrote {result.path}"))))
     distributed.leave()

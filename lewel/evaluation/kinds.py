@@ -31,6 +31,8 @@ class Kind:
     """s -> whether it works on the cached features"""
     published: Callable[[Subject, Any], str] = lambda subject, settings: ""
     """(subject, s) -> the published value that goes with it, in a line"""
+    more: Callable[[dict[str, Any]], list[str]] = lambda values: []
+    """values -> lines that a person is told after the numbers"""
     answer: Callable[[dict[str, Any]], Any] = lambda values: values
     """values -> what lewel.eval returns"""
     classifies: bool = True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +12,25 @@ from torch import Tensor
 from lewel import data, distributed
 from lewel.data import one_view
 from lewel.errors import LewelError
-from lewel.evaluation import held_out, linear_values, state
+from lewel.evaluation import held_out, linear_values, published, state
 from lewel.evaluation.cache import Features, features_of
 from lewel.evaluation.features import Tell
-from lewel.evaluation.heads import Heads
+from lewel.evaluation.heads import Head, Heads
+from lewel.evaluation.kinds import Kind
 from lewel.evaluation.linear_plan import Plan, Settings, plan
+from lewel.evaluation.linear_values import Reached
+from lewel.evaluation.outcome import FOLDER
 from lewel.evaluation.subject import Subject
 
-SEED = 0  # of the order of the images, and of which are held out: the same for all heads
+SEED = 0  # of the order of the images, of their crops, and of which are held out: the same for all heads
 
 
-def kind(settings: Settings) -> str:
-    """What results of it are called: linear-cached."""
-    return f"linear-{settings.protocol}"
+class Batch(NamedTuple):
+    """This process's share of a batch, on the device: features (B, C), labels (B,), and whether they are held out."""
+
+    rows: Tensor
+    labels: Tensor
+    held: Tensor
 
 
 def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> dict[str, Any]:
@@ -34,85 +39,147 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     Returns what linear_values.of makes of their accuracies. Raises LewelError for bad settings, where all classifiers
     of the grid diverge, and where the encoder is not what it was before, statistics of BN included.
     """
-    made = plan(subject, settings)
-    table = {**made.settings, "weights": subject.digest, "images": made.images}
-    path = subject.folder / "eval" / f"{kind(settings)}-{subject.name}.unfinished.pt"
-    before = state.load(path, table, settings.resume) if made.protocol.augmented else None
-    train, test = (features_of(subject, split, tell) for split in ("train", "test"))  # type: ignore[arg-type]
-    _, held = held_out.split(train.labels, made.held_out, SEED)
-    run = _Training(made, subject, train, test, held, tell or (lambda *_: None))
-    if before is not None:
-        run.heads.load_state_dict(before["heads"])
-        run.history = before["history"]
-    run.to_the_end(path, table)
-    top5, chosen_by = run.accuracies(test.rows, test.labels, linear_values.TOP), run.on_held_out()
-    values = linear_values.of(made, run.history, top5, chosen_by, run.heads.finite(), subject.sets.num_classes)
-    if subject.digest != table["weights"]:
+    made, digest = plan(subject, settings), subject.digest
+    kept, out = held_out.split(subject.labels("train"), made.held_out, SEED)
+    if not len(out):
         raise LewelError(
-            "the encoder is not what it was before the classifiers were trained, so their accuracy is of no one network; "
-            "an encoder must not change itself in eval mode"
+            f"each of the {len(kept)} training images is alone in its class, so none can be held out to choose the "
+            "learning rate by; give at least two of a class"
         )
-    if subject.world.leads:
+    held = torch.zeros(made.images, dtype=torch.bool).index_fill_(0, out, True).to(subject.world.device)
+    trained = _augmented if made.protocol.augmented else _cached
+    values = trained(made, subject, held, settings.resume, tell or (lambda *_: None))
+    if subject.digest != digest:
+        raise LewelError(
+            "the encoder is not what it was before the classifiers were trained, so that their accuracy is of no one "
+            "network; an encoder must not change itself in eval mode"
+        )
+    return values
+
+
+def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
+    """The grid first, which leaves out what is held out; then the best of its rates on all training images."""
+    train, test = features_of(subject, "train", tell), features_of(subject, "test", tell)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(made.images)).to(held.device)
+        for batch in order.split(made.batch_size)[: made.steps]:
+            mine = batch[subject.world.rank :: subject.world.size]
+            yield Batch(*(x.index_select(0, mine) for x in (train.rows, train.labels, held)))
+
+    grid = _Training(made, subject, train, test, [], made.heads(*made.rates), tell, "learning rates")
+    grid.to_the_end(batches)
+    tried = grid.reached(held)
+    rate = made.rates[linear_values.choice(made, tried)]
+    chosen = _Training(made, subject, train, test, made.heads(rate), [], tell, "linear classifiers")
+    chosen.to_the_end(batches, watched=True)
+    return linear_values.of(made, chosen.history, chosen.reached(held), tried, subject.sets.num_classes)
+
+
+def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
+    """The protocol's rate on all training images, and beside it the grid, on the same features."""
+    table = {**made.settings, "weights": subject.digest, "images": made.images}
+    path = subject.folder / FOLDER / f"linear-{made.name}-{subject.name}.unfinished.pt"
+    before, world = state.load(path, table, resume), subject.world
+    views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
+    loader = data.TrainLoader(
+        views, made.batch_size, subject.run.data.workers, rank=world.rank, world=world.size, device=world.device
+    )
+    train, test = features_of(subject, "train", tell), features_of(subject, "test", tell)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for images, labels, indices in loader.epoch(epoch):
+            yield Batch(subject.features(images), labels.to(world.device), held[indices.to(world.device)])
+
+    published, grid = made.heads(made.protocol.rate), made.heads(*made.rates)
+    training = _Training(made, subject, train, test, published, grid, tell, "linear classifiers")
+    if before is not None:
+        training.heads.load_state_dict(before["heads"])
+        training.history = before["history"]
+
+    def save(epoch: int) -> None:
+        if world.leads:
+            done = {"heads": training.heads.state_dict(), "history": training.history}
+            state.save(path, {"settings": table, "epoch": epoch, **done})
+
+    training.to_the_end(batches, watched=True, after=save)
+    reached = training.reached(held)
+    values = linear_values.of(
+        made, [row[: made.seeds] for row in training.history], reached.part(0, made.seeds),
+        reached.part(made.seeds, None), subject.sets.num_classes,
+    )  # fmt: skip
+    if world.leads:
         state.remove(path)
     return values
 
 
 class _Training:
-    """The classifiers of a plan, and how far their training has come."""
+    """Classifiers that are trained together, and what they have reached."""
 
-    def __init__(self, plan: Plan, subject: Subject, train: Features, test: Features, held: Tensor, tell: Tell) -> None:
-        self.plan, self.subject, self.train, self.test, self.tell = plan, subject, train, test, tell
-        self.world = subject.world
-        width, dtype = train.rows.shape[1], torch.float64 if train.rows.dtype == torch.float64 else torch.float32
-        self.heads = Heads(
-            *plan.heads(), classes=subject.sets.num_classes, width=width, larc=plan.protocol.larc,
-            device=self.world.device, dtype=dtype,
+    def __init__(
+        self, made: Plan, subject: Subject, train: Features, test: Features, seeing: list[Head], blind: list[Head],
+        tell: Tell, what: str,
+    ) -> None:  # fmt: skip
+        self.made, self.world, self.train, self.test, self.tell, self.what = (
+            made, subject.world, train, test, tell, f"{what}, {made.epochs} epochs",
         )  # fmt: skip
-        self.held = torch.zeros(plan.images, dtype=torch.bool)
-        self.held[held] = True
-        self.held = self.held.to(self.world.device)
-        self.history: list[list[float]] = []  # of each epoch the accuracy of each head on the test images, in percent
-        self.loader: data.TrainLoader[Any] | None = None
-        if plan.protocol.augmented:
-            views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
-            self.loader = data.TrainLoader(
-                views, plan.batch_size, subject.run.data.workers,
-                rank=self.world.rank, world=self.world.size, device=self.world.device,
-            )  # fmt: skip
+        self.heads = Heads(
+            seeing, blind, classes=subject.sets.num_classes, width=train.rows.shape[1], larc=made.protocol.larc,
+            device=self.world.device, dtype=torch.float64 if train.rows.dtype == torch.float64 else torch.float32,
+        )  # fmt: skip
+        self.history: list[list[float]] = []  # after each epoch the accuracy of each head on the test images
 
-    def to_the_end(self, path: Path, table: dict[str, Any]) -> None:
-        """Trains the epochs that are left. Of augmented images, what is done is saved at path after each of them."""
-        plan, what = self.plan, f"linear classifiers, {self.plan.epochs} epochs"
-        total = plan.epochs * plan.steps * plan.batch_size
-        for epoch in range(len(self.history), plan.epochs):
-            for step, (rows, labels, held) in enumerate(self.batches(epoch)):
-                self.tell(what, (epoch * plan.steps + step) * plan.batch_size, total)
-                self.heads.step(rows, labels, plan.protocol.factor(epoch, plan.epochs, step, plan.steps), held)
-            self.history.append(self.accuracies(self.test.rows, self.test.labels))
-            if plan.protocol.augmented and epoch + 1 < plan.epochs and self.world.leads:
-                done = {"heads": self.heads.state_dict(), "history": self.history}
-                state.save(path, {"settings": table, "epoch": epoch + 1, **done})
-        self.tell(what, total, total)
+    def to_the_end(
+        self,
+        batches: Callable[[int], Iterator[Batch]],
+        *,
+        watched: bool = False,
+        after: Callable[[int], None] = lambda epochs: None,
+    ) -> None:
+        """Trains the epochs that are not in the history. watched keeps that; after is called between two of them."""
+        made, first = self.made, len(self.history)
+        total = made.epochs * made.steps * made.batch_size
+        self.tell(self.what, 0, total)
+        for epoch in range(first, made.epochs):
+            for step, batch in enumerate(batches(epoch)):
+                factor = made.protocol.factor(epoch, made.epochs, step, made.steps)
+                self.heads.step(batch.rows, batch.labels, factor, batch.held)
+                self.tell(self.what, (epoch * made.steps + step + 1) * made.batch_size, total)
+            if watched:
+                self.history.append(self._accuracies(self.test.rows, self.test.labels))
+            if epoch + 1 < made.epochs:
+                after(epoch + 1)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features, labels and what is held out of this process's share of the batches of an epoch."""
-        if self.loader is not None:
-            for images, labels, indices in self.loader.epoch(epoch):
-                device = self.world.device
-                yield self.subject.features(images), labels.to(device), self.held[indices.to(device)]
-            return
-        order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(self.plan.images))
-        for batch in order.to(self.world.device).split(self.plan.batch_size)[: self.plan.steps]:
-            mine = batch[self.world.rank :: self.world.size]
-            yield self.train.rows[mine], self.train.labels[mine], self.held[mine]
+    def reached(self, held: Tensor) -> Reached:
+        """What each head is right of at the end; held (N,) bool are the training images that are held out."""
+        rows, labels = self.test.rows, self.test.labels
+        return Reached(
+            self._accuracies(rows, labels), self._accuracies(rows, labels, linear_values.TOP),
+            self._accuracies(self.train.rows[held], self.train.labels[held]), self.heads.finite(),
+        )  # fmt: skip
 
-    def on_held_out(self) -> list[float]:
-        """The accuracy of each head on the training images that are held out."""
-        return self.accuracies(self.train.rows[self.held], self.train.labels[self.held])
-
-    def accuracies(self, rows: Tensor, labels: Tensor, top: int = 1) -> list[float]:
+    def _accuracies(self, rows: Tensor, labels: Tensor, top: int = 1) -> list[float]:
         """The accuracy of each head in percent; each process classifies a share."""
         share = slice(self.world.rank, None, self.world.size)
         counts = self.heads.correct(rows[share], labels[share], top)
         distributed.add_up(counts)
         return (100 * counts.double() / len(labels)).tolist()
+
+
+def name(settings: Settings) -> str:
+    """What results are called: linear-cached."""
+    return f"linear-{settings.protocol}"
+
+
+def _published(subject: Subject, settings: Settings) -> str:
+    images = len(subject.sets.bank)
+    return published.line(subject.run, "linear", settings.protocol, images=images, epoch=subject.epoch)
+
+
+def _resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
+    return plan(subject, settings).settings
+
+
+KIND = Kind(
+    Settings, evaluate, linear_values.said, name, _resolved, published=_published, more=linear_values.more,
+)  # fmt: skip

@@ -3,105 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lewel.errors import LewelError
 from lewel.evaluation.linear_plan import Plan
 
-TOP = 5  # classes that the second accuracy is of; with fewer it says nothing
+TOP = 5  # classes that the second accuracy is of; of fewer than these it says nothing
+
+
+class Reached(NamedTuple):
+    """What each of some heads reached at the end, accuracies in percent."""
+
+    top1: Sequence[float]
+    top5: Sequence[float]
+    """on the test images, like top1"""
+    held_out: Sequence[float]
+    """on the training images that are held out"""
+    finite: Sequence[bool]
+    """whether its weights are numbers: a head that diverged is never chosen"""
+
+    def part(self, first: int, end: int | None) -> Reached:
+        at = slice(first, end)
+        return Reached(self.top1[at], self.top5[at], self.held_out[at], self.finite[at])
+
+
+def choice(plan: Plan, grid: Reached) -> int:
+    """The place of the rate whose heads, the mean over seeds, are best on what is held out.
+
+    grid has the heads of all rates, the seeds of one beside each other. Raises LewelError where all diverged.
+    """
+    means = _by_rate(plan, grid.held_out).mean(1)
+    left = _by_rate(plan, grid.finite).all(1)
+    if not left.any():
+        raise LewelError(
+            f"the classifiers of all {len(plan.rates)} learning rates diverged, the lowest {plan.rates[0]:g} per 256 "
+            "images; give lower --rates"
+        )
+    return int(np.where(left, means, -1.0).argmax())
 
 
 def of(
-    plan: Plan,
-    history: Sequence[Sequence[float]],
-    top5: Sequence[float],
-    held_out: Sequence[float],
-    finite: Sequence[bool],
-    classes: int,
-) -> dict[str, Any]:
-    """The values of a result from what all heads of a plan reached, in percent.
+    plan: Plan, history: Sequence[Sequence[float]], result: Reached, grid: Reached, classes: int
+) -> dict[str, Any]:  # fmt: skip
+    """The values of a linear evaluation, as its JSON has them.
 
     Args:
-        history: of each epoch the accuracy of each head on the test images.
-        top5: at the end, whether the class is among the first five.
-        held_out: at the end, on the training images that are held out.
-        finite: whether the weights of each head are finite numbers; others are never chosen.
+        history: after each epoch, the accuracy on the test images of each head of the result.
+        result: what these heads, one a seed, reached; they saw all training images.
+        grid: what the heads of all rates reached, which saw none of those held out.
 
-    Returns a table, whose parts are those of the JSON: "accuracy", the result, which is the mean over seeds at the end;
-    "last" with its deviation and top-5; "best", of the epoch where the mean was highest, chosen on the test images;
-    "rate", per 256 images; "grid", for each rate what its heads reach that saw no image held out, on these ("held_out")
-    and on the test images ("top1"), None where one diverged; "choice", the row of the rate that is best on those held
-    out; "curve", the mean after each epoch; and plan.settings. Raises LewelError where no rate of the grid is left.
+    Returns a table. "accuracy": the result, the mean over seeds after the last epoch, which "last" has with deviation
+    and top-5. "best": of the epoch where that mean was highest, and so chosen on the test images. "curve": the mean
+    after each epoch. "rate": of the result, per 256 images. "grid": of each rate the accuracy on what is held out and
+    on the test images, None where it diverged. "choice": the best of them on what is held out. "notes": clauses.
     """
-    curves = np.array(history).reshape(len(history), -1, plan.seeds)  # (epochs, rates, seeds), as the rest
-    five, chosen_by, whole = (np.array(x).reshape(-1, plan.seeds) for x in (top5, held_out, finite))
-    count = len(plan.rates)
-    first = len(whole) - count  # blind heads come after those that see all
-    left = whole[first:].all(1)
-    if not plan.protocol.rate:
-        left &= whole[:first].all(1)  # its result is that of the twin
-    if not left.any():
-        raise LewelError(
-            f"the classifiers of all {count} learning rates diverged, the lowest {plan.rates[0]:g} per 256 images; "
-            "--rates names others"
+    place, rates = choice(plan, grid), plan.rates
+    tried = [
+        {"rate": round(rate, 6)} | ({"held_out": _rounded(on.mean()), **_spread(top1, "top1")} if finite.all() else {})
+        for rate, on, top1, finite in zip(
+            rates, *(_by_rate(plan, x) for x in (grid.held_out, grid.top1, grid.finite)), strict=True
         )
-    means = np.where(left, chosen_by[first:].mean(1), -1)
-    place = int(means.argmax())
-    result = 0 if plan.protocol.rate else place
-    mean = curves[:, result].mean(1)
-    best = int(mean.argmax())
-    grid = [
-        {"rate": rate, "held_out": _rounded(means[i]), **_spread(curves[-1, first + i], "top1")}
-        if left[i]
-        else {"rate": rate, "held_out": None, "top1": None, "top1_std": None}
-        for i, rate in enumerate(plan.rates)
     ]
-    notes = [*plan.notes]
-    if count > 1 and place in (0, count - 1):
+    rate, curves = plan.protocol.rate or rates[place], np.array(history)
+    means = curves.mean(1)
+    best = int(means.argmax())
+    notes = list(plan.notes)
+    if len(rates) > 1 and place in (0, len(rates) - 1):
         notes.append(f"the best rate is the {'highest' if place else 'lowest'} of the grid; --rates has others")
-    if not whole[result].all():
-        notes.append("a classifier of the protocol's rate diverged")
+    if not all(result.finite):
+        notes.append("the classifiers diverged at this rate")
     return {
-        **plan.settings,
-        "accuracy": _rounded(mean[-1]),
-        "rate": plan.protocol.rate or plan.rates[place],
-        "effective_rate": plan.scale * (plan.protocol.rate or plan.rates[place]),
+        "accuracy": _rounded(means[-1]),
+        "protocol": plan.name,
+        "rate": round(rate, 6),
+        "batch_size": plan.batch_size,
+        "epochs": plan.epochs,
+        "seeds": plan.seeds,
+        "held_out": plan.held_out,
         "last": {
-            **_spread(curves[-1, result], "top1"),
-            **(_spread(five[result], "top5") if classes >= TOP else {}),
+            **_spread(np.array(result.top1), "top1"),
+            **(_spread(np.array(result.top5), "top5") if classes >= TOP else {}),
         },
-        "best": {"epoch": best + 1, **_spread(curves[best, result], "top1")},
-        "choice": grid[place],
-        "grid": grid,
-        "curve": [_rounded(value) for value in mean],
+        "best": {"epoch": best + 1, **_spread(curves[best], "top1")},
+        "curve": [_rounded(value) for value in means],
+        "choice": tried[place],
+        "grid": tried,
         "notes": notes,
     }
 
 
-def lines(values: dict[str, Any], published: str, images: int) -> list[str]:
-    """What a person is told of values, and of what was published, on so many test images."""
-    last, best, choice, seeds = (values[name] for name in ("last", "best", "choice", "seeds"))
-    fifth = f", top-5 {_said(last, 'top5')}" if "top5" in last else ""
-    cached = values["protocol"] == "cached"
-    by = "cached features, not the protocol; expect .5 to 1 below it" if cached else f"protocol {values['protocol']}"
-    of = f"mean of {seeds} seeds " if seeds > 1 else ""
-    told = [f"linear accuracy {_said(last, 'top1')}{fifth}, {of}on {images:,} test images ({by})"]
-    rate = f"learning rate {values['rate']:.3g} per 256 images"
-    on = f"on the {values['held_out']:.3g} of the training images held out"
-    if not cached:
-        said = f"the best of {len(values['grid'])} rates {on}, {choice['rate']:.3g} with {choice['held_out']:.2f} %"
-        told.append(f"{rate}, the protocol's; {said} there, has {_said(choice, 'top1')}")
-    elif len(values["grid"]) > 1:
-        told.append(f"{rate}, the best of {len(values['grid'])} {on}: {choice['held_out']:.2f} % there")
+def said(values: dict[str, Any]) -> str:
+    """The numbers in a clause."""
+    last = values["last"]
+    return f"linear {_said(last, 'top1')}" + (f", top-5 {_said(last, 'top5')}" if "top5" in last else "")
+
+
+def more(values: dict[str, Any]) -> list[str]:
+    """What else a person is told of values: how they came about, and the best epoch."""
+    best, choice, count = values["best"], values["choice"], len(values["grid"])
+    seeds = f"mean of {values['seeds']} seeds, " if values["seeds"] > 1 else ""
+    rate = f"{seeds}{values['epochs']} epochs, learning rate {values['rate']:.3g} per 256 images"
+    held = f"on the {values['held_out']:.3g} of the training images held out"
+    if values["protocol"] == "cached":
+        by = f"the best of {count} {held} ({choice['held_out']:.2f} % there)" if count > 1 else "the only one given"
+        lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}"]
     else:
-        told.append(f"{rate}, the one that was given")
-    told[-1] += "".join(f"; {note}" for note in values["notes"])
-    told.append(
-        f"best epoch {best['epoch']} of {values['epochs']}: {_said(best, 'top1')}, chosen on the test images themselves"
-    )
-    return [*told, *([published] if published else [])]
+        lines = [f"protocol {values['protocol']}: {rate}, the protocol's own"]
+        best_of = f"best of {count} other rates" if count > 1 else "the one other rate"
+        lines.append(
+            f"{best_of} {held}: {choice['rate']:.3g} per 256 images ({choice['held_out']:.2f} % there), which has "
+            f"{_said(choice, 'top1')} without them"
+        )
+    lines[-1] += "".join(f"; {note}" for note in values["notes"])
+    return [*lines, f"best epoch: {best['epoch']}, {_said(best, 'top1')}, chosen on the test images themselves"]
+
+
+def _by_rate(plan: Plan, values: Sequence[Any]) -> np.ndarray:
+    return np.array(values).reshape(len(plan.rates), plan.seeds)
 
 
 def _spread(values: np.ndarray, name: str) -> dict[str, float | None]:

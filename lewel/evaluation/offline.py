@@ -13,7 +13,7 @@ from torch import nn
 
 from lewel import distributed
 from lewel.errors import LewelError, is_out_of_memory
-from lewel.evaluation import cache, neighbours, outcome, subject
+from lewel.evaluation import cache, linear, neighbours, outcome, subject
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.subject import Asked, Subject
 from lewel.run.preemption import Stopped
@@ -21,6 +21,7 @@ from lewel.watching.progress import Progress
 
 KINDS: dict[str, Kind] = {
     "knn": neighbours.KIND,
+    "linear": linear.KIND,
 }
 MEANS_NOTHING = " (which means nothing: with one class in the bank every answer is that class)"
 
@@ -34,6 +35,8 @@ class Result:
     path: Path
     said: str
     """its numbers, in a line"""
+    more: list[str]
+    """lines about them"""
     published: str
 
 
@@ -73,7 +76,7 @@ def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) ->
     published = kind.published(what, settings)
     path = outcome.write(what, kind.name(settings), used, values, published)
     said = kind.said(values) + MEANS_NOTHING * what.sets.one_class
-    return Result(what, values, path, said, published)
+    return Result(what, values, path, said, kind.more(values), published)
 
 
 def plan(asked: Asked, settings: Any) -> str:
