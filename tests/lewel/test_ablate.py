@@ -396,25 +396,33 @@ def test_without_a_table_all_are_listed(capsys):
     assert all(name in printed for name in (*tables.TITLES, *tables.GROUPS, *tables.BASES))
 
 
-TINY = "data.embedded_train=64 data.embedded_test=32 data.batch_size=32 data.image_size=32 heads.hidden=16 " \
-    "heads.num_maps=16 method.queue=64 knn_k=[5] backend=reference"  # fmt: skip
+TINY = (
+    "data.embedded_train=64 data.embedded_test=32 data.batch_size=32 data.image_size=32 heads.hidden=16 "
+    "heads.num_maps=16 method.queue=64 backend=reference"
+)
 
 
-def test_a_whole_ablation_slow(tmp_path):
-    """Ctrl-C in the middle, then the same command to the end, then once more."""
+def test_a_whole_ablation_is_interrupted_and_continued(tmp_path, monkeypatch):
+    """Two rows in processes: Ctrl-C in the middle, then the same command to the end, then once more."""
     command = f"ablate table5 --seeds 0 --epochs 1 --jobs 2 --out rows --set {TINY}"
+    monkeypatch.chdir(tmp_path)
+    tiny = Asked(("table5",), seeds=(0,), epochs=1, out="rows", settings=rows.settings_of(TINY.split()))
+    for each in rows.of(tiny)[:2]:
+        fake_rows.of(each, linear=50.0)
     process = start(command, tmp_path)
-    while not (tmp_path / "rows").exists() or not list((tmp_path / "rows").glob("*/log.jsonl")):
-        time.sleep(0.2)
+    while not list(tmp_path.glob("rows/lewel_m-seed0/log.jsonl")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=240)[0].decode()
     assert process.returncode == -signal.SIGINT, printed
-    assert "the same command goes on" in printed
+    assert "2 rows are done, what the others have is saved; the same command goes on" in printed
     process = start(command, tmp_path)
     printed = process.communicate(timeout=240)[0].decode()
     assert process.returncode == 0, printed
     record = json.loads((tmp_path / "rows" / "table5.json").read_text())
-    assert all(row["linear"]["mean"] > 0 and row["linear"]["seeds"] == 1 for row in record["rows"])
+    assert [row["linear"]["seeds"] for row in record["rows"]] == [1, 1, 1, 1], printed
+    assert [row["knn"]["seeds"] for row in record["rows"]] == [1, 1, 1, 1], printed
     process = start(command, tmp_path)
     printed = process.communicate(timeout=240)[0].decode()
     assert "4 runs in rows, of which 4 are done already" in printed
