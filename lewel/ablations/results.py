@@ -68,7 +68,7 @@ def of(table: Table, runs: Iterable[RowRun]) -> list[Result]:
 def accuracies(run: RowRun) -> tuple[float | None, float | None]:
     """A run's linear and kNN accuracy, with 200 neighbours, at its last epoch; None where it has not come so far."""
     found = run.found()
-    if found is None or found.run is None or found.epoch != run.run.epochs:
+    if found is None or found.state != "finished":
         return None, None
     result = run.linear()
     return (float(result["accuracy"]) if result else None), found.knn.get(knn.USUAL)

@@ -98,8 +98,7 @@ class RowRun:
     def trained(self) -> bool:
         """Whether it has been trained to its last epoch, and has its report."""
         found = self.found()
-        ends = found is not None and found.run is not None and found.epoch == self.run.epochs
-        return ends and (self.folder / "report.txt").exists()
+        return found is not None and found.state == "finished" and (self.folder / "report.txt").exists()
 
     def linear(self) -> dict[str, Any] | None:
         """The linear classifier's result, of the checkpoint that training ended with; None where there is none."""
