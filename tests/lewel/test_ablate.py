@@ -311,6 +311,35 @@ def test_a_signal_is_passed_on_once_and_waited_for(number, tmp_path):
     assert signal.getsignal(number) == before
 
 
+def test_a_second_ctrl_c_is_passed_on_too(tmp_path):
+    text = (
+        "import signal, time, pathlib\n"
+        "got = []\n"
+        "signal.signal(signal.SIGINT, lambda *a: (got.append(1), open(f'{here}/got-{{len(got)}}', 'w')))\n"
+        "pathlib.Path('{here}', 'got-0').touch()\n"
+        "while len(got) < 2: time.sleep(.01)\n"
+        "print('ended', flush=True)"
+    )
+
+    def send() -> None:
+        for number in range(2):
+            while not (tmp_path / f"got-{number}").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(Stopped, match="the same command goes on"):
+        at_once.work([job(tmp_path, "row", text.format(here=tmp_path))], 1, lambda line: None)
+    assert at_once.last_line(tmp_path / "row.log") == "ended"
+
+
+def test_ctrl_c_of_a_terminal_reaches_this_process_alone(tmp_path):
+    """A second one, from the terminal, would end a run before it has saved."""
+    at_once.work([job(tmp_path, "row", "import os; print(os.getsid(0), os.getpid())")], 1, lambda line: None)
+    session, process = at_once.last_line(tmp_path / "row.log").split()
+    assert session == process
+
+
 def test_times_are_expected_from_those_of_the_same_kind():
     times = at_once.Times()
     train, resumed = (Phase("training", [], bool, whole=whole) for whole in (True, False))
