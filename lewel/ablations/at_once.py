@@ -141,7 +141,8 @@ class _Pool:
         each.log.close()
         job, phase = each.job, each.job.phases[each.phase]
         if each.process.returncode or not phase.done():
-            line = last_line(job.log)
+            code = each.process.returncode
+            line = last_line(job.log) + (f" (ended by {_signal(-code)})" if code < 0 else "")
             self.failed[job.name] = line
             self.tell(f"{job.name}: failed, {phase.what}: {line}{self._left()}")
             return
@@ -197,6 +198,13 @@ def environment(slot: int, at_once: int) -> dict[str, str]:
         seen = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or list(map(str, range(count)))
         env["CUDA_VISIBLE_DEVICES"] = seen[slot % len(seen)]
     return env
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 def last_line(path: Path) -> str:

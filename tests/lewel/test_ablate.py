@@ -250,6 +250,12 @@ def test_a_job_that_fails_keeps_none_of_the_others_from_running(tmp_path):
     assert "; 1 left, about " in said[3]
 
 
+def test_of_a_process_that_was_killed_the_signal_is_told(tmp_path):
+    """As of one that took too much memory, which has no last words of its own."""
+    killed = job(tmp_path, "row", "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)")
+    assert at_once.work([killed], 1, lambda line: None) == {"row": "step 3 (ended by SIGKILL)"}
+
+
 def test_what_a_phase_has_done_for_a_later_one_is_not_done_again(tmp_path):
     made = tmp_path / "made"
     first = Phase("training", script(f"open({str(made)!r}, 'w')"), made.exists)
