@@ -19,14 +19,16 @@ USAGE = """usage: lewel COMMAND ...
   train --preset NAME [--data.root DIR] [--resume auto]   pre-train; --help lists every setting of a preset
   train --preset NAME --dry-run                           the recipe, its steps and the memory it needs
   presets [NAME]                                          the recipes by name, and what is known of them; or one whole
+  runs [FOLDER]                                           the runs there are, and how each stands
   show RUN...                                             curves of runs, also while they train, and a line about each
   eval knn|linear|logistic|semi RUN [--weights FILE]      what the features of a run, or of a file, are worth
+  ablate TABLE [--data embedded] [--jobs 2]               a table of the paper's ablations as runs, and its numbers
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
 INTERRUPTED = 130  # the status of a command that Ctrl-C ended
 NARROWEST = 40  # columns of a terminal that are written for
 # Each a module of lewel.commands, imported when it is called.
-COMMANDS = ("train", "presets", "show", "eval", "maps", "export")
+COMMANDS = ("train", "presets", "runs", "show", "eval", "ablate", "maps", "export")
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ KINDS = (
     Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
     Kind(
         "of runs that are killed or are two processes",
-        named(r"test_(killed|distributed|own_group|\w+_processes)\.py"),
+        named(r"test_(killed|distributed|own_group|\w+_processes)\.py", "whole_ablation"),
     ),
     Kind("of faults that take long", named(r"test_faults\.py.*-slow\]")),
     Kind("of the trainer", named(r"test_(export|memory|waiting|data_reference|timm_runs)\.py"), keeps_one=True),

@@ -5,6 +5,7 @@ The tables are in the faults_*.py beside this file; fault.py says what a row hol
 
 from __future__ import annotations
 
+import faults_ablate
 import faults_eval
 import faults_layouts
 import faults_limits
@@ -17,6 +18,7 @@ import faults_weights
 import pytest
 
 TABLES = (
+    faults_ablate,
     faults_eval,
     faults_layouts,
     faults_limits,

@@ -25,6 +25,7 @@ FLOORS = (
     {"cost"},
     {"train", "results"},
     {"start"},
+    {"ablations"},
     {"api"},
     {"commands"},
     {"__init__", "cli"},
