@@ -32,6 +32,7 @@ class Views(NamedTuple):
     first: torch.Tensor  # (B, 3, S, S) float32
     second: torch.Tensor  # (B, 3, S, S) float32
     indices: torch.Tensor  # (B,) int64 on the CPU, position in the training set
+    labels: torch.Tensor | None = None  # (B,) int64 on the CPU, -1 for an image without one; None where none is known
 
 
 class BatchKey(NamedTuple):
@@ -42,7 +43,11 @@ class BatchKey(NamedTuple):
 
 
 class TwoViews(Protocol):
-    """A training set, which TrainLoader reads: dataset[BatchKey] gives a whole batch of Views."""
+    """A training set, which TrainLoader reads: dataset[BatchKey] gives a whole batch of Views.
+
+    One whose attribute `labelled` is True gives their labels too, of the classes that the test images have. Without the
+    attribute it gives none that anything would look at.
+    """
 
     @property
     def seed(self) -> int: ...

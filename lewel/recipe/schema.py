@@ -251,6 +251,9 @@ class Train:
     """a neighbour of cosine similarity s has exp(s / knn_temperature) votes"""
     knn_bank: int = 0
     """training images that the bank of the online kNN holds, at equal distances; 0 means all"""
+    probe: bool = True
+    """whether a linear classifier is trained beside the method, where images have labels; it changes nothing of it, and
+    is evaluated when kNN is"""
     log_every: int = 10
     """steps between two lines of the log"""
     save_every: int = 0
