@@ -54,7 +54,8 @@ def run(arguments: list[str]) -> None:
 def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dict[str, str]:
     """What the log says of the run so far, by the heading of the column.
 
-    neighbours are the k whose first and last accuracy are told. Speed is the median over the logged steps.
+    neighbours are the k whose first and last accuracy are told; of the linear probe and of RankMe it is the last. Speed
+    is the median over the logged steps.
     """
     steps = [record for record in records if record["kind"] == "step" and {"loss", "z_std"} <= record.keys()]
     # Without the steps that fp16 overflowed in, unless there is no other.
@@ -70,11 +71,17 @@ def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dic
         first, last = (f"{found[0]:.1f}", f"{found[-1]:.1f}") if found else ("-", "-")
         return {f"{name} first": first, f"{name} last": last}
 
+    def last_of(key: str) -> str:
+        found = [record[key] for record in records if key in record]
+        return f"{found[-1]:.1f}" if found else "-"
+
     trained = [accuracies(k) for k in neighbours or [knn.USUAL]]
     return {
         "step": str(steps[-1]["step"]),
         "loss": f"{last['loss']:.4g}",
         **{heading: value for columns in trained for heading, value in columns.items()},
+        "probe": last_of("probe"),
+        "RankMe": last_of("rankme"),
         "std of z": f"{last['z_std']:.2f}",
         "images/s": typical("images_per_s", ".0f"),
         "waiting": typical("data_wait", ".1%"),

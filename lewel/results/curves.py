@@ -44,11 +44,18 @@ class Panel:
     log_from: float | None = None  # the left axis is logarithmic from here on, linear below
 
 
-KNN = Panel("kNN accuracy on the test images, %", {}, limits=(0, None))  # left: a quantity for each k of the logs
+# Before its own quantities there is one of kNN for each k of the logs.
+KNN = Panel("accuracy on the test images, %", {"probe": "linear probe"}, limits=(0, None))
 PANELS = (
     Panel("loss", {"loss": "weighted sum", "loss_global": "global", "loss_aligned": "aligned"}),
     KNN,
-    Panel("spread of the embedding", {"z_std": "std of normalised z · √K"}, limits=(0, 1.15)),
+    Panel(
+        "spread of the embedding, and rank",
+        {"z_std": "std of normalised z · √K"},
+        {"rankme": "RankMe of the features (right)"},
+        limits=(0, 1.15),
+        right_limits=(0, None),
+    ),
     Panel(
         "distance of the maps from uniform ones",
         {"map_entropy": "1 − entropy / ln P", "map_spread": "|R − GAP| / |GAP|"},
@@ -102,12 +109,13 @@ def thinned(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int]) -> None:
-    """Draws what panel names, and the kNN accuracies with so many neighbours beside their baselines."""
+    """Draws what panel names, after the kNN accuracies with so many neighbours, which have baselines."""
     accuracies = {knn.key("knn", k): "trained" if k == knn.USUAL else f"trained, k = {k}" for k in neighbours}
-    legend = _draw_side(axis, panel.left | accuracies, runs, first=0)
-    if panel.right:
+    left = accuracies | panel.left
+    legend = _draw_side(axis, left, runs, first=0)
+    if any(key in record for key in panel.right for records in runs.values() for record in records):
         right = axis.twinx()
-        legend += _draw_side(right, panel.right, runs, first=len(panel.left))
+        legend += _draw_side(right, panel.right, runs, first=len(left))
         right.set_ylim(*panel.right_limits)
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
