@@ -23,6 +23,7 @@ Runs = Mapping[str, Sequence[dict[str, Any]]]  # the records of every log, by th
 Limits = tuple[float | None, float | None]
 
 POINTS = 300  # of a curve: a longer log is drawn as means over stretches
+LINE = 45  # letters in a line of a legend
 FEW = 15  # points that are marked each
 DASHES: tuple[Any, ...] = ("-", (0, (3, 1)), (0, (1, 1)))
 BASELINES: dict[str, tuple[str, Any]] = {"knn_untrained": ("untrained", "--"), "knn_pixels": ("raw pixels", ":")}
@@ -52,7 +53,7 @@ PANELS = (
     Panel(
         "spread of the embedding, and rank",
         {"z_std": "std of normalised z · √K"},
-        {"rankme": "RankMe of the features (right)"},
+        {"rankme": "RankMe (right)"},
         limits=(0, 1.15),
         right_limits=(0, None),
     ),
@@ -110,7 +111,7 @@ def thinned(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int]) -> None:
     """Draws what panel names, after the kNN accuracies with so many neighbours, which have baselines."""
-    accuracies = {knn.key("knn", k): "trained" if k == knn.USUAL else f"trained, k = {k}" for k in neighbours}
+    accuracies = {knn.key("knn", k): knn.name(k) for k in neighbours}
     left = accuracies | panel.left
     legend = _draw_side(axis, left, runs, first=0)
     if any(key in record for key in panel.right for records in runs.values() for record in records):
@@ -128,7 +129,8 @@ def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int])
         axis.set_yscale("symlog", linthresh=panel.log_from)
         axis.update_datalim([(0, 1)], updatex=False)  # uniform maps, all zero, have no scale of their own
     axis.set_ylim(*panel.limits)
-    columns = 3 if len(legend) <= 3 else 2  # of which one more would reach into the next panel
+    # One column more, or longer names in three, would reach into the next panel.
+    columns = 3 if len(legend) <= 3 and sum(len(str(line.get_label())) for line in legend) <= LINE else 2
     pad = 4 + 16 * max(1, -(-len(legend) // columns))
     axis.set_title(panel.title, loc="left", pad=pad, fontweight="bold")
     # Between the title and the axes a legend covers no curve.

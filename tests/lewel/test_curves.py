@@ -63,7 +63,7 @@ def test_one_run_has_a_colour_a_quantity_and_its_baselines(figure):
     curves.draw(None, {"a": log()})
     assert legend(panel(figure[0], "loss")) == ["weighted sum", "global", "aligned"]
     assert len({line.get_color() for line in panel(figure[0], "loss").lines}) == 3
-    assert legend(panel(figure[0], "accuracy")) == ["trained", "untrained 15.0", "raw pixels 20.0"]
+    assert legend(panel(figure[0], "accuracy")) == ["kNN", "untrained 15.0", "raw pixels 20.0"]
     assert legend(panel(figure[0], "schedules")) == ["learning rate", "momentum (right)"]
     assert not figure[0].legends
 
@@ -86,7 +86,7 @@ def test_every_number_of_neighbours_has_a_curve_and_baselines_of_its_colour(neig
     for i in range(len(neighbours)):
         assert drawn[40.0 + i] == drawn[15.0 + i] == drawn[20.0 + i]
     assert len(set(drawn.values())) == len(neighbours)
-    named = ["trained" if k == 200 else f"trained, k = {k}" for k in neighbours]
+    named = ["kNN" if k == 200 else f"kNN-{k}" for k in neighbours]
     assert set(legend(panel(figure[0], "accuracy"))[: len(named)]) == set(named)
     curves.draw(None, {"a": records, "b": log()})  # where quantities have dashes
 
@@ -110,11 +110,11 @@ def test_the_probe_is_beside_knn_and_rankme_right_of_the_spread_where_there_are_
     curves.draw(None, {"a": [record | told.get(record["kind"], {}) for record in log()]})
     curves.draw(None, {"a": log()})
     with_it, without = figure
-    assert legend(panel(with_it, "accuracy")) == ["trained", "linear probe", "untrained 15.0", "raw pixels 20.0"]
+    assert legend(panel(with_it, "accuracy")) == ["kNN", "linear probe", "untrained 15.0", "raw pixels 20.0"]
     assert [line.get_ydata()[0] for line in panel(with_it, "accuracy").lines[:2]] == [40.0, 45.0]
     (right,) = (axis for axis in with_it.axes if [line.get_ydata()[0] for line in axis.lines] == [31.0])
     assert right.get_ylim()[0] == 0
-    assert legend(panel(with_it, "spread"))[:2] == ["std of normalised z · √K", "RankMe of the features (right)"]
+    assert legend(panel(with_it, "spread"))[:2] == ["std of normalised z · √K", "RankMe (right)"]
     assert len(legend(panel(without, "spread"))) == 2
     assert len(with_it.axes) == len(without.axes) + 1
 
