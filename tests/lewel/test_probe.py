@@ -157,8 +157,9 @@ def test_a_checkpoint_without_one_that_fits_begins_it_anew_and_says_so(kept, tmp
     path = checkpoint.save(prepared)
     resumed = run_in(tmp_path, SHORT, resume=path)
     said = "has none" if kept == "none" else "is of other classes"
-    assert f"the linear probe begins anew, for that {'checkpoint' if kept == 'none' else 'of the checkpoint'} {said}" in (
-        capsys.readouterr().out
+    assert (
+        f"the linear probe begins anew, for that {'checkpoint' if kept == 'none' else 'of the checkpoint'} {said}"
+        in (capsys.readouterr().out)
     )
     assert resumed.probe.passes == 2
     assert resumed.probe.weights.shape[0] == 10
@@ -259,7 +260,8 @@ def test_processes_learn_as_one_from_the_images_of_all(monkeypatch):
         monkeypatch.setattr(distributed, "average", lambda x, shares=shares: shares.append(x) or x)
         for probe, half in zip((first, second), halves, strict=True):
             copy.deepcopy(probe).learn(*half)
-        monkeypatch.setattr(distributed, "average", lambda x, mean=sum(shares) / 2: mean)
+        mean = (shares[0] + shares[1]) / 2
+        monkeypatch.setattr(distributed, "average", lambda x, mean=mean: mean)
         for probe, half in zip((first, second), halves, strict=True):
             probe.learn(*half)
     for key, value in alone.state_dict().items():

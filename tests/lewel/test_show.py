@@ -72,7 +72,14 @@ def test_the_summary_is_of_the_last_step_and_of_the_typical_speed():
         for at, (speed, wait, memory) in enumerate(speeds, start=1)
     ]
     epochs = [
-        {"kind": "epoch", "step": 10 * at, "knn": 30.0 + at, "knn_20": 40.0 + at, "probe": 50.0 + at, "rankme": 7.0 * at}
+        {
+            "kind": "epoch",
+            "step": 10 * at,
+            "knn": 30.0 + at,
+            "knn_20": 40.0 + at,
+            "probe": 50.0 + at,
+            "rankme": 7.0 * at,
+        }
         for at in (1, 2, 3)
     ]
     expected = {
@@ -101,7 +108,9 @@ def test_runs_with_other_numbers_of_neighbours_have_columns_of_all(tmp_path, mon
         hold_a_run(tmp_path / name, [{**STEP, "step": 1}, *epochs])
     show.run([str(tmp_path / "a"), str(tmp_path / "b")])
     heading, *rows = capsys.readouterr().out.splitlines()[:3]
-    assert " ".join(heading.split()).startswith("run step loss kNN-5 first kNN-5 last kNN first kNN last probe RankMe std of z")
+    assert " ".join(heading.split()).startswith(
+        "run step loss kNN-5 first kNN-5 last kNN first kNN last probe RankMe std of z"
+    )
     assert [row.split()[3:7] for row in rows] == [["30.0", "31.0", "-", "-"], ["-", "-", "40.0", "41.0"]]
 
 
