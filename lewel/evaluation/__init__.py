@@ -1,7 +1,9 @@
 """What the features of a run are worth, and whether it is healthy. Its public parts:
 
 online         log_baselines, log_epoch: what a run logs of its features before training and after an epoch
-features       knn_accuracy: online kNN of a Session, by k; knn_of_pixels: the same of raw pixels
+features       measured: online kNN of a Session, its linear probe and RankMe; knn_accuracy: kNN alone, by k;
+               knn_of_pixels: the same of raw pixels
+rankme         rankme: how many directions features fill
 knn            nearest, correct: the weighted classifier; key, accuracies: what a log calls its results
 health         spread and maps of the embedding for the log, and the limit of a collapse
 boxes          mass_in_boxes: how much of the maps lies on the embedded digits

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import METHODS, TINY, assert_equal, assert_same, run_in
 from torch import Tensor, nn
 
@@ -221,6 +222,23 @@ class TestLabels:
         assert views[key].labels.tolist() == [7, -1, 5]
         assert replace(views, labels=None)[key].labels is None
         assert replace(views, labels=torch.empty(0, dtype=torch.int64))[key].labels.tolist() == [-1] * 3
+
+    @pytest.mark.parametrize("storage", ["files", "memory"])
+    def test_of_folders_are_those_of_the_test_images_classes(self, storage, tmp_path):
+        """Labels of data.eval are of other classes than the training images, and a folder alone has none."""
+        for name in ("train/a/1", "train/b/2", "test/a/3", "test/b/4"):
+            path = tmp_path / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), "red").save(path)
+        config = replace(TINY.data, name="folder", root=str(tmp_path), storage=storage)
+        sets = data.build(config, 0)
+        key = data.loader.BatchKey(0, torch.tensor([1, 0]).numpy())
+        assert sets.probed
+        assert sets.train[key].labels.tolist() == [1, 0]
+        for changes in ({"eval": str(tmp_path)}, {"root": str(tmp_path / "train")}):
+            sets = data.build(replace(config, **changes), 0)
+            assert not sets.probed
+            assert sets.train[key].labels is None
 
     @pytest.mark.parametrize(
         ("labels", "sentence"),
