@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import reprlib
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch.distributed
 from torch import nn
@@ -18,14 +16,13 @@ from torch.utils.data import Dataset
 from lewel import data, distributed
 from lewel.data import own
 from lewel.errors import LewelError
-from lewel.evaluation.features import knn_accuracy
-from lewel.recipe import checks, plain, presets, schema
+from lewel.evaluation import offline
+from lewel.evaluation.opening import Asked
+from lewel.recipe import plain, presets, schema
 from lewel.results import export as files
 from lewel.results import maps as pictures
 from lewel.run import folders
-from lewel.run.session import Session
 from lewel.start import Run, start
-from lewel.watching.progress import Progress
 
 __all__ = ["Run", "eval", "export", "maps", "train"]
 
@@ -87,64 +84,52 @@ def train(
 
 
 def eval(
-    kind: Literal["knn"],
-    run: str | os.PathLike[str],
+    kind: str,
+    run: str | os.PathLike[str] | None = None,
     data_root: Paths = "",
     *,
+    weights: str | os.PathLike[str] = "",
+    preset: str = "",
+    config: str | os.PathLike[str] = "",
     data_eval: str | os.PathLike[str] = "",
-    k: int | Sequence[int] | None = None,
-    temperature: float | None = None,
-    bank: int | None = None,
+    workers: int | None = None,
+    out: str | os.PathLike[str] = "",
     data: Any = None,
     encoder: Any = None,
-) -> dict[int, float]:
-    """What the features of a run's newest checkpoint are worth: kNN accuracy in percent for each k, as in {200: 41.4}.
+    **settings: Any,
+) -> Any:
+    """What the features of a run's newest checkpoint, or of a file of weights, are worth.
+
+    kind is one of `lewel eval`. "knn" returns the accuracy in percent for each k, as in {200: 41.4}; every other kind
+    the table of values that it also writes to RUN/eval/. settings are those of `lewel eval KIND --help` by the same
+    names, such as k, temperature and bank; None leaves the recipe's.
 
     data_root says where the images are now; empty means where they were in training. data_eval names labelled images to
-    compare, for a run on images without labels (data.eval). k, temperature and bank replace those of the run's recipe.
-    A run whose data or encoder came from Python needs them again, as lewel.train takes them.
+    compare, for a run on images without labels (data.eval). A run whose data or encoder came from Python needs them
+    again, as lewel.train takes them; the encoder then gets the checkpoint's weights.
     """
-    if kind != "knn":
-        raise LewelError(f"lewel.eval knows knn, got {kind!r}")
-    many = plain.bare(k)
-    asked = (many,) if isinstance(many, int) else tuple(many) if isinstance(many, range) else many
-    places = _places_of(data_root) or _places_of(data)
-    labelled = str(_path("data_eval", data_eval)) if data_eval else ""
-    found = knn_of(_path("run", run), places, labelled, asked, temperature, bank, data=data, encoder=encoder)
-    return found[2]
-
-
-def knn_of(
-    folder: Path,
-    data_root: tuple[str, ...],
-    data_eval: str,
-    k: Sequence[int] | None,
-    temperature: float | None,
-    bank: int | None,
-    *,
-    data: Any = None,
-    encoder: Any = None,
-) -> tuple[Session, int, dict[int, float]]:
-    """The session and the epoch of its checkpoint, and what `eval` computes in it; None leaves a recipe's setting."""
-    folder = folders.expanded(folder)
-    opened = folders.newest(folder)
-    run = opened[2]
-    asked = {"knn_k": k, "knn_temperature": temperature, "knn_bank": bank}
-    changed = plain.changed(
-        run, {name: value for name, value in asked.items() if value is not None}, source="lewel.eval"
+    if kind not in offline.KINDS:
+        raise LewelError(f"lewel.eval knows {', '.join(offline.KINDS)}, got {kind!r}")
+    if run is None and not weights:
+        raise LewelError(f"run is a path, got {run!r}")
+    asked = Asked(
+        run=None if run is None else _path("run", run),
+        weights=os.fspath(weights),
+        preset=preset,
+        config=os.fspath(config),
+        data_root=_places_of(data_root) or _places_of(data),
+        data_eval=str(_path("data_eval", data_eval)) if data_eval else "",
+        workers=workers,
+        out=os.fspath(out),
+        data=_given(data),
+        encoder=_module(encoder),
+        kind=kind,
     )
-    checks.check_knn(changed)
-    checks.check_eval(replace(run.data, eval=data_eval or run.data.eval))
-    sets = _sets(data, run)
-    session = folders.load(folder, data_root, data_eval=data_eval, encoder=_module(encoder), sets=sets, opened=opened)
-    if not session.sets.num_classes:
-        raise LewelError(
-            f"kNN compares labels, and the images of {folder} have none; --data-eval ROOT (in Python data_eval) names "
-            "labelled images, in a folder for each class"
-        )
-    knn = {name: getattr(changed, name) for name in asked}
-    session.run = replace(session.run, **knn)
-    return session, opened[1]["epoch"], knn_accuracy(session, Progress(print, bar=sys.stderr.isatty()))
+    before = torch.distributed.is_initialized()
+    result = offline.run(asked, offline.KINDS[kind].made(settings))
+    if not before:
+        distributed.leave()
+    return offline.KINDS[kind].answer(result.values)
 
 
 def maps(
@@ -197,13 +182,19 @@ def _places_of(given: Any) -> tuple[str, ...]:
 
 
 def _sets(given: Any, run: schema.Train) -> data.Datasets | None:
+    given = _given(given)
+    return own.build(given[0], given[1], run.data, run.seed) if isinstance(given, tuple) else given
+
+
+def _given(given: Any) -> data.Datasets | tuple[Any, Any] | None:
+    """Data sets from Python: two of one's own, or what makes its views itself; None for places of images."""
     if given is None or isinstance(given, Mapping) or _places_of(given):
         return None
     if isinstance(given, data.Datasets):
         return given
     pair = isinstance(given, (tuple, list)) and len(given) == 2
     if pair and not any(place is None or isinstance(place, (str, os.PathLike)) for place in given):
-        return own.build(given[0], given[1], run.data, run.seed)
+        return given[0], given[1]
     one = given[0] if pair and given[1] is None else given
     if isinstance(one, Dataset) or hasattr(one, "classes"):
         raise LewelError(

@@ -20,7 +20,7 @@ USAGE = """usage: lewel COMMAND ...
   train --preset NAME --dry-run                           the recipe, its steps and the memory it needs
   presets [NAME]                                          the recipes by name, and what is known of them; or one whole
   show RUN...                                             curves of runs, also while they train, and a line about each
-  eval knn RUN                                            kNN accuracy of a run's newest checkpoint
+  eval knn|logistic RUN [--weights FILE] [--dry-run]      what the features of a run, or of a file, are worth
   maps RUN IMAGES...                                      alignment maps over your own images
   export RUN --to torchvision|timm|...                    the encoder as a file for another library"""
 INTERRUPTED = 130  # the status of a command that Ctrl-C ended
@@ -59,19 +59,19 @@ def main() -> None:
 
 def _status(arguments: list[str]) -> int:
     """Runs a command, and says why where it ends early; the exit status."""
-    training = arguments[:1] == ["train"]  # of several processes one speaks for all, but of no other command
+    together = arguments[:1] in (["train"], ["eval"])  # of several processes one speaks for all
     try:
         for argument in arguments:
             _check_text(argument)
         _dispatch(arguments)
     except LewelError as error:
-        if not training or meeting.speaks(error):
+        if not together or meeting.speaks(error):
             print(f"lewel: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
         by = getattr(stop, "by", "SIGINT")
-        if not training or meeting.speaks():
+        if not together or meeting.speaks():
             ended = "interrupted" if by == "SIGINT" else f"ended by {by}"
             print(f"lewel: {ended}{'; ' if str(stop) else ''}{stop}", file=sys.stderr)
         return INTERRUPTED if by == "SIGINT" else 0

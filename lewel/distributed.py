@@ -138,6 +138,15 @@ def gather(x: Tensor) -> Tensor:
     return whole
 
 
+def gather_objects(x: T) -> list[T]:
+    """x of every process in the order of ranks; none goes on before all have called it."""
+    if size() == 1:
+        return [x]
+    found: list[Any] = [None] * size()
+    dist.all_gather_object(found, x, group=_host_group)
+    return found
+
+
 def exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
     """Rows from every process in the order of ranks, without gradient; x itself in one process.
 

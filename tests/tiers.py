@@ -48,7 +48,9 @@ def emulated(item: pytest.Item) -> bool:
 # The first row that has a test counts it.
 KINDS = (
     Kind("of what compilers make of the kernels", lambda item: "reports" in item.fixturenames),
-    Kind("of runs that are killed or are two processes", named(r"test_(killed|distributed|own_group)\.py")),
+    Kind(
+        "of runs that are killed or are two processes", named(r"test_(killed|distributed|own_group|eval_processes)\.py")
+    ),
     Kind("of faults that take long", named(r"test_faults\.py.*-slow\]")),
     Kind("of the trainer", named(r"test_(export|memory|waiting|data_reference|timm_runs)\.py"), keeps_one=True),
     Kind("of the benchmarks", named(r"test_benchmark(s|_(cuda|parts|performance|prologue|step|tune))\.py")),

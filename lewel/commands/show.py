@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from lewel.errors import LewelError
-from lewel.evaluation import knn
+from lewel.evaluation import knn, outcome
 from lewel.results import curves
 from lewel.run import folders
 from lewel.watching import log
@@ -20,7 +20,7 @@ from lewel.watching import log
 
 @dataclass(frozen=True)
 class ShowCommand:
-    """Draws the curves of runs, finished, training or killed, and prints a line about each."""
+    """Draws the curves of runs, finished, training or killed, prints a line about each and what eval found."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run folders"""
@@ -48,6 +48,9 @@ def run(arguments: list[str]) -> None:
     curves.draw(out, logs)
     neighbours = knn.neighbours(record for records in logs.values() for record in records)
     print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))
+    for name, folder in zip(_names(runs), runs, strict=True):
+        for line in evaluated(folder) if name in logs else ():
+            print(f"{name}: {line}")
     print(f"wrote {out}")
 
 
@@ -87,6 +90,15 @@ def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dic
         "waiting": typical("data_wait", ".1%"),
         "peak MiB": format(last["peak_memory_mib"], ".0f") if "peak_memory_mib" in last else "-",
     }
+
+
+def evaluated(folder: Path) -> list[str]:
+    """The newest result of each kind that lewel eval has left in a run folder, as a line each, in the kinds' order."""
+    latest = {result["kind"]: result for result in outcome.newest(folder)}
+    return [
+        f"{kind} {result['accuracy']:.1f} %, of {result['checkpoint']}, {result['date'][:10]}"
+        for kind, result in sorted(latest.items())
+    ]
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

@@ -83,7 +83,7 @@ def _found(run: Train, sets: data.Datasets | None) -> list[str]:
         lines.append(f"  knn_bank takes {run.knn_bank:,} of the images in the bank, at equal distances")
     if sets.num_classes == 0 and sets.found is None:
         lines.append("kNN is off: the data sets that were given have no classes")
-    elif one_class(sets) and run.knn_every:
+    elif sets.one_class and run.knn_every:
         lines.append(
             "  kNN means nothing here: with one class in the bank every answer is that class, 100 % right where the "
             "test images are of it; --data.eval names images of several classes, --knn-every 0 leaves it out"
@@ -91,11 +91,6 @@ def _found(run: Train, sets: data.Datasets | None) -> list[str]:
     elif sets.num_classes and not run.knn_every and sets.found is not None:
         lines.append("  kNN is off: the recipe has knn_every 0")
     return lines
-
-
-def one_class(sets: data.Datasets) -> bool:
-    """Whether kNN means nothing: all images that it compares with are of one class."""
-    return sets.found.one_class if sets.found is not None else sets.num_classes == 1
 
 
 def _knn(run: Train, counted: Counted, processes: int) -> str:

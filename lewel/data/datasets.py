@@ -48,6 +48,11 @@ class Datasets:
         return self.num_classes > 0 and getattr(self.train, "labelled", False)
 
     @property
+    def one_class(self) -> bool:
+        """Whether to compare labels means nothing: the labelled training images are all of one class."""
+        return self.found.one_class if self.found is not None else self.num_classes == 1
+
+    @property
     def replaced(self) -> int:
         """How many different files could not be read so far, in all splits and workers of this process."""
         return sum(split.replaced for split in self.folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import multiprocessing
 import os
@@ -106,6 +107,15 @@ class Folder:
         first = shown(str(self.path(int(fingerprint.looked_at(len(self))[int(changed[0])]))))
         looked = f" of {len(self._fingerprint.files)} looked at" if len(self) > fingerprint.FILES else ""
         return f"{len(changed)}{looked} hold something else under the same name, the first {first}"
+
+    def identity(self) -> str:
+        """A hash of the images' names in order, of their labels, and of what the files hold that are looked at.
+
+        It is the same wherever the images lie, and another for a file that was exchanged, or could not be opened.
+        """
+        names, files = self._fingerprint
+        parts = (names.encode(), files.numpy().tobytes(), self.labels.tobytes())
+        return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self.paths[index]))

@@ -37,7 +37,7 @@ class Network(nn.Module):
     def __init__(self, run: schema.Train, encoder: nn.Module | None = None) -> None:
         super().__init__()
         heads = run.heads
-        self.encoder = _encoder(run, encoder)
+        self.encoder = encoder_of(run, encoder)
         width = self.encoder.channels
         self.head: nn.Module
         if run.method.aligned:
@@ -148,15 +148,19 @@ class Method(nn.Module):
 
     def autocast(self) -> contextlib.AbstractContextManager[None] | torch.autocast:
         """The context that forward runs the networks in; precision "ambient" leaves the caller's autocast on."""
-        if self.precision == "ambient":
-            return contextlib.nullcontext()
-        device = next(self.parameters()).device.type
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(device, dtype, enabled=self.precision != "fp32")
+        return autocast(self.precision, next(self.parameters()).device)
 
     def _weigh(self, parts: dict[str, Tensor]) -> Tensor:
         weight = self.settings.w_aligned
         return (1 - weight) * parts["global"] + (weight * parts["aligned"] if weight else 0)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None] | torch.autocast:
+    """The context of a recipe's precision on device, which is not "auto"; "ambient" changes nothing."""
+    if precision == "ambient":
+        return contextlib.nullcontext()
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def _copied(online: Network) -> Network:
@@ -172,7 +176,7 @@ def _copied(online: Network) -> Network:
         ) from error
 
 
-def _encoder(run: schema.Train, given: nn.Module | None) -> encoders.Encoder:
+def encoder_of(run: schema.Train, given: nn.Module | None) -> encoders.Encoder:
     """The encoder that the recipe names, or the module given in Python, wrapped unless it is an encoder already."""
     if given is None:
         if run.encoder.name == CUSTOM:

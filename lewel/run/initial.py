@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ from lewel.methods.encoders import Wrapped
 from lewel.methods.method import Method
 from lewel.recipe import feature_maps
 from lewel.recipe.feature_maps import CUSTOM
-from lewel.recipe.schema import Train
+from lewel.recipe.schema import EncoderSettings, Train
 from lewel.run import checkpoint, folders, foreign_files, weight_files
 from lewel.run.session import Session
 
@@ -57,13 +60,13 @@ def source(run: Train) -> Source:
             "--init official:lewel_b.pth"
         )
     if "://" in given:
-        raise LewelError(f"init {given} is an address, and nothing is fetched from it; download the file and name it")
+        raise LewelError(f"--init {given} is an address, and nothing is fetched from it; download the file and name it")
     path = folders.expanded(given.removeprefix(f"{OFFICIAL}:"))
     if path.is_dir():
         return _of_run(path, run)
     if not path.is_file():
-        raise LewelError(f"there is no file or run folder {path} to begin with (init); {_meant(given)}")
-    return Source(f"{path}{_differences(_recipe_in(path), run)}", lambda: weight_files.read(path))
+        raise LewelError(f"there is no file or run folder {path} of weights (--init); {_meant(given)}")
+    return Source(f"{path}{differences(encoder_in(path), run)}", lambda: weight_files.read(path))
 
 
 def begin(session: Session) -> None:
@@ -72,19 +75,45 @@ def begin(session: Session) -> None:
     The first process reads them, and all get them from it; it says what was loaded. Heads, predictors and queue stay
     fresh. Raises LewelError, before anything is changed, where they are not there or do not fit.
     """
-    online = session.method.online.encoder
-    found = distributed.from_leader(lambda: _found(session.run, online))
-    with torch.no_grad():
+    online, target = session.method.online.encoder, session.method.target
+    said = into(online, session.run)
+    if target is not None:
         own = _tensors(online)
-        for name, value in found.values.items() if session.world.leads else ():
-            own[name].copy_(value)
-        distributed.share(own.values())
-        target = session.method.target
-        if target is not None:
+        with torch.no_grad():
             for name, value in _tensors(target.encoder).items():
                 value.copy_(own[name])
     if session.world.leads:
-        print(found.said, flush=True)
+        print(f"the encoder begins with {said}; heads are fresh", flush=True)
+
+
+@torch.no_grad()
+def into(encoder: nn.Module, run: Train, flag: str = "--init") -> str:
+    """Puts the weights that run.init names into an encoder of run, and returns a clause about them.
+
+    The first process reads them, and all get them from it. Raises LewelError, before anything is changed, where they
+    are not there or are not all of the encoder's; it names flag as what they were given by.
+    """
+    own = _tensors(encoder)
+
+    def read() -> str:
+        with named(flag):
+            found = _found(run, encoder)
+        for name, value in found.values.items():
+            own[name].copy_(value)
+        return found.said
+
+    said = distributed.from_leader(read)
+    distributed.share(own.values())
+    return said
+
+
+@contextlib.contextmanager
+def named(flag: str) -> Iterator[None]:
+    """A context whose LewelErrors say flag in place of --init."""
+    try:
+        yield
+    except LewelError as error:
+        raise LewelError(str(error).replace("--init", flag)) from None
 
 
 def plan(run: Train) -> str:
@@ -96,7 +125,7 @@ def plan(run: Train) -> str:
         return f"init: {place.said}"
     with torch.device("meta"):
         encoder = Method(run).online.encoder
-    return f"init: {_found(run, encoder).said}"
+    return f"init: the encoder begins with {_found(run, encoder).said}; heads are fresh"
 
 
 @dataclass(frozen=True)
@@ -117,8 +146,7 @@ def _found(run: Train, encoder: nn.Module) -> _Found:
     aside = f"; left aside: {matching.some(found.aside)}" if found.aside else ""
     kept = [name for name in own if name not in found.values and not name.endswith(matching.COUNT)]
     kept_said = f"; as they were: {matching.some(kept)}" if kept else ""
-    said = f"the encoder begins with {len(found.values)} tensors of {place.said}{official}{under}{aside}{kept_said}"
-    return _Found(f"{said}; heads are fresh", found.values)
+    return _Found(f"{len(found.values)} tensors of {place.said}{official}{under}{aside}{kept_said}", found.values)
 
 
 def _inner(encoder: nn.Module) -> nn.Module:
@@ -188,10 +216,10 @@ def _of_run(path: Path, run: Train) -> Source:
     if remedy:
         raise LewelError(f"{path} is no run folder with checkpoints in it; {remedy}")
     newest, _, other = folders.newest(path)
-    return Source(f"{newest}{_differences(other, run)}", tensors)
+    return Source(f"{newest}{differences(other.encoder, run)}", tensors)
 
 
-def _recipe_in(path: Path) -> Train | None:
+def recipe_in(path: Path) -> Train | None:
     """The recipe that a file holds which is a checkpoint of lewel train, or None."""
     try:
         with warnings.catch_warnings():
@@ -202,12 +230,23 @@ def _recipe_in(path: Path) -> Train | None:
         return None
 
 
-def _differences(other: Train | None, run: Train) -> str:
-    """What of the encoder is not as in the run that weights come from, in brackets, or nothing."""
+def encoder_in(path: Path) -> EncoderSettings | None:
+    """The encoder whose weights a file holds, where it says so: a checkpoint of ours, or a safetensors export."""
+    if known := recipe_in(path):
+        return known.encoder
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return EncoderSettings(*json.loads(file.metadata()["encoder"]))
+    except Exception:  # of any other file
+        return None
+
+
+def differences(other: EncoderSettings | None, run: Train) -> str:
+    """What of the encoder, which no weight tells, is not as in the run that weights come from, in brackets, or ""."""
     differ = [
-        f"its encoder.{setting} is {getattr(other.encoder, setting)}, this run's {getattr(run.encoder, setting)}"
+        f"its encoder.{setting} is {getattr(other, setting)}, this run's {getattr(run.encoder, setting)}"
         for setting in ("stem", "last_stride")
-        if other is not None and getattr(other.encoder, setting) != getattr(run.encoder, setting)
+        if other is not None and getattr(other, setting) != getattr(run.encoder, setting)
     ]
     return f" ({'; '.join(differ)})" if differ else ""
 

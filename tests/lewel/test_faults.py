@@ -5,6 +5,7 @@ The tables are in the faults_*.py beside this file; fault.py says what a row hol
 
 from __future__ import annotations
 
+import faults_eval
 import faults_layouts
 import faults_limits
 import faults_options
@@ -13,7 +14,7 @@ import faults_processes
 import faults_weights
 import pytest
 
-TABLES = (faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_weights)
+TABLES = (faults_eval, faults_layouts, faults_limits, faults_options, faults_pictures, faults_processes, faults_weights)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,22 @@ def test_runs_with_other_numbers_of_neighbours_have_columns_of_all(tmp_path, mon
     assert [row.split()[3:7] for row in rows] == [["30.0", "31.0", "-", "-"], ["-", "-", "40.0", "41.0"]]
 
 
+def test_the_newest_result_of_each_evaluation_has_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curves, "draw", lambda path, runs: None)
+    folder = hold_a_run(tmp_path / "run", [{**STEP, "step": 1}])
+    (folder / "eval").mkdir()
+    for number, (kind, accuracy) in enumerate([("linear-cached", 40.0), ("knn", 30.0), ("linear-cached", 50.0)]):
+        result = {"kind": kind, "date": f"2030-01-0{number + 1}T10:00", "checkpoint": "step-00000001"}
+        path = folder / "eval" / f"{kind}-{number}.json"
+        path.write_text(json.dumps(result | {"accuracy": accuracy, "values": {}}))
+    show.run([str(folder)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
+    assert lines == [
+        "run: knn 30.0 %, of step-00000001, 2030-01-02",
+        "run: linear-cached 50.0 %, of step-00000001, 2030-01-03",
+    ]
+
+
 def test_columns_are_aligned():
     rows = [{"run": "a", "loss": "1.5"}, {"run": "longer", "loss": "10"}]
     assert show.table(rows).splitlines() == ["run     loss", "a        1.5", "longer    10"]

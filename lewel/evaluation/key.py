@@ -1,0 +1,58 @@
+"""By what cached features are known: encoder, weights, precision, and the images that they are of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from lewel.evaluation.subject import Subject
+from lewel.recipe.feature_maps import CUSTOM
+
+FORMAT = "lewel features 1"
+SETTINGS = ("name", "image_size", "exif_rotate", "max_pixels")  # of the data, that change how an image is evaluated
+EMBEDDED = ("embedded_train", "embedded_test")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What features are of: the name of their folder, which is a hash, and what it is the hash of."""
+
+    name: str
+    of: dict[str, Any]
+
+
+def key_of(subject: Subject) -> Key | None:
+    """The key of what an encoder makes of its images; None for images from Python, which cannot be known again.
+
+    Images in folders are known by the names of all, in order, by their labels, and by what many of the files hold
+    (lewel.data.fingerprint); which of them data.classes and the like choose follows from that. Reads these files.
+    """
+    run, sets = subject.run, subject.sets
+    if run.data.name == "custom":
+        return None
+    settings = (*SETTINGS, *(EMBEDDED if run.data.name == "embedded" else ()))
+    encoder = dataclasses.asdict(run.encoder)
+    del encoder["zero_init_residual"]  # only says how one begins
+    if run.encoder.name == CUSTOM:
+        encoder["module"] = _hashed(repr(subject.encoder))
+    of = {
+        "format": FORMAT,
+        "weights": subject.digest,
+        "encoder": encoder,
+        "precision": run.precision,
+        "data": {name: getattr(run.data, name) for name in settings},
+        "images": {
+            "train": len(sets.bank),
+            "test": len(sets.test),
+            "classes": sets.num_classes,
+            "folders": [split.identity() for split in sets.folders],
+        },
+    }
+    return Key(_hashed(json.dumps(of, sort_keys=True)), of)
+
+
+def _hashed(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=8).hexdigest()

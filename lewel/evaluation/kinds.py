@@ -1,0 +1,53 @@
+"""What a kind of evaluation, such as kNN, consists of; lewel.evaluation.offline has the table of all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lewel.errors import LewelError
+from lewel.evaluation.features import Tell
+from lewel.evaluation.subject import Subject
+from lewel.recipe import plain
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of evaluation; s stands for its settings, an instance of settings."""
+
+    settings: type[Any]
+    """the dataclass of its settings, which the command line and lewel.eval make"""
+    evaluate: Callable[[Subject, Any, Tell | None], dict[str, Any]]
+    """(subject, s, tell) -> values of the result, "accuracy" among them; every process calls it"""
+    said: Callable[[dict[str, Any]], str]
+    """values -> the numbers in a clause: kNN-200 41.40 %"""
+    name: Callable[[Any], str]
+    """s -> the kind of the result, such as linear-cached, with which its file's name begins"""
+    resolved: Callable[[Subject, Any], dict[str, Any]]
+    """(subject, s) -> the settings that the result is written with; raises LewelError for bad ones"""
+    cached: Callable[[Any], bool] = lambda settings: True
+    """s -> whether it works on the cached features"""
+    published: Callable[[Subject, Any], str] = lambda subject, settings: ""
+    """(subject, s) -> the published value that goes with it, in a line"""
+    answer: Callable[[dict[str, Any]], Any] = lambda values: values
+    """values -> what lewel.eval returns"""
+    classifies: bool = True
+    """whether it learns classes, of which each must have training images"""
+
+    def made(self, given: Mapping[str, Any]) -> Any:
+        """Its settings from Python, where None leaves one as it is. Raises LewelError, with the nearest name, for one
+        that there is none of."""
+        known = [each.name for each in fields(self.settings)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise LewelError(f"lewel.eval: there is no {name}; {meant}")
+        values = {name: plain.bare(value) for name, value in given.items() if value is not None}
+        return self.settings(**{name: _as_tuple(value) for name, value in values.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(plain.bare, value)) if isinstance(value, (list, tuple, range)) else value
