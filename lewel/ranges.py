@@ -1,7 +1,7 @@
 """Names of the parts of a training run in a profile: each is a torch.profiler.record_function in the trainer.
 
 They cost some microseconds each where no profiler listens. DATA to LOG make up a step; FORWARD has ENCODER, HEAD, LOSS,
-and for infonce MOMENTUM, inside it. docs/training.md shows how to see them.
+and for infonce MOMENTUM, inside it; PROBE is there where images have labels. docs/training.md shows how to see them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ ENCODER = "lewel: encoder"  # of either network
 HEAD = "lewel: head"  # projectors, maps and aligned pooling
 LOSS = "lewel: loss"
 BACKWARD = "lewel: backward"
+PROBE = "lewel: probe"  # a step of the linear classifier that is trained beside the method
 OPTIMIZER = "lewel: optimizer"  # with its gradient scaler
 MOMENTUM = "lewel: momentum"  # the target network follows, keys enter the queue
 LOG = "lewel: log"
-STEP = (DATA, FORWARD, ENCODER, HEAD, LOSS, BACKWARD, OPTIMIZER, MOMENTUM, LOG)
+STEP = (DATA, FORWARD, ENCODER, HEAD, LOSS, BACKWARD, PROBE, OPTIMIZER, MOMENTUM, LOG)
 SAVE = "lewel: save"  # a checkpoint
-EVALUATE = "lewel: evaluate"  # kNN and the statistics of the maps; encoders of these have no range
+EVALUATE = "lewel: evaluate"  # kNN, RankMe, the probe and the statistics of the maps; encoders of these have no range
 
 
 def ranged(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ class Loop:
 
     def __init__(self, session: Session, log: RunLog, preemption: Preemption) -> None:
         self.session, self.log, self.preemption = session, log, preemption
-        self.stepper = Stepper(session.method, in_parallel(session.method), session.optimizer, session.scaler)
+        call = in_parallel(session.method)
+        self.stepper = Stepper(session.method, call, session.optimizer, session.scaler, session.probe)
         self.per_epoch = len(session.loader)
         self.since = time.monotonic()
         self.stopping, self.stopped = False, distributed.Anywhere()
@@ -164,11 +166,13 @@ class Loop:
             line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
 
-    def _passes(self, batches: Iterable[data.Views]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The views of a step, on the device."""
+    def _passes(self, batches: Iterable[data.Views]) -> Iterator[Any]:
+        """The views of a step, and the labels where a probe learns from them, on the device."""
+        session = self.session
         for views in batches:
+            labels = () if session.probe is None else (session.labels_of(views),)
             self.within_step = True
-            yield self.session.to_device(views.first), self.session.to_device(views.second)
+            yield session.to_device(views.first), session.to_device(views.second), *labels
 
     def _spreads_before(self, epoch: int) -> list[float]:
         """z_std of the steps of this epoch that were logged before the run was continued."""

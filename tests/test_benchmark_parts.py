@@ -115,8 +115,8 @@ def test_a_profile_of_a_run_has_all_ranges(tmp_path: Path) -> None:
     keys_in_two_groups, follows_and_enqueues, zeroed_and_stepped = 2 * (1 + 2), 2 * 2, 2 * 2
     assert counts == {
         ranges.FORWARD: 2, ranges.ENCODER: keys_in_two_groups, ranges.HEAD: keys_in_two_groups, ranges.LOSS: 2 * 2,
-        ranges.BACKWARD: 2, ranges.OPTIMIZER: zeroed_and_stepped, ranges.MOMENTUM: follows_and_enqueues,
-        ranges.LOG: 2, ranges.SAVE: 1, ranges.EVALUATE: 2,
+        ranges.BACKWARD: 2, ranges.PROBE: 2, ranges.OPTIMIZER: zeroed_and_stepped,
+        ranges.MOMENTUM: follows_and_enqueues, ranges.LOG: 2, ranges.SAVE: 1, ranges.EVALUATE: 2,
     }  # fmt: skip
 
 

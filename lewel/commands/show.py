@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from lewel.errors import LewelError
-from lewel.evaluation import knn
+from lewel.evaluation import knn, outcome
 from lewel.results import curves
 from lewel.run import folders
 from lewel.watching import log
@@ -20,7 +20,7 @@ from lewel.watching import log
 
 @dataclass(frozen=True)
 class ShowCommand:
-    """Draws the curves of runs, finished, training or killed, and prints a line about each."""
+    """Draws the curves of runs, finished, training or killed, prints a line about each and what eval found."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run folders"""
@@ -48,13 +48,17 @@ def run(arguments: list[str]) -> None:
     curves.draw(out, logs)
     neighbours = knn.neighbours(record for records in logs.values() for record in records)
     print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))
+    for name, folder in zip(_names(runs), runs, strict=True):
+        for line in evaluated(folder) if name in logs else ():
+            print(f"{name}: {line}")
     print(f"wrote {out}")
 
 
 def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dict[str, str]:
     """What the log says of the run so far, by the heading of the column.
 
-    neighbours are the k whose first and last accuracy are told. Speed is the median over the logged steps.
+    neighbours are the k whose first and last accuracy are told; of the linear probe and of RankMe it is the last. Speed
+    is the median over the logged steps.
     """
     steps = [record for record in records if record["kind"] == "step" and {"loss", "z_std"} <= record.keys()]
     # Without the steps that fp16 overflowed in, unless there is no other.
@@ -70,16 +74,31 @@ def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dic
         first, last = (f"{found[0]:.1f}", f"{found[-1]:.1f}") if found else ("-", "-")
         return {f"{name} first": first, f"{name} last": last}
 
+    def last_of(key: str) -> str:
+        found = [record[key] for record in records if key in record]
+        return f"{found[-1]:.1f}" if found else "-"
+
     trained = [accuracies(k) for k in neighbours or [knn.USUAL]]
     return {
         "step": str(steps[-1]["step"]),
         "loss": f"{last['loss']:.4g}",
         **{heading: value for columns in trained for heading, value in columns.items()},
+        "probe": last_of("probe"),
+        "RankMe": last_of("rankme"),
         "std of z": f"{last['z_std']:.2f}",
         "images/s": typical("images_per_s", ".0f"),
         "waiting": typical("data_wait", ".1%"),
         "peak MiB": format(last["peak_memory_mib"], ".0f") if "peak_memory_mib" in last else "-",
     }
+
+
+def evaluated(folder: Path) -> list[str]:
+    """The newest result of each kind that lewel eval has left in a run folder, as a line each, in the kinds' order."""
+    latest = {result["kind"]: result for result in outcome.newest(folder)}
+    return [
+        f"{kind} {result['accuracy']:.1f} %, of {result['checkpoint']}, {result['date'][:10]}"
+        for kind, result in sorted(latest.items())
+    ]
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

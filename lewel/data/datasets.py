@@ -43,6 +43,11 @@ class Datasets:
                 all_labelled(int(self.bank.labels.min()), len(self.bank))  # type: ignore[attr-defined]
 
     @property
+    def probed(self) -> bool:
+        """Whether batches of train have labels of the classes that the test images have, so that a probe can learn."""
+        return self.num_classes > 0 and getattr(self.train, "labelled", False)
+
+    @property
     def one_class(self) -> bool:
         """Whether to compare labels means nothing: the labelled training images are all of one class."""
         return self.found.one_class if self.found is not None else self.num_classes == 1
@@ -129,15 +134,15 @@ def _held(
 ) -> tuple[MemoryViews, MemoryImages, MemoryImages]:
     images = train.images.to(place)
     return (
-        MemoryViews(images, config.augmentation, seed),
+        MemoryViews(images, config.augmentation, seed, train.labels),
         MemoryImages(images[: len(train.labels)], train.labels),
         MemoryImages(test.images.to(place), test.labels),
     )
 
 
 def _read(config: Data, seed: int, at: Layout) -> tuple[FolderViews, FolderImages, FolderImages]:
-    size = config.image_size
-    views, bank = FolderViews(at.train, config.augmentation, size, seed), at.bank
+    size, bank = config.image_size, at.bank
+    views = FolderViews(at.train, config.augmentation, size, seed, labelled=_has_own_labels(at))
     if at.test is None:
         return views, FolderImages(at.train, size), FolderImages(at.train, size)
     if bank is None and at.labelled < len(at.train):
@@ -149,8 +154,13 @@ def _in_memory(config: Data, seed: int, filling: Filling, at: Layout) -> tuple[M
     splits = [split for split in (at.train, at.test, at.bank) if split is not None]
     room.check(sum(map(len, splits)), config.image_size, filling.place)
     train, *others = map(filling.hold, splits)
-    views = MemoryViews(train.images, config.augmentation, seed)
+    views = MemoryViews(train.images, config.augmentation, seed, train.labels if _has_own_labels(at) else None)
     if at.test is None:
         return views, MemoryImages(*train), MemoryImages(*train)
     test, bank = others[0], others[1] if at.bank is not None else Pixels(*(part[: at.labelled] for part in train))
     return views, MemoryImages(*bank), MemoryImages(*test)
+
+
+def _has_own_labels(at: Layout) -> bool:
+    """Whether the training images have the classes of the test images; data.eval has classes of its own."""
+    return at.test is not None and at.bank is None

@@ -62,23 +62,24 @@ class Labelled:
 
 
 class FolderViews:
-    """Views of images read from files."""
+    """Views of images read from files; labelled says whether their labels are those of the test images' classes."""
 
     device = CPU
 
-    def __init__(self, split: Split, augmentation: Augmentation, size: int, seed: int) -> None:
-        self.split, self.seed = split, seed
+    def __init__(self, split: Split, augmentation: Augmentation, size: int, seed: int, labelled: bool = False) -> None:
+        self.split, self.seed, self.labelled = split, seed, labelled
         self.views = tuple(per_sample.View(augmentation, size, view) for view in (0, 1))
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: BatchKey) -> Views:
-        named = [(self.split.load(i)[0], i) for i in key.indices.tolist()]
+        loaded = [(*self.split.load(i), i) for i in key.indices.tolist()]
         first, second = (
-            torch.stack([view(image, self.seed, key.epoch, i) for image, i in named]) for view in self.views
+            torch.stack([view(image, self.seed, key.epoch, i) for image, _, i in loaded]) for view in self.views
         )
-        return Views(first, second, torch.from_numpy(key.indices))
+        labels = torch.tensor([label for _, label, _ in loaded]) if self.labelled else None
+        return Views(first, second, torch.from_numpy(key.indices), labels)
 
 
 class FolderImages:

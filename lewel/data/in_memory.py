@@ -58,11 +58,19 @@ class Filling:
 
 @dataclass(frozen=True)
 class MemoryViews:
-    """Views of images (N, 3, S, S) uint8, augmented a batch at a time on the images' device."""
+    """Views of images (N, 3, S, S) uint8, augmented a batch at a time on the images' device.
+
+    labels (M,) int64, -1 for none, are those of the first M images, the others have none; None: no batch has labels.
+    """
 
     images: torch.Tensor
     augmentation: Augmentation
     seed: int
+    labels: torch.Tensor | None = None
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +85,16 @@ class MemoryViews:
             batched.apply(images, batched.draw(self.augmentation, images.shape[-1], view, self.seed, *key))
             for view in (0, 1)
         )
-        return Views(first, second, torch.from_numpy(key.indices))
+        indices = torch.from_numpy(key.indices)
+        return Views(first, second, indices, self._labels_of(indices))
+
+    def _labels_of(self, indices: torch.Tensor) -> torch.Tensor | None:
+        if self.labels is None:
+            return None
+        if not len(self.labels):
+            return torch.full_like(indices, -1)
+        known = self.labels[indices.clamp(max=len(self.labels) - 1)]
+        return torch.where(indices < len(self.labels), known, -1)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Views(NamedTuple):
     first: torch.Tensor  # (B, 3, S, S) float32
     second: torch.Tensor  # (B, 3, S, S) float32
     indices: torch.Tensor  # (B,) int64 on the CPU, position in the training set
+    labels: torch.Tensor | None = None  # (B,) int64 on the CPU, -1 for an image without one; None where none is known
 
 
 class BatchKey(NamedTuple):
@@ -60,6 +61,8 @@ class TrainSet(Protocol[Batch_co]):
 
 
 TwoViews = TrainSet[Views]
+"""A training set of a run. One whose attribute `labelled` is True gives its views' labels, of the classes that the test
+images have; those of a set without the attribute are not looked at."""
 
 
 class Images(Protocol):

@@ -140,7 +140,7 @@ def build(train: DataSet, test: DataSet, config: Data, seed: int) -> Datasets:
             f"{_few(tests.classes)}"
         )
     return Datasets(
-        FolderViews(bank, config.augmentation, config.image_size, seed),
+        FolderViews(bank, config.augmentation, config.image_size, seed, labelled=True),
         FolderImages(bank, config.image_size),
         FolderImages(tests, config.image_size),
         len(bank.classes),

@@ -21,7 +21,7 @@ from lewel.recipe.schema import Train
 T = TypeVar("T")
 SHARED = "/dev/shm"
 AHEAD = 2  # batches that DataLoader has each worker make ahead
-FILES = 8  # that a worker has this process open, measured: pipes, and the tensors of its batches
+FILES = 10  # that a worker has this process open, measured: pipes, and the tensors of its batches
 PATIENCE = 600  # seconds that a batch may take
 LOOK = 5  # seconds after which DataLoader gives up waiting; it then looks whether a worker has died
 SCARCE = 64 * 2**20  # bytes of /dev/shm with which it may have been full a moment ago

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lewel import data, distributed
 from lewel.evaluation import knn
+from lewel.evaluation.rankme import MOST, rankme
 from lewel.run.session import Session
 
 BATCH = 256  # images that are encoded at a time
@@ -20,11 +22,51 @@ Tell = Callable[[str, int, int], None]
 """Hears what is computed, and of how many images so far, of how many."""
 
 
+class Measured(NamedTuple):
+    """What the features of the online encoder are worth, the same in all processes."""
+
+    knn: dict[int, float]
+    """accuracy in percent for each k of run.knn_k"""
+    rankme: float
+    """of the test images, or of MOST of them at equal distances"""
+    probe: float | None
+    """accuracy in percent of the linear probe on the test images; None where none has been trained"""
+
+
 def knn_accuracy(session: Session, tell: Tell | None = None) -> dict[int, float]:
     """kNN of the online encoder's GAP features, bank from the training split: percent for each k of run.knn_k.
 
     All processes take BN's statistics of the first, which are those of the checkpoint.
     """
+    return _of_encoder(session, tell)
+
+
+def measured(session: Session, tell: Tell | None = None) -> Measured:
+    """kNN as knn_accuracy has it, and of the features of the test images, which it takes, RankMe and the probe.
+
+    The Gram matrix of RankMe, 32 MiB for 2,048 channels, and what solves it are gone before a bank is held.
+    """
+    world, probe = session.world, session.probe
+    found: dict[str, float] = {}
+
+    def look(mine: Tensor, labels: Tensor, tests: Tensor) -> None:
+        chosen = torch.from_numpy(data.spaced(session.sets.test, MOST)).to(tests.device)
+        longest = len(mine)
+        rows = chosen % world.size * longest + chosen // world.size  # where the processes' shares put them
+        found["rankme"] = distributed.from_leader(lambda: rankme(tests[rows]))
+        if probe is not None and probe.passes:
+            share = probe.correct(mine, labels).double() / len(session.sets.test)
+            found["probe"] = 100 * world.size * float(distributed.average(share))
+
+    accuracy = _of_encoder(session, tell, look)
+    return Measured(accuracy, found["rankme"], found.get("probe"))
+
+
+Look = Callable[[Tensor, Tensor, Tensor], None]
+"""Sees features (n, C) and labels (n,) of this process's share of the test images, and the features of all shares."""
+
+
+def _of_encoder(session: Session, tell: Tell | None, look: Look | None = None) -> dict[int, float]:
     encoder = session.method.online.encoder
     distributed.share(encoder.buffers())
 
@@ -34,7 +76,7 @@ def knn_accuracy(session: Session, tell: Tell | None = None) -> dict[int, float]
 
     encoder.eval()
     with torch.compiler.set_stance("force_eager"):  # a compilation for each odd batch would cost more than it gains
-        accuracy = _knn(session, features, "kNN of the encoder", tell)
+        accuracy = _knn(session, features, "kNN of the encoder", tell, look)
     session.method.train()
     return accuracy
 
@@ -55,7 +97,9 @@ def pixels_side(image_size: int) -> int:
     return PIXELS if image_size > 2 * PIXELS else image_size
 
 
-def _knn(session: Session, features: Features, what: str, tell: Tell | None) -> dict[int, float]:
+def _knn(
+    session: Session, features: Features, what: str, tell: Tell | None, look: Look | None = None
+) -> dict[int, float]:
     """kNN accuracy in percent for each k.
 
     Every process holds the features of all test images, and finds their neighbours in its share of the bank, which goes
@@ -66,6 +110,8 @@ def _knn(session: Session, features: Features, what: str, tell: Tell | None) -> 
     seen = _Seen(what, count + len(sets.test), world.size, tell)
     mine, labels = _tests(session, seen.all(_described(session, features, sets.test, len(sets.test))))
     tests = distributed.gather(mine)
+    if look is not None:  # before they are normalised in place
+        look(mine, labels, tests)
     share = len(range(world.rank, count, world.size))
     bank = knn.blocks(seen.all(_described(session, features, sets.bank, count)), share)
     found = knn.nearest(bank, tests, min(max(run.knn_k), count))

@@ -13,24 +13,32 @@ PICTURED = 256  # test images of all classes, over which the statistics of the m
 
 @ranges.ranged(ranges.EVALUATE)
 def log_baselines(session: Session, log: RunLog) -> None:
-    """Logs kNN of raw pixels and of the network as it begins."""
-    pixels, untrained = (knn_of(session, log.progress) for knn_of in (features.knn_of_pixels, features.knn_accuracy))
+    """Logs kNN of raw pixels, and kNN and RankMe of the network as it begins."""
+    pixels = features.knn_of_pixels(session, log.progress)
+    untrained, rankme, _ = features.measured(session, log.progress)
     values = {knn.key("knn_pixels", k): accuracy for k, accuracy in pixels.items()}
     values |= {knn.key("knn_untrained", k): accuracy for k, accuracy in untrained.items()}
+    values["rankme_untrained"] = rankme
     network = "by the initial weights" if session.run.init else "untrained"
     said = ", ".join(f"kNN-{k} {untrained[k]:.1f} % {network}, {pixels[k]:.1f} % on raw pixels" for k in pixels)
+    said += f", RankMe {rankme:.1f} {network}"
     log.record("baselines", {"step": 0, **values}, f"before training: {said}")
 
 
 @ranges.ranged(ranges.EVALUATE)
 def log_epoch(session: Session, log: RunLog) -> None:
-    """Logs kNN where the recipe has it, and the statistics of the maps where there are any."""
+    """Logs kNN, probe and RankMe where the recipe has kNN, and the statistics of the maps where there are any."""
     values = {"step": session.steps_done, "epoch": session.epochs_done, "seconds": session.seconds}
     line = f"epoch {session.epochs_done}/{session.run.epochs}  {session.seconds:.0f} s"
     if session.run.knn_every:
-        accuracies = features.knn_accuracy(session, log.progress)
+        accuracies, rankme, probe = features.measured(session, log.progress)
         values |= {knn.key("knn", k): accuracy for k, accuracy in accuracies.items()}
         line += "".join(f"  kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
+        if probe is not None:
+            values["probe"] = probe
+            line += f"  probe {probe:.1f} %"
+        values["rankme"] = rankme
+        line += f"  RankMe {rankme:.1f}"
     if session.run.method.aligned and session.world.leads:
         try:
             pictured, _ = session.sets.test[data.spaced(session.sets.test, PICTURED)]

@@ -6,6 +6,7 @@ encoders.build         the encoder that a recipe names
 heads                  projectors, and the heads that make alignment maps
 losses                 info_nce, aligned_info_nce, byol_distance, cosine: in float32 also under autocast
 key_queue.KeyQueue     the queue of keys
+probe.Probe            the linear classifier that is trained beside a method
 momentum               follow (EMA, EMAN), split_bn, shuffle_bn
 norm.synchronise       BN over all processes
 official               weights of the official LEWEL_B release

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from lewel.errors import LewelError
 from lewel.methods import encoders, split_linear
 from lewel.methods.heads import MLP, AlignedHead, aligned_head, gap
 from lewel.methods.objectives import OBJECTIVES
-from lewel.methods.objectives.base import Embedding
+from lewel.methods.objectives.base import Embedding, Terms
 from lewel.recipe import objectives, schema
 from lewel.recipe.feature_maps import CUSTOM
 
@@ -27,6 +28,7 @@ class Pass(NamedTuple):
     parts: dict[str, Tensor]
     z: Tensor  # (N, K) online global embeddings of the first view
     keys: Tensor | None  # infonce: (size N, K) of all processes, what is enqueued afterwards
+    features: Tensor | None = None  # where asked for: (N, C), the online encoder's of the first view, averaged
 
 
 class Network(nn.Module):
@@ -49,17 +51,35 @@ class Network(nn.Module):
         else:
             make = objectives.projector(heads.projector, run.method.loss)
             self.head = make(width, heads.hidden, heads.num_maps)
+        self._seen: list[tuple[Tensor, Tensor]] | None = None
 
     def forward(self, images: Tensor) -> Embedding:
         """images (N, 3, H, W) -> their Embedding; its aligned part is empty (L = 0) without the aligned branch."""
         with record_function(ranges.ENCODER):
             features = self.encoder(images)
+        if self._seen is not None:
+            self._seen.append((images, averaged(features)))
         with record_function(ranges.HEAD):
             if not isinstance(self.head, AlignedHead):
                 z = self.head(gap(features))
                 return Embedding(z, z.new_empty(len(z), 0, z.shape[1]))
             z, pooled = self.head(features)
             return Embedding(z, split_linear.chain(getattr(self, "aligned_head", self.head.mlp), pooled))
+
+    @contextlib.contextmanager
+    def seen(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """A context that lists what forward is given, and the averaged features that the encoder makes of it."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        self._seen = seen
+        try:
+            yield seen
+        finally:
+            self._seen = None
+
+
+def averaged(features: Tensor) -> Tensor:
+    """A map (N, C, h, w) -> its mean over positions (N, C), detached, in at least float32."""
+    return features.detach().mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 class Method(nn.Module):
@@ -93,15 +113,31 @@ class Method(nn.Module):
             self.target.eval()
         return self
 
-    def forward(self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0) -> Pass:
+    def forward(
+        self, first: Tensor, second: Tensor, momentum: float | None, draw: int = 0, *, features: bool = False
+    ) -> Pass:
         """Two views (N, 3, H, W) of the same images -> this pass's losses; call finish after the optimizer.
 
         momentum: m of this step, None in all but the first pass of a step that accumulates gradients. draw: number of
-        the pass, the same in all processes, which fixes how ShuffleBN shuffles.
+        the pass, the same in all processes, which fixes how ShuffleBN shuffles. features: whether Pass has them; this
+        takes no second forward. Raises LewelError where the objective shows the online network no first view.
         """
-        with self.autocast():
-            terms = self.objective(self.online, self.target, first, second, momentum, (self.seed, draw))
-        return Pass(self._weigh(terms.parts), *terms)
+        with self.autocast(), self.online.seen() if features else contextlib.nullcontext() as seen:
+            terms: Terms = self.objective(self.online, self.target, first, second, momentum, (self.seed, draw))
+        return Pass(self._weigh(terms.parts), *terms, features=None if seen is None else self._of_first(first, seen))
+
+    def _of_first(self, first: Tensor, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The features of the first view: of the call with it, or, with both views in one, the first of their rows."""
+        found = next((features for images, features in seen if images is first), None)
+        if found is None:
+            found = next((features[: len(first)] for _, features in seen if len(features) == 2 * len(first)), None)
+        if found is None:
+            raise LewelError(
+                f"the objective {self.settings.loss} never calls online with the first view, whose features the linear "
+                "probe is trained on; call online(first), or online of both views in one, or leave the probe out "
+                "(--no-probe)"
+            )
+        return found
 
     def finish(self, keys: Tensor | None, momentum: float) -> None:
         """To be called after the optimizer's step: its keys enter the queue (infonce), or the target follows (byol).

@@ -254,6 +254,9 @@ class Train:
     linear_at_end: bool = False
     """after the last epoch a linear classifier on frozen features is trained and its accuracy told, as `lewel eval
     linear` does"""
+    probe: bool = True
+    """whether a linear classifier is trained beside the method, where images have labels; it changes nothing of it, and
+    is evaluated when kNN is"""
     log_every: int = 10
     """steps between two lines of the log"""
     save_every: int = 0

@@ -23,6 +23,7 @@ Runs = Mapping[str, Sequence[dict[str, Any]]]  # the records of every log, by th
 Limits = tuple[float | None, float | None]
 
 POINTS = 300  # of a curve: a longer log is drawn as means over stretches
+LINE = 45  # letters in a line of a legend
 FEW = 15  # points that are marked each
 DASHES: tuple[Any, ...] = ("-", (0, (3, 1)), (0, (1, 1)))
 BASELINES: dict[str, tuple[str, Any]] = {"knn_untrained": ("untrained", "--"), "knn_pixels": ("raw pixels", ":")}
@@ -44,11 +45,18 @@ class Panel:
     log_from: float | None = None  # the left axis is logarithmic from here on, linear below
 
 
-KNN = Panel("kNN accuracy on the test images, %", {}, limits=(0, None))  # left: a quantity for each k of the logs
+# Before its own quantities there is one of kNN for each k of the logs.
+KNN = Panel("accuracy on the test images, %", {"probe": "linear probe"}, limits=(0, None))
 PANELS = (
     Panel("loss", {"loss": "weighted sum", "loss_global": "global", "loss_aligned": "aligned"}),
     KNN,
-    Panel("spread of the embedding", {"z_std": "std of normalised z · √K"}, limits=(0, 1.15)),
+    Panel(
+        "spread of the embedding, and rank",
+        {"z_std": "std of normalised z · √K"},
+        {"rankme": "RankMe (right)"},
+        limits=(0, 1.15),
+        right_limits=(0, None),
+    ),
     Panel(
         "distance of the maps from uniform ones",
         {"map_entropy": "1 − entropy / ln P", "map_spread": "|R − GAP| / |GAP|"},
@@ -102,12 +110,13 @@ def thinned(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int]) -> None:
-    """Draws what panel names, and the kNN accuracies with so many neighbours beside their baselines."""
-    accuracies = {knn.key("knn", k): "trained" if k == knn.USUAL else f"trained, k = {k}" for k in neighbours}
-    legend = _draw_side(axis, panel.left | accuracies, runs, first=0)
-    if panel.right:
+    """Draws what panel names, after the kNN accuracies with so many neighbours, which have baselines."""
+    accuracies = {knn.key("knn", k): knn.name(k) for k in neighbours}
+    left = accuracies | panel.left
+    legend = _draw_side(axis, left, runs, first=0)
+    if any(key in record for key in panel.right for records in runs.values() for record in records):
         right = axis.twinx()
-        legend += _draw_side(right, panel.right, runs, first=len(panel.left))
+        legend += _draw_side(right, panel.right, runs, first=len(left))
         right.set_ylim(*panel.right_limits)
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
@@ -120,7 +129,8 @@ def _draw_panel(axis: Axes, panel: Panel, runs: Runs, neighbours: Sequence[int])
         axis.set_yscale("symlog", linthresh=panel.log_from)
         axis.update_datalim([(0, 1)], updatex=False)  # uniform maps, all zero, have no scale of their own
     axis.set_ylim(*panel.limits)
-    columns = 3 if len(legend) <= 3 else 2  # of which one more would reach into the next panel
+    # One column more, or longer names in three, would reach into the next panel.
+    columns = 3 if len(legend) <= 3 and sum(len(str(line.get_label())) for line in legend) <= LINE else 2
     pad = 4 + 16 * max(1, -(-len(legend) // columns))
     axis.set_title(panel.title, loc="left", pad=pad, fontweight="bold")
     # Between the title and the axes a legend covers no curve.

@@ -101,6 +101,8 @@ def summary(session: Session) -> str:
     ]
     if (linear := at_end.accuracy(session)) is not None:
         rows.append((f"linear, after {session.epochs_done} epochs", f"{linear:.1f} %"))
+    if "probe" in end:
+        rows.append((f"linear probe, after {end.get('epoch')} epochs", f"{end['probe']:.1f} %"))
     if "step" in last:
         spread = f"{last['step']['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"
         rows.append(("std of normalised z * sqrt(K)", spread))

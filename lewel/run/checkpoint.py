@@ -53,6 +53,8 @@ def save(session: Session) -> Path:
         "optimizer": session.optimizer.state_dict(),
         "scaler": session.scaler.state_dict(),
     }
+    if session.probe is not None:
+        state["probe"] = session.probe.state_dict()
     if session.sets.known_by is not None:
         state["known_by"] = session.sets.known_by.remembered()
     folder = session.folder / "checkpoints"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lewel import distributed
+from lewel.methods.probe import Probe
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
 from lewel.run import checkpoint, shares
@@ -20,8 +22,9 @@ from lewel.run.step import rates
 # epochs, and shares.refusal for accumulate.
 FREE_TO_CHANGE = (
     "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
-    "knn_every", "knn_k", "knn_temperature", "knn_bank", "linear_at_end", "data.root", "data.eval", "data.download",
-    "data.workers", "data.max_unreadable", "init", "accumulate", "backend", "compile", "channels_last", "epochs",
+    "knn_every", "knn_k", "knn_temperature", "knn_bank", "probe", "linear_at_end", "data.root", "data.eval",
+    "data.download", "data.workers", "data.max_unreadable", "init", "accumulate", "backend", "compile",
+    "channels_last", "epochs",
 )  # fmt: skip
 LISTS = ("data.classes", "data.train_list")  # free where the images that they choose are known again
 
@@ -87,9 +90,10 @@ def restore(path: Path, session: Session) -> str:
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({checkpoint.reason(error)})") from None
     _lay_out(session.optimizer)
+    anew = _restore_probe(session, state)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     said = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else ""
-    said += _compared_said(old, run) + shares.said(before, now)
+    said += anew + _compared_said(old, run) + shares.said(before, now)
     return said + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "") + OTHER_PICTURES * unknown
 
 
@@ -114,6 +118,21 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.stride() != weight.stride() and value.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(value)
+
+
+def _restore_probe(session: Session, state: dict[str, Any]) -> str:
+    """Puts the checkpoint's linear probe into a session that trains one; a clause where it has none that fits."""
+    probe, kept = session.probe, state.get("probe")
+    if probe is None:
+        return ""
+    if kept is None:
+        return "; the linear probe begins anew, for that checkpoint has none"
+    try:
+        probe.load_state_dict(kept)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        session.probe = Probe(probe.channels, probe.classes).to(session.device)
+        return "; the linear probe begins anew, for that of the checkpoint is of other classes"
+    return ""
 
 
 def _compared_said(old: Train, run: Train) -> str:

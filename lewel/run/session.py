@@ -12,10 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from lewel import data, distributed, ranges
-from lewel.errors import LewelError
+from lewel.errors import DataError, LewelError
 from lewel.methods import norm
 from lewel.methods.key_queue import KeyQueue
 from lewel.methods.method import Method
+from lewel.methods.probe import Probe
 from lewel.recipe import objectives
 from lewel.recipe.feature_maps import CUSTOM
 from lewel.recipe.schema import Train
@@ -36,6 +37,8 @@ class Session:
     scaler: torch.amp.GradScaler
     steps_done: int = 0
     seconds: float = 0.0
+    probe: Probe | None = None
+    """the linear classifier trained beside the method; None without labels, without kNN or where the recipe has none"""
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +57,25 @@ class Session:
         layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
         with record_function(ranges.DATA):
             return images.to(device=self.device, memory_format=layout, non_blocking=True)
+
+    def labels_of(self, views: data.Views) -> Tensor:
+        """The labels of a batch, (B,) int64 on the device. Raises DataError for what are none of the test images'."""
+        labels, classes = views.labels, self.sets.num_classes
+        if labels is None or labels.dtype != torch.int64 or labels.shape != views.indices.shape:
+            given = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise DataError(
+                f"a training set that is labelled gives int64 labels of shape ({len(views.indices)},) with as many "
+                f"images, but this one gave {given}"
+            )
+        low, high = (int(edge) for edge in labels.aminmax())
+        if low < -1 or high >= classes:
+            raise DataError(
+                f"a label is the number of a class, 0 to {classes - 1}, or -1 for none, but a batch of the training "
+                f"set has {low} to {high}"
+            )
+        if self.device.type == "cuda" and not labels.is_pinned():
+            labels = labels.pin_memory()  # a copy from other memory would wait until the device has done all its work
+        return labels.to(self.device, non_blocking=True)
 
 
 def prepare(
@@ -84,7 +106,13 @@ def prepare(
     )  # fmt: skip
     method, optimizer = build(run, world.device, encoder)
     scaler = torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16")
-    return Session(run, folder, world, sets, loader, method, optimizer, scaler)
+    probe = Probe(method.online.encoder.channels, sets.num_classes).to(world.device) if is_probed(run, sets) else None
+    return Session(run, folder, world, sets, loader, method, optimizer, scaler, probe=probe)
+
+
+def is_probed(run: Train, sets: data.Datasets) -> bool:
+    """Whether a linear classifier is trained beside the method: it is evaluated with kNN, on kNN's test images."""
+    return run.probe and run.knn_every > 0 and sets.probed
 
 
 def from_python(run: Train, encoder: nn.Module | None, sets: data.Datasets | None) -> Train:

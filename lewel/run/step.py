@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from lewel import distributed, ranges
 from lewel.methods.method import Method, Pass
+from lewel.methods.probe import Probe
 from lewel.recipe.schema import Train
 from lewel.run import schedules
 
@@ -26,16 +27,22 @@ class Outcome(NamedTuple):
 
 
 class Stepper:
-    """Takes optimizer steps; call is the method itself, or the DDP module around it."""
+    """Takes optimizer steps; call is the method itself, or the DDP module around it. A probe learns beside it."""
 
     def __init__(
-        self, method: Method, call: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+        self,
+        method: Method,
+        call: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        probe: Probe | None = None,
     ) -> None:
-        self.method, self.call, self.optimizer, self.scaler = method, call, optimizer, scaler
+        self.method, self.call, self.optimizer, self.scaler, self.probe = method, call, optimizer, scaler, probe
+        self._asked = {} if probe is None else {"features": True}
 
     def take(
         self,
-        passes: Iterable[tuple[Tensor, Tensor]],
+        passes: Iterable[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]],
         count: int,
         *,
         step: int,
@@ -45,6 +52,7 @@ class Stepper:
     ) -> Outcome:
         """One step over count passes, each two views (N, 3, H, W) of the same images; step is counted from 0.
 
+        With a probe the labels (N,) int64 of the images are the third of a pass, on the device, -1 for none.
         undecayed_lr is the rate of the parameters whose rate does not fall (Objective.undecayed), lr where left out.
         Gradients are averaged over the passes. Every random number of a pass is a function of the seed, the number of
         the pass and the process, so that a run that is continued draws what it would have drawn.
@@ -52,16 +60,18 @@ class Stepper:
         with record_function(ranges.OPTIMIZER):
             self.optimizer.zero_grad()
         done: list[Pass] = []
-        for number, (first, second) in enumerate(passes):
+        for number, (first, second, *labels) in enumerate(passes):
             draw = step * count + number
             torch.manual_seed(seed_of(self.method.seed, draw, distributed.rank()))
             last = number == count - 1
             with contextlib.nullcontext() if last else self._without_exchange():
                 with record_function(ranges.FORWARD):
-                    outcome = self.call(first, second, momentum if number == 0 else None, draw)
+                    outcome = self.call(first, second, momentum if number == 0 else None, draw, **self._asked)
                 with record_function(ranges.BACKWARD):
                     self.scaler.scale(outcome.loss / count).backward()
-            done.append(outcome)
+            if self.probe is not None:  # now, for what the backward needed is free
+                self.probe.learn(outcome.features, labels[0])
+            done.append(outcome._replace(features=None))
         for group in self.optimizer.param_groups:
             group["lr"] = lr if group.get("decays", True) or undecayed_lr is None else undecayed_lr
         with record_function(ranges.OPTIMIZER):

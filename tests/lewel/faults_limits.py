@@ -151,7 +151,7 @@ ROWS: tuple[Fault, ...] = (
         "too-few-open-files-for-the-workers",
         nothing,
         f"{MADE} --out run --data.workers 3",
-        ("3 data workers need up to 24 open files beside the 9 that are open", "may have 20 (ulimit -n)", "(1 fit)"),
+        ("3 data workers need up to 30 open files beside the 9 that are open", "may have 20 (ulimit -n)", "(1 fit)"),
         status=2,
         patches={
             "resource.getrlimit": lambda kind: (20, 20),

@@ -306,7 +306,7 @@ class TestUnusableCheckpoint:
         But for the number of epochs, see TestEpochs.
         """
         free = {"preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb", "backend", "epochs"}
-        free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "linear_at_end"}
+        free |= {"knn_every", "knn_k", "knn_temperature", "knn_bank", "probe", "linear_at_end"}
         free |= {"data.root", "data.download", "data.workers"}
         free |= {"init", "accumulate", "compile", "channels_last", "data.eval", "data.max_unreadable"}
         keys = [change.split(":")[0] for change in plain.differences(TINY, different(TINY))]

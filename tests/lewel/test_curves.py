@@ -63,7 +63,7 @@ def test_one_run_has_a_colour_a_quantity_and_its_baselines(figure):
     curves.draw(None, {"a": log()})
     assert legend(panel(figure[0], "loss")) == ["weighted sum", "global", "aligned"]
     assert len({line.get_color() for line in panel(figure[0], "loss").lines}) == 3
-    assert legend(panel(figure[0], "kNN")) == ["trained", "untrained 15.0", "raw pixels 20.0"]
+    assert legend(panel(figure[0], "accuracy")) == ["kNN", "untrained 15.0", "raw pixels 20.0"]
     assert legend(panel(figure[0], "schedules")) == ["learning rate", "momentum (right)"]
     assert not figure[0].legends
 
@@ -81,13 +81,13 @@ def test_every_number_of_neighbours_has_a_curve_and_baselines_of_its_colour(neig
             for key in ("knn", "knn_untrained", "knn_pixels"):
                 record.pop(key, None)
     curves.draw(None, {"a": records})
-    drawn = {float(line.get_ydata()[0]): line.get_color() for line in panel(figure[0], "kNN").lines}
+    drawn = {float(line.get_ydata()[0]): line.get_color() for line in panel(figure[0], "accuracy").lines}
     assert sorted(drawn) == sorted(value + i for value in (40.0, 15.0, 20.0) for i in range(len(neighbours)))
     for i in range(len(neighbours)):
         assert drawn[40.0 + i] == drawn[15.0 + i] == drawn[20.0 + i]
     assert len(set(drawn.values())) == len(neighbours)
-    named = ["trained" if k == 200 else f"trained, k = {k}" for k in neighbours]
-    assert set(legend(panel(figure[0], "kNN"))[: len(named)]) == set(named)
+    named = ["kNN" if k == 200 else f"kNN-{k}" for k in neighbours]
+    assert set(legend(panel(figure[0], "accuracy"))[: len(named)]) == set(named)
     curves.draw(None, {"a": records, "b": log()})  # where quantities have dashes
 
 
@@ -103,6 +103,20 @@ def test_several_runs_have_a_colour_each_and_their_names(figure):
 def test_what_a_log_lacks_is_said_in_its_panel(figure):
     curves.draw(None, {"a": log(aligned=False)})
     assert [text.get_text() for text in panel(figure[0], "distance of the maps").texts] == ["not in the log"]
+
+
+def test_the_probe_is_beside_knn_and_rankme_right_of_the_spread_where_there_are_any(figure):
+    told = {"epoch": {"probe": 45.0, "rankme": 31.0}, "baselines": {"rankme_untrained": 12.0}}
+    curves.draw(None, {"a": [record | told.get(record["kind"], {}) for record in log()]})
+    curves.draw(None, {"a": log()})
+    with_it, without = figure
+    assert legend(panel(with_it, "accuracy")) == ["kNN", "linear probe", "untrained 15.0", "raw pixels 20.0"]
+    assert [line.get_ydata()[0] for line in panel(with_it, "accuracy").lines[:2]] == [40.0, 45.0]
+    (right,) = (axis for axis in with_it.axes if [line.get_ydata()[0] for line in axis.lines] == [31.0])
+    assert right.get_ylim()[0] == 0
+    assert legend(panel(with_it, "spread"))[:2] == ["std of normalised z · √K", "RankMe (right)"]
+    assert len(legend(panel(without, "spread"))) == 2
+    assert len(with_it.axes) == len(without.axes) + 1
 
 
 def test_a_warning_is_no_point_of_a_curve(figure):

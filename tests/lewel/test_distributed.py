@@ -15,6 +15,7 @@ from in_turns import InTurns
 from tiny_runs import assert_equal, in_double
 from two_processes import LOCAL, MOVED, NOISE, PASSES, RUNS, SYNCED, in_16_bits, online_knn
 
+from lewel.evaluation import features
 from lewel.run import checkpoint
 from lewel.run.session import Session, build, prepare
 from lewel.train import train
@@ -53,7 +54,20 @@ def assert_trained_as(alone: Session, state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SYNCED)
 def test_with_synchronised_bn_two_processes_train_as_one(name, ranks, tmp_path):
-    assert_trained_as(in_double(prepare(SYNCED[name], tmp_path)), ranks[0][name]["state"])
+    """And so do their probes, from the images of both."""
+    alone = in_double(prepare(SYNCED[name], tmp_path))
+    assert_trained_as(alone, ranks[0][name]["state"])
+    torch.testing.assert_close(ranks[0][name]["probe"], dict(alone.probe.state_dict()), rtol=1e-6, atol=1e-8)
+    mine, theirs = features.measured(alone), ranks[0][name]["measured"]
+    assert theirs["probe"] == pytest.approx(mine.probe)
+    assert theirs["rankme"] == pytest.approx(mine.rankme, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_have_one_probe(name, ranks):
+    first, second = (rank[name] for rank in ranks)
+    assert_equal(first["probe"], second["probe"])
+    assert first["measured"] == second["measured"]
 
 
 def test_in_16_bits_bn_over_aligned_vectors_is_synchronised_too(ranks):
@@ -69,7 +83,7 @@ def test_in_16_bits_bn_over_aligned_vectors_is_synchronised_too(ranks):
 @pytest.mark.parametrize("name", LOCAL)
 def test_with_bn_of_their_own_two_processes_train_as_one_that_takes_their_shares_in_turns(name, ranks, tmp_path):
     """The same weights, queue and statistics, those of the first."""
-    alone = in_double(prepare(LOCAL[name], tmp_path))
+    alone = in_double(prepare(replace(LOCAL[name], probe=False), tmp_path))
     alone.method.forward = InTurns(alone.method)
     assert_trained_as(alone, ranks[0][name]["state"])
 

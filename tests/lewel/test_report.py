@@ -23,7 +23,14 @@ from lewel.run import folders
 
 def test_summary_shows_the_result_beside_its_baselines(finished):
     text = report.summary(finished)
-    for expected in ("raw pixels", "untrained", "after 3 epochs", "std of normalised z", "images/s", "digit's box"):
+    for expected in (
+        "raw pixels",
+        "untrained",
+        "linear probe, after 3 epochs",
+        "std of normalised z",
+        "images/s",
+        "digit's box",
+    ):
         assert expected in text
 
 

@@ -32,8 +32,8 @@ def test_a_finished_run(finished, tmp_path, monkeypatch, capsys):
     heading, row, wrote = capsys.readouterr().out.splitlines()
     assert (
         " ".join(heading.split())
-        == "run step loss kNN first kNN last kNN-20 first kNN-20 last std of z images/s waiting "
-        "peak MiB"
+        == "run step loss kNN first kNN last kNN-20 first kNN-20 last probe RankMe std of z images/s "
+        "waiting peak MiB"
     )
     assert row.split()[:2] == ["mine", "9"]
     assert "-" not in row.split()
@@ -71,10 +71,21 @@ def test_the_summary_is_of_the_last_step_and_of_the_typical_speed():
         {**STEP, "step": 10 * at, "images_per_s": speed, "data_wait": wait, "peak_memory_mib": memory}
         for at, (speed, wait, memory) in enumerate(speeds, start=1)
     ]
-    epochs = [{"kind": "epoch", "step": 10 * at, "knn": 30.0 + at, "knn_20": 40.0 + at} for at in (1, 2, 3)]
+    epochs = [
+        {
+            "kind": "epoch",
+            "step": 10 * at,
+            "knn": 30.0 + at,
+            "knn_20": 40.0 + at,
+            "probe": 50.0 + at,
+            "rankme": 7.0 * at,
+        }
+        for at in (1, 2, 3)
+    ]
     expected = {
         **{"step": "30", "loss": "1.25", "kNN first": "31.0", "kNN last": "33.0"},
         **{"kNN-20 first": "41.0", "kNN-20 last": "43.0"},
+        **{"probe": "53.0", "RankMe": "21.0"},
         **{"std of z": "0.90", "images/s": "300", "waiting": "12.0%", "peak MiB": "90"},
     }
     assert show.summary([*steps, *epochs], [200, 20]) == expected
@@ -87,6 +98,7 @@ def test_a_run_without_knn_or_of_an_earlier_version_is_summed_up_too():
     assert (row["kNN first"], row["kNN last"]) == ("-", "-")
     row = show.summary([{**STEP, "step": 1}, {"kind": "epoch", "step": 1, "knn": 30.0}], [200, 20])
     assert (row["kNN last"], row["kNN-20 last"]) == ("30.0", "-")
+    assert (row["probe"], row["RankMe"]) == ("-", "-")
 
 
 def test_runs_with_other_numbers_of_neighbours_have_columns_of_all(tmp_path, monkeypatch, capsys):
@@ -96,8 +108,26 @@ def test_runs_with_other_numbers_of_neighbours_have_columns_of_all(tmp_path, mon
         hold_a_run(tmp_path / name, [{**STEP, "step": 1}, *epochs])
     show.run([str(tmp_path / "a"), str(tmp_path / "b")])
     heading, *rows = capsys.readouterr().out.splitlines()[:3]
-    assert " ".join(heading.split()).startswith("run step loss kNN-5 first kNN-5 last kNN first kNN last std of z")
+    assert " ".join(heading.split()).startswith(
+        "run step loss kNN-5 first kNN-5 last kNN first kNN last probe RankMe std of z"
+    )
     assert [row.split()[3:7] for row in rows] == [["30.0", "31.0", "-", "-"], ["-", "-", "40.0", "41.0"]]
+
+
+def test_the_newest_result_of_each_evaluation_has_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curves, "draw", lambda path, runs: None)
+    folder = hold_a_run(tmp_path / "run", [{**STEP, "step": 1}])
+    (folder / "eval").mkdir()
+    for number, (kind, accuracy) in enumerate([("linear-cached", 40.0), ("knn", 30.0), ("linear-cached", 50.0)]):
+        result = {"kind": kind, "date": f"2030-01-0{number + 1}T10:00", "checkpoint": "step-00000001"}
+        path = folder / "eval" / f"{kind}-{number}.json"
+        path.write_text(json.dumps(result | {"accuracy": accuracy, "values": {}}))
+    show.run([str(folder)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
+    assert lines == [
+        "run: knn 30.0 %, of step-00000001, 2030-01-02",
+        "run: linear-cached 50.0 %, of step-00000001, 2030-01-03",
+    ]
 
 
 def test_columns_are_aligned():

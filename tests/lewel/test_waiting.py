@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lewel.evaluation import health, online
+from lewel.methods.probe import Probe
 from lewel.recipe import presets
 from lewel.recipe.schema import Optim, Train
 from lewel.run import session
@@ -60,14 +61,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 class Steps:
-    """Calls take the run's next step, on views of noise."""
+    """Calls take the run's next step, on views of noise, with a probe beside it."""
 
     def __init__(self, run: Train, device: torch.device) -> None:
         method, optimizer = session.build(run, device)
         kind = "cuda" if device.type == "cuda" else "cpu"
         scaler = torch.amp.GradScaler(kind, enabled=run.precision == "fp16")
-        self.stepper, self.done = Stepper(method, method, optimizer, scaler), 0
-        self.views = torch.randn(2, 16, 3, 32, 32, device=device).unbind()
+        probe = Probe(method.online.encoder.channels, 10).to(device)
+        self.stepper, self.done = Stepper(method, method, optimizer, scaler, probe), 0
+        self.views = (*torch.randn(2, 16, 3, 32, 32, device=device), torch.arange(16, device=device) % 10)
 
     def __call__(self) -> Outcome:
         self.done += 1
@@ -124,6 +126,7 @@ def test_an_epoch_reads_the_device_on_logged_steps_only(
     prepared, at = prepare(run, tmp_path), []
     prepared.method, prepared.optimizer = session.build(run, device)
     prepared.world = replace(prepared.world, device=device)
+    prepared.probe = prepared.probe.to(device)
 
     def read(values: dict[str, torch.Tensor]) -> dict[str, float]:
         at.append(prepared.steps_done)

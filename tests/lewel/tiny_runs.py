@@ -55,6 +55,8 @@ def run_in(folder: Path, run: Train, *, epochs: int | None = None, resume: Path 
 def in_double(session: Session) -> Session:
     """session in float64, where sums taken in another order differ by nothing that training could enlarge."""
     session.method.double()
+    if session.probe is not None:
+        session.probe.double()
     session.optimizer = optim.build(session.run.optim, session.method.named_parameters())
     session.to_device = lambda images: images.double()  # type: ignore[method-assign]
     return session

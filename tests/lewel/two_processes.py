@@ -162,7 +162,9 @@ def main(folder: Path) -> None:
     }
     for name, run in RUNS.items():
         session = trained(run, folder / name)
-        found[name] = {"state": session.method.state_dict(), "knn": online_knn(session)}
+        probe = session.probe.state_dict()  # type: ignore[union-attr]
+        found[name] = {"state": session.method.state_dict(), "knn": online_knn(session), "probe": dict(probe)}
+        found[name]["measured"] = features.measured(session)._asdict()
     found["moved"] = {"state": trained(MOVED, folder / "moved").method.state_dict()}
     for name, run in LOCAL.items():
         middle = checkpoint.found(folder / name / "checkpoints")[0]
