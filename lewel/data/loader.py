@@ -76,6 +76,9 @@ class Images(Protocol):
 class TrainLoader(Generic[Batch]):
     """Micro-batches for the process rank of world; the incomplete last step of an epoch is dropped.
 
+    With drop_last=False it is taken too, in equal shares: of several processes, the first images of the epoch fill it
+    up where it does not divide, as torch's DistributedSampler does.
+
     len(loader) is the number of optimizer steps an epoch; loader.epoch(e, first_step=s) iterates over the micro-batches
     of epoch e from step s on, exactly as if the s steps before had been drawn (resume in the middle of an epoch).
     Views made on the CPU for a CUDA device lie in pinned memory. Raises LewelError for a batch that cannot be shared.
@@ -91,6 +94,7 @@ class TrainLoader(Generic[Batch]):
         world: int = 1,
         accumulate: int = 1,
         device: torch.device = CPU,
+        drop_last: bool = True,
     ) -> None:
         if batch_size % (world * accumulate):
             below = batch_size // (world * accumulate) * world * accumulate
@@ -99,7 +103,7 @@ class TrainLoader(Generic[Batch]):
                 f"times {accumulate}; try {below or world * accumulate}"
             )
         _end_workers_at_exit(os.getpid())
-        self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed)
+        self._keys = _Keys(len(dataset), batch_size, accumulate, rank, world, dataset.seed, drop_last)
         # The keys are whole batches, so the loader's own batching is off; the workers live as long as the run.
         self._loader: DataLoader[Batch] = DataLoader(
             _Sentences(dataset),  # type: ignore[arg-type]
@@ -127,17 +131,24 @@ class TrainLoader(Generic[Batch]):
 class _Keys:
     """The micro-batches of an epoch in order: a permutation that (seed, epoch) fix, cut into equal parts."""
 
-    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int) -> None:
-        self.images, self.steps, self.accumulate = images, images // batch_size, accumulate
+    def __init__(
+        self, images: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int, drop_last: bool
+    ) -> None:
+        assert drop_last or accumulate == 1, "an incomplete step has no micro-batches"
+        self.images, self.accumulate, self.drop_last = images, accumulate, drop_last
+        self.steps = images // batch_size if drop_last else -(-images // batch_size)
         self.rank, self.world, self.seed = rank, world, seed
         self.local = batch_size // (world * accumulate)
         self.epoch = self.first_step = 0
 
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
+        if not self.drop_last:
+            order = np.resize(order, -(-self.images // self.world) * self.world)
         for micro_batch in range(self.first_step * self.accumulate, self.steps * self.accumulate):
-            start = (micro_batch * self.world + self.rank) * self.local
-            yield BatchKey(self.epoch, order[start : start + self.local])
+            first = micro_batch * self.world * self.local
+            local = min(self.local, (len(order) - first) // self.world)
+            yield BatchKey(self.epoch, order[first + self.rank * local :][:local])
 
 
 def eval_batches(

@@ -64,7 +64,7 @@ def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell)
 
     def batches(epoch: int) -> Iterator[Batch]:
         order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(made.images)).to(held.device)
-        for batch in order.split(made.batch_size)[: made.steps]:
+        for batch in order.split(made.batch_size):
             mine = batch[subject.world.rank :: subject.world.size]
             yield Batch(*(x.index_select(0, mine) for x in (train.rows, train.labels, held)))
 
@@ -86,8 +86,9 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
     before = state.load(path, table, resume)
     views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
     loader = data.TrainLoader(
-        views, made.batch_size, subject.run.data.workers, rank=world.rank, world=world.size, device=world.device
-    )
+        views, made.batch_size, subject.run.data.workers, rank=world.rank, world=world.size, device=world.device,
+        drop_last=False,
+    )  # fmt: skip
     train, test = features_of(subject, "train", tell), features_of(subject, "test", tell)
 
     def batches(epoch: int) -> Iterator[Batch]:
@@ -138,13 +139,13 @@ class _Training:
     ) -> None:
         """Trains the epochs that are not in the history. watched keeps that; after is called between two of them."""
         made, first = self.made, len(self.history)
-        total = made.epochs * made.steps * made.batch_size
+        total = made.epochs * made.images
         self.tell(self.what, 0, total)
         for epoch in range(first, made.epochs):
             for step, batch in enumerate(batches(epoch)):
                 factor = made.protocol.factor(epoch, made.epochs, step, made.steps)
                 self.heads.step(batch.rows, batch.labels, factor, batch.held)
-                self.tell(self.what, (epoch * made.steps + step + 1) * made.batch_size, total)
+                self.tell(self.what, epoch * made.images + min((step + 1) * made.batch_size, made.images), total)
             if watched:
                 self.history.append(self._accuracies(self.test.rows, self.test.labels))
             if epoch + 1 < made.epochs:

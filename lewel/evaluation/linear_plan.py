@@ -27,7 +27,7 @@ class Settings:
     seeds: int = 3
     """initial weights that are tried for each rate; the result is their mean"""
     epochs: int = 0
-    """0 means the protocol's; cached: as many as make 4,000 steps, and 30 at least"""
+    """0 means the protocol's; cached: as many as make 4,000 steps, from 30 to 500"""
     batch_size: int = 0
     """images of a step, in all processes together; rates change in proportion to it. 0 means the protocol's"""
     held_out: float = 0.1
@@ -78,8 +78,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of an epoch, whose incomplete last batch is left out."""
-        return self.images // self.batch_size
+        """Of an epoch, with its incomplete last batch."""
+        return -(-self.images // self.batch_size)
 
     @property
     def scale(self) -> float:
@@ -118,7 +118,8 @@ def plan(subject: Subject, settings: Settings) -> Plan:
     protocol, processes, images = PROTOCOLS[settings.protocol], subject.world.size, len(subject.sets.bank)
     asked = settings.batch_size or protocol.batch_size
     size, notes = min(asked, images), []
-    size -= size % processes if protocol.augmented else 0  # of cached features shares may be uneven
+    if protocol.augmented and size % processes:  # of cached features shares may be uneven
+        size = size // processes * processes if size < images else -(-size // processes) * processes
     if not size:
         raise LewelError(f"a batch of {min(asked, images)} images cannot be shared out to {processes} processes")
     if size != asked:
@@ -129,7 +130,7 @@ def plan(subject: Subject, settings: Settings) -> Plan:
             f"learning rates are in proportion to the batch, {size / 256:g} times those per 256 images; the protocol's "
             f"batch has {protocol.batch_size:,}"
         )
-    usual = protocol.epochs_for(images // size)
+    usual = protocol.epochs_for(-(-images // size))
     epochs = settings.epochs or usual
     if epochs != usual:
         notes.append(f"{epochs} epochs, not the protocol's {usual}")

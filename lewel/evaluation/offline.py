@@ -16,7 +16,7 @@ from lewel.errors import LewelError, is_out_of_memory
 from lewel.evaluation import cache, linear, logistic, neighbours, outcome, semi, subject
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.subject import Asked, Subject
-from lewel.run.preemption import Stopped
+from lewel.run.preemption import Stopped, at_once
 from lewel.watching.progress import Progress
 
 KINDS: dict[str, Kind] = {
@@ -51,8 +51,10 @@ def run(asked: Asked, settings: Any) -> Result:
     kind, world = KINDS[asked.kind], distributed.join()
     progress = Progress(print, bar=sys.stderr.isatty()) if world.leads else None
     opened: list[Subject] = []
+    # Another process may wait for the first in a call that handlers cannot interrupt.
+    notices = at_once() if world.leads else contextlib.nullcontext()
     try:
-        with _as_it_was(asked.encoder):
+        with notices, _as_it_was(asked.encoder):
             opened.append(subject.find(asked, tell=progress))
             return _run(opened[0], kind, settings, progress)
     except KeyboardInterrupt as stop:

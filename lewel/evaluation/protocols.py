@@ -11,11 +11,11 @@ GRID = tuple(10 ** (-2 + i / 3) for i in range(13))
 """learning rates per 256 images that are tried, three a decade from 0.01 to 100: best values of methods differ by a
 factor of a hundred, for the sizes of their features do (swav, issue 38)"""
 
-# Of cached features. Tried on those of embedded/lewel_m: 63, 67, 69, 69 and 70 % after 800, 1,600, 3,200, 6,400 and
+# Of cached features. Tried on those of embedded/lewel_m: 62, 67, 69, 69 and 70 % after 800, 1,600, 3,200, 6,400 and
 # 12,800 steps (a logistic regression: 70); of embedded/moco_v2: -, 60, 64, 66 and 67 (67); of CIFAR images by an
 # untrained encoder: 37, 39, 40 and 40 after 780, 1,560, 3,900 and 7,800.
 ENOUGH = 4000  # steps
-LEAST = 30  # epochs
+LEAST, MOST = 30, 500  # epochs
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Protocol:
 
     def epochs_for(self, steps: int) -> int:
         """Epochs of so many steps each: the protocol's own or, of cached features, enough to converge in."""
-        return self.epochs or max(LEAST, -(-ENOUGH // steps))
+        return self.epochs or min(max(LEAST, -(-ENOUGH // steps)), MOST)
 
     def factor(self, epoch: int, epochs: int, step: int, steps: int) -> float:
         """What rates are multiplied by in a step of an epoch, both counted from 0, of so many."""

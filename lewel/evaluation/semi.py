@@ -104,14 +104,14 @@ def _plan(subject: Subject, settings: Settings) -> Plan:
         share = lists.balanced(labels, settings.labels, settings.seed)
     lists.check_classes(share, labels, subject.sets)
     count = len(share.chosen)
-    batch = settings.batch_size if settings.batch_size <= count else count // size * size
+    batch = settings.batch_size if settings.batch_size <= count else -(-count // size) * size
     if batch % size:
         raise LewelError(
             f"a batch of {batch} images cannot be shared by {size} processes; try {-(-batch // size) * size}"
         )
-    if batch < 2 * size:
+    if min(batch, count) < 2 * size:
         raise LewelError(
-            f"there are only {count} labelled images for {size} processes in batches of {batch or count}, and batch "
+            f"there are only {count} labelled images for {size} processes in batches of {min(batch, count)}, and batch "
             "normalisation needs 2 in each; use fewer processes, a larger batch or more labels"
         )
     rates = (settings.rates[0] * batch / PER, settings.rates[1] * batch / PER)
@@ -120,7 +120,7 @@ def _plan(subject: Subject, settings: Settings) -> Plan:
     known = published.line(
         subject.run, name(settings), published.SIMCLR if own else "own", images=len(labels), epoch=subject.epoch
     )
-    steps = count // batch
+    steps = count // batch if _drops_last(count, batch, size) else -(-count // batch)
     said = (
         f"{settings.labels} % of the labels: {count:,} of {len(labels):,} training images, {share.said}\n"
         f"{settings.epochs} epochs of {steps:,} {'step' if steps == 1 else 'steps'} of {batch} images, "
@@ -131,6 +131,11 @@ def _plan(subject: Subject, settings: Settings) -> Plan:
         why = f"there are only {count} labelled images, so " if batch < settings.batch_size else ""
         said += f"; {why}both rates are those for {PER} images, times {batch}/{PER}"
     return Plan(share, batch, rates, drops, known, said)
+
+
+def _drops_last(images: int, batch: int, processes: int) -> bool:
+    """Whether the incomplete last batch is left out: it would be one image a process, without batch statistics."""
+    return 0 < images % batch < 2 * processes
 
 
 def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> dict[str, Any]:
@@ -156,10 +161,11 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     loader = data.TrainLoader(
         images, planned.batch, subject.run.data.workers,
         rank=subject.world.rank, world=subject.world.size, device=subject.world.device,
+        drop_last=_drops_last(len(chosen), planned.batch, subject.world.size),
     )  # fmt: skip
     by_epoch: list[dict[str, float]] = before["by_epoch"] if before else []
     saved = len(by_epoch)
-    spent, total = before["seconds"] if before else 0.0, settings.epochs * len(loader) * planned.batch
+    spent, total = before["seconds"] if before else 0.0, settings.epochs * len(chosen)
     tell = tell or (lambda what, done, total: None)
     with Tuning(subject, settings.seed) as tuning:
         if before:
@@ -176,7 +182,7 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
                     state.save(path, {"settings": wanted, "epoch": epoch + 1, "by_epoch": by_epoch,
                                       "seconds": seconds, "tuning": tuning.state()})  # fmt: skip
                 saved = epoch + 1
-                tell("fine-tuning", (epoch + 1) * len(loader) * planned.batch, total)
+                tell("fine-tuning", (epoch + 1) * len(chosen), total)
         except KeyboardInterrupt as stop:
             if str(stop):
                 raise

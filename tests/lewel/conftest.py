@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import functools
+import signal
 
 import pytest
 from tiny_runs import TINY, run_in
 
 from lewel.methods import encoders
 from lewel.run.session import Session
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's background job: what tests send would be lost
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

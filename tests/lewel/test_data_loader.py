@@ -42,6 +42,28 @@ def test_an_epoch_is_a_permutation_without_its_last_incomplete_batch(sets):
     assert seen <= set(range(100))
 
 
+@pytest.mark.parametrize(
+    ("images", "world", "batch", "shares"),
+    [(100, 1, 32, [32, 32, 32, 4]), (100, 2, 32, [16, 16, 16, 2]), (99, 2, 32, [16, 16, 16, 2]), (96, 2, 32, [16] * 3)],
+    ids=["one-process", "two", "two-that-one-image-is-repeated-for", "complete"],
+)
+def test_an_incomplete_batch_is_shared_equally_where_it_is_wanted(sets, images, world, batch, shares):
+    class Some:
+        seed, device = 0, CPU
+        __len__ = staticmethod(lambda: images)
+        __getitem__ = sets.train.__getitem__
+
+    loaders = [TrainLoader(Some(), batch, rank=rank, world=world, drop_last=False) for rank in range(world)]
+    parts = [order(loader, 3) for loader in loaders]
+    assert all(list(map(len, part)) == shares and len(loader) == len(shares)
+               for part, loader in zip(parts, loaders, strict=True))  # fmt: skip
+    seen = [i for together in zip(*parts, strict=True) for part in together for i in part]
+    assert set(seen) == set(range(images))
+    assert seen[images:] == seen[: len(seen) - images]
+    whole = [order(TrainLoader(Some(), batch, rank=rank, world=world), 3) for rank in range(world)]
+    assert [part[: len(whole[0])] for part in parts] == whole
+
+
 def test_epochs_differ_and_repeat(sets):
     loader = TrainLoader(sets.train, batch_size=32)
     assert order(loader, 0) != order(loader, 1)

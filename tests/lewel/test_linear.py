@@ -298,4 +298,4 @@ def test_the_report_of_a_run_survives_a_linear_evaluation_that_fails(tmp_path, m
     printed = capfd.readouterr().out
     assert "training has finished and is saved, but there is no linear accuracy: run/eval/x: No space left" in printed
     assert trained.finished
-    assert "linear" not in (trained.folder / "report.txt").read_text()
+    assert "linear, after" not in (trained.folder / "report.txt").read_text()

@@ -40,8 +40,12 @@ def test_a_batch_has_no_more_images_than_have_labels(subject):
 def test_a_smaller_batch_has_smaller_rates_and_more_steps(subject):
     planned = semi.plan(subject, Settings(labels=10, batch_size=4))
     assert (planned.batch, planned.rates) == (4, (0.01 * 4 / 256, 0.1 * 4 / 256))
-    assert "50 epochs of 2 steps of 4 images" in planned.said
+    assert "50 epochs of 3 steps of 4 images" in planned.said  # the last of 2
     assert planned.said.endswith("and 40; both rates are those for 256 images, times 4/256")
+
+
+def test_a_last_batch_of_one_image_is_left_out(subject):
+    assert "50 epochs of 3 steps of 3 images" in semi.plan(subject, Settings(labels=10, batch_size=3)).said
 
 
 @pytest.mark.parametrize(
