@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lewel import data, distributed
 from lewel.data.in_memory import MemoryViews
-from lewel.errors import DataError, LewelError
+from lewel.errors import DataError
 from lewel.evaluation import features
 from lewel.methods.method import Method
-from lewel.methods.objectives import OBJECTIVES, SimSiam
+from lewel.methods.objectives import SimSiam
 from lewel.methods.objectives.base import Terms
 from lewel.methods.probe import Probe
 from lewel.recipe import presets
@@ -195,22 +195,39 @@ class TestFeatures:
                 z = [online(view).z for view in (second, first)]
                 return Terms({"global": z[0].square().mean()}, z[1].detach())
 
-        class Neither(SimSiam):
+        class Copy(SimSiam):
             def forward(self, online, target, first, second, momentum, draw):
-                z = online(first + 1).z
-                return Terms({"global": z.square().mean()}, z.detach())
+                z = [online(view).z for view in (second, first.clone())]
+                return Terms({"global": z[0].square().mean()}, z[1].detach())
 
         run = replace(TINY, method=MethodSettings(loss="simsiam", w_aligned=0.0))
         method = Method(run)
         method.online.encoder.eval()  # so that an image's features do not depend on those beside it
         expected = method.online.encoder(self.VIEWS[0]).mean((2, 3)).detach()
-        for kind in (Once, Second):
-            method.objective = kind(run)
-            torch.testing.assert_close(method(*self.VIEWS, None, features=True).features, expected)
-        method.objective = Neither(run)
-        with pytest.raises(LewelError, match=r"simsiam never calls online with the first view.*--no-probe"):
-            method(*self.VIEWS, None, features=True)
-        assert set(OBJECTIVES) >= {"simsiam"}
+        for kind in (Once, Second, Copy):
+            method.objective, method._joint = kind(run), None
+            step = method(*self.VIEWS, None, features=True)
+            torch.testing.assert_close(step.features, expected)
+            assert step.shown is None if kind is Second else step.shown.all()
+
+    def test_an_image_that_is_not_where_the_first_view_has_it_is_no_image_of_its_label(self):
+        """Of a joint batch that an objective begins to shuffle: rows that differ are not shown."""
+
+        class Shuffled(SimSiam):
+            def forward(self, online, target, first, second, momentum, draw):
+                joint = torch.cat([first, second])
+                z = online(joint if draw[1] == 0 else joint[[0, 9, 2, 8, 7, 5, 6, 4, 1, *range(9, 16)]]).z
+                return Terms({"global": z.square().mean()}, z.detach()[: len(first)])
+
+        run = replace(TINY, method=MethodSettings(loss="simsiam", w_aligned=0.0))
+        method = Method(run)
+        method.objective = Shuffled(run)
+        assert method(*self.VIEWS, None, 0, features=True).shown.all()
+        shown = method(*self.VIEWS, None, 1, features=True).shown
+        assert shown.tolist() == [True, False, True, False, False, True, True, False]
+        fresh = Method(run)
+        fresh.objective = Shuffled(run)
+        assert fresh(*self.VIEWS, None, 1, features=True).features is None
 
 
 class TestLabels:
