@@ -90,7 +90,7 @@ def restore(path: Path, session: Session) -> str:
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({checkpoint.reason(error)})") from None
     _lay_out(session.optimizer)
-    _restore_probe(session, state)
+    restore_probe(session, state)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     said = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else ""
     said += _compared_said(old, run) + shares.said(before, now)
@@ -120,7 +120,7 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight).copy_(value)
 
 
-def _restore_probe(session: Session, state: dict[str, Any]) -> None:
+def restore_probe(session: Session, state: dict[str, Any]) -> None:
     """Puts the checkpoint's linear probe into a session that trains one; session.probe_anew where none fits."""
     probe, kept = session.probe, state.get("probe")
     if probe is None:

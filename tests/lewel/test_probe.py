@@ -22,7 +22,7 @@ from lewel.methods.objectives.base import Terms
 from lewel.methods.probe import Probe
 from lewel.recipe import presets
 from lewel.recipe.schema import MethodSettings
-from lewel.run import checkpoint, session
+from lewel.run import checkpoint, folders, session
 from lewel.run.session import prepare
 from lewel.run.step import Stepper
 from lewel.watching import log
@@ -142,6 +142,7 @@ def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     (path,) = checkpoint.found(tmp_path / "killed" / "checkpoints")
     resumed = run_in(tmp_path / "killed", run, resume=path)
     assert_equal(whole.probe.state_dict(), resumed.probe.state_dict())
+    assert_equal(whole.probe.state_dict(), folders.load(tmp_path / "whole").probe.state_dict())
     ours, theirs = (
         [(r["step"], r["probe"], r["rankme"]) for r in log.read(s.folder / "log.jsonl") if r["kind"] == "epoch"]
         for s in (whole, resumed)
