@@ -55,8 +55,8 @@ def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:
     A glyph holds the share of each pixel that ink covers, in [0, 1].
     """
     with installed.needed("the embedded set"):  # imported here, for it takes a second that other images do not need
-        from sklearn.datasets import load_digits
-    source = load_digits()
+        from sklearn import datasets
+    source = datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
     mine = (
         order[np.arange(len(order)) % _TEST_EVERY == 0]
