@@ -24,7 +24,6 @@ from lewel.recipe import presets
 from lewel.recipe.schema import MethodSettings
 from lewel.run import checkpoint, folders, session
 from lewel.run.session import prepare
-from lewel.run.step import Stepper
 from lewel.watching import log
 
 DRAW = torch.Generator().manual_seed(0)
@@ -121,6 +120,7 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_bitwise_the_same_with_it_and_without(name, tmp_path):
     with_it, without = (trained(RUNS[name], tmp_path / str(on), probe=on) for on in (True, False))
@@ -135,6 +135,7 @@ def test_a_run_is_bitwise_the_same_with_it_and_without(name, tmp_path):
     assert ours["baselines"]["rankme_untrained"] >= 1
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     run = replace(SHORT, knn_every=1)
     whole = run_in(tmp_path / "whole", run)
@@ -151,6 +152,7 @@ def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     assert len(ours) == 2
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kept", ["none", "of other classes"])
 def test_a_checkpoint_without_one_that_fits_begins_it_anew_and_says_so(kept, tmp_path, capsys):
     prepared = prepare(SHORT, tmp_path)
@@ -303,19 +305,6 @@ def test_processes_learn_as_one_from_the_images_of_all(monkeypatch):
     for key, value in alone.state_dict().items():
         torch.testing.assert_close(first.state_dict()[key], value)
     assert_equal(first.state_dict(), second.state_dict())
-
-
-def test_a_compiled_encoder_and_a_step_with_it(tmp_path):
-    """A step alone, by the backend that compiles nothing: where the features are taken, no graph breaks."""
-    method, optimizer = session.build(TINY, torch.device("cpu"))
-    method.online.encoder.compile(backend="eager", fullgraph=True)
-    probe = Probe(method.online.encoder.channels, 10)
-    stepper = Stepper(method, method, optimizer, torch.amp.GradScaler("cpu", enabled=False), probe)
-    views = torch.randn(2, 16, 3, 32, 32, generator=DRAW)
-    for step in range(2):
-        stepper.take([(*views, torch.arange(16) % 10)], 1, step=step, lr=0.1, momentum=0.9)
-    assert probe.passes == 2
-    assert probe.fast.any()
 
 
 def test_measured_is_knn_accuracy_and_more(tmp_path):

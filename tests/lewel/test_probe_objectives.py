@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from lewel.run.session import prepare
 from lewel.run.step import Stepper
 from lewel.watching import log
 
+pytestmark = pytest.mark.usefixtures("narrow")
 SHORT = replace(TINY, epochs=2, method=MethodSettings(loss="own", w_aligned=0.0), log_every=100)
 NONE = "no linear probe is trained, for the objective own calls online neither with the first view nor"
 ANEW = "the linear probe begins anew"
@@ -123,3 +125,20 @@ def test_the_probe_of_a_run_that_left_it_out_for_a_while_begins_anew_and_the_met
     assert_equal(whole.method.state_dict(), back.method.state_dict())
     assert (whole.probe.passes, back.probe.passes) == (9, 3)
     assert prepare(TINY, tmp_path).probe.passes == 0
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["first view", "both views in a batch"])
+def test_nothing_is_kept_from_one_step_to_the_next(together, monkeypatch):
+    """No features, no graph: as many tensors are alive after each step, but those of the first, which make momenta."""
+    both = own(lambda online, first, second, draw: online(torch.cat([first, second])).z)
+    monkeypatch.setitem(OBJECTIVES, "own", both)
+    run = SHORT if together else TINY
+    method, optimizer = session.build(run, torch.device("cpu"))
+    probe = Probe(method.online.encoder.channels, 10)
+    stepper = Stepper(method, method, optimizer, torch.amp.GradScaler("cpu", enabled=False), probe)
+    views, alive = torch.randn(2, 16, 3, 32, 32), []
+    for step in range(4):
+        stepper.take([(*views, torch.arange(16) % 10)] * 2, 2, step=step, lr=0.1, momentum=0.9)
+        alive.append(sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects()))
+    assert probe.passes == 8
+    assert alive[1] == alive[2] == alive[3]
