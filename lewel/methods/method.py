@@ -80,7 +80,8 @@ class Network(nn.Module):
 
 def _begins(images: Tensor, first: Tensor) -> bool:
     """Whether a batch (M, 3, H, W) can have the images of first (N, 3, H, W) as its first rows."""
-    return len(images) >= len(first) and images.shape[1:] == first.shape[1:]
+    alike = isinstance(images, Tensor) and (images.shape[1:], images.device) == (first.shape[1:], first.device)
+    return alike and len(images) >= len(first)
 
 
 def _equal(images: Tensor, first: Tensor) -> Tensor:
