@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
+
+from lewel import installed
 
 CLASSES = 10
 GLYPH = 40  # side of a smoothed glyph in pixels: 8 handwriting pixels of 4, and a margin
@@ -53,7 +54,9 @@ def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:
 
     A glyph holds the share of each pixel that ink covers, in [0, 1].
     """
-    source = load_digits()
+    with installed.needed("the embedded set"):  # imported here, for it takes a second that other images do not need
+        from sklearn import datasets
+    source = datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
     mine = (
         order[np.arange(len(order)) % _TEST_EVERY == 0]

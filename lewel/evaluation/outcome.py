@@ -7,15 +7,17 @@ import os
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lewel.errors import LewelError
-from lewel.evaluation.subject import Subject
 from lewel.recipe import plain
 from lewel.whole import written
 from lewel_kernels import __version__
+
+if TYPE_CHECKING:  # which imports torchvision, and results are read without
+    from lewel.evaluation.subject import Subject
 
 FOLDER = "eval"  # in a run folder
 PLACES = {"workers", "download", "storage"}  # settings of the data that change no image

@@ -69,6 +69,24 @@ class TestPackage:
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert told == f'{use} needs torchvision, which is not installed: pip install "lewel[train]"\n'
 
+    def test_scikit_learn_is_needed_by_the_embedded_set_and_by_no_other(self):
+        code = """if True:
+            import sys; sys.modules["sklearn"] = None; import lewel
+            try: lewel.data.build(lewel.config.Data(name="embedded"), 0)
+            except lewel.LewelError as error: print(error)"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        said = 'the embedded set needs scikit-learn, which is not installed: pip install "lewel[train]"'
+        assert told == f"{said}\n"
+
+    @pytest.mark.parametrize("command", ["runs", "show", "presets"])
+    def test_commands_that_look_at_files_import_no_data_and_no_torchvision(self, command):
+        """Three seconds, that is."""
+        code = f"""if True:
+            import sys, lewel.commands.{command}
+            print({{"torchvision", "sklearn", "lewel.data"}} & {{*sys.modules}})"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == "set()\n"
+
     def test_what_may_not_be_installed_is_the_extra_and_pillow_with_torchvision(self):
         text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
         extra = re.search(r"^train = (\[.*\])$", text, re.MULTILINE)
