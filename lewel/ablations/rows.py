@@ -14,10 +14,10 @@ import yaml
 from lewel.ablations import tables
 from lewel.ablations.tables import Row, Table
 from lewel.errors import LewelError
-from lewel.evaluation import outcome
+from lewel.evaluation.protocols import PROTOCOLS
 from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Train
-from lewel.results import found_runs
+from lewel.results import found_runs, linear_results
 from lewel.results.found_runs import Found
 from lewel.run import folders, lock
 from lewel.run.resuming import FREE_TO_CHANGE
@@ -89,7 +89,8 @@ class RowRun:
         """The command that evaluates it, or goes on with that."""
         places = [word for root in self.roots for word in ("--data-root", root)]
         linear = ["eval", "linear", str(self.folder), "--protocol", self.protocol]
-        return [sys.executable, "-m", "lewel", *linear, *places, "--resume", "auto"]
+        again = ["--resume", "auto"] if PROTOCOLS[self.protocol].augmented else []  # cached ones have no state
+        return [sys.executable, "-m", "lewel", *linear, *places, *again]
 
     def found(self) -> Found | None:
         """What there is of it; None where nothing is."""
@@ -100,15 +101,13 @@ class RowRun:
         found = self.found()
         return found is not None and found.state == "finished" and (self.folder / "report.txt").exists()
 
-    def linear(self) -> dict[str, Any] | None:
-        """The linear classifier's result, of the checkpoint that training ended with; None where there is none."""
+    def linear(self) -> Mapping[str, Any] | None:
+        """The result of its own command, of the checkpoint that training ended with; None where there is none.
+
+        One of other settings, weights or images, made by hand, is none.
+        """
         last = found_runs.checkpoints(self.folder)[-1:]
-        fits = (
-            result
-            for result in reversed(outcome.newest(self.folder, f"linear-{self.protocol}"))
-            if result["kind"] == f"linear-{self.protocol}" and [result["checkpoint"]] == [path.stem for path in last]
-        )
-        return next(fits, None)
+        return linear_results.of_row(self.folder, self.run, self.protocol, last[0].stem) if last else None
 
     def done(self) -> bool:
         """Whether it is trained and evaluated."""

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lewel.errors import LewelError
-from lewel.evaluation import knn, outcome
+from lewel.evaluation import knn
 from lewel.recipe import plain, presets
 from lewel.recipe.schema import Train
+from lewel.results import linear_results
 from lewel.run import checkpoint, folders, lock
 
 State = Literal["running", "stopped", "finished", "broken"]
@@ -45,7 +46,7 @@ class Found:
     probe: float | None = None
     """the last accuracy of the probe that was trained beside the method, percent"""
     linear: Mapping[str, Any] | None = None
-    """the newest result of lewel eval linear, as its file has it"""
+    """the result of lewel eval linear that the run is told by, as its file has it: see linear_results"""
     wrong: str = ""
     """a clause about what is wrong with a broken run"""
 
@@ -61,7 +62,7 @@ class Found:
 
     @property
     def linear_accuracy(self) -> float | None:
-        """The accuracy of the newest linear classifier, percent."""
+        """The accuracy of its linear classifier, percent."""
         return None if self.linear is None else self.linear["accuracy"]
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
@@ -112,7 +113,7 @@ def look(folder: Path, name: str = "") -> Found:
             folders.check_run(folder, file)
         run = presets.load(folder / "config.yaml")
         ends = _last_records(folder / "log.jsonl", wants_knn=bool(run.knn_every))
-        linear = next(iter(reversed(outcome.newest(folder, "linear"))), None)
+        linear = linear_results.told(linear_results.own(folder, run))
     except LewelError as error:
         return Found(name, folder, "broken", changed, wrong=str(error))
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lewel.evaluation import knn
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
+from lewel.results import linear_results
 from lewel.results.found_runs import Found
 
 Sort = Literal["date", "linear", "knn", "name"]
@@ -64,7 +65,7 @@ def _cells(run: Found) -> tuple[str, ...]:
         at,
         _percent(accuracy) + neighbours,
         _percent(run.probe),
-        _percent(run.linear_accuracy),
+        _linear(run),
         run.state,
         time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
     )
@@ -72,6 +73,12 @@ def _cells(run: Found) -> tuple[str, ...]:
 
 def _percent(accuracy: float | None) -> str:
     return "-" if accuracy is None else f"{accuracy:.1f}"
+
+
+def _linear(run: Found) -> str:
+    """The number, and what it is of where that is not the cached protocol."""
+    of = linear_results.protocol_of(run.linear) if run.linear else ""
+    return _percent(run.linear_accuracy) + (f" ({of})" if of else "")
 
 
 def _changes(run: Found, width: int) -> str:

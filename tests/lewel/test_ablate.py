@@ -161,6 +161,53 @@ def test_a_row_is_done_when_its_last_checkpoint_is_evaluated(tmp_path):
     assert not second.trained()
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param({"settings": {"rates": [1e-6], "seeds": 1}}, id="another-grid"),
+        pytest.param({"settings": {"epochs": 3}}, id="other-epochs"),
+        pytest.param({"settings": {"batch_size": 64}}, id="another-batch"),
+        pytest.param({"step": None, "epoch": None}, id="other-weights"),
+        pytest.param({"own": False}, id="from-elsewhere"),
+        pytest.param({"recipe": plain.to_plain(presets.get("embedded/lewel_m"))}, id="another-run-s"),
+        pytest.param({"accuracy": float("nan")}, id="no-number"),
+        pytest.param({"recipe": None}, id="no-recipe"),
+    ],
+)
+def test_a_result_that_was_made_by_hand_is_not_the_row_s(made, tmp_path):
+    """Whichever is newer: it is evaluated again, or has been."""
+    (first, *_) = rows.of(asked(tmp_path))
+    fake_rows.of(first)
+    checkpoint = "step-00000048"
+    fake_rows.result(first.folder, checkpoint, **{"accuracy": 12.0, "number": 2, "date": "2027-01-01"} | made)
+    assert first.trained()
+    assert not first.done()
+    fake_rows.result(first.folder, checkpoint, 42.0)
+    assert first.linear()["accuracy"] == results.accuracies(first)[0] == 42.0
+
+
+def test_a_result_on_other_images_is_not_the_row_s(tmp_path):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked").symlink_to("here")
+    (first, *_) = rows.of(asked(tmp_path, data="imagenet100", roots=(str(tmp_path / "here"),), protocol="b"))
+    fake_rows.of(first)
+    recipe = plain.to_plain(first.run)
+    for name, found in (("elsewhere", False), ("linked", True)):
+        recipe["data"]["root"] = str(tmp_path / name)
+        fake_rows.result(first.folder, f"step-{4 * 240:08d}", 42.0, kind="linear-b", recipe=recipe)
+        assert (first.linear() is not None) == found
+    recipe["data"]["eval"] = str(tmp_path / "elsewhere")
+    fake_rows.result(first.folder, f"step-{4 * 240:08d}", 42.0, kind="linear-b", recipe=recipe)
+    assert first.linear() is None
+
+
+def test_only_a_protocol_that_keeps_a_state_is_told_to_go_on(tmp_path):
+    for protocol, ending in (("cached", []), ("a", ["--resume", "auto"])):
+        (first, *_) = rows.of(asked(tmp_path, protocol=protocol))
+        assert first.evaluate[first.evaluate.index("--protocol") :] == ["--protocol", protocol, *ending]
+
+
 def test_a_run_without_its_report_goes_on(tmp_path):
     (first, *_) = rows.of(asked(tmp_path))
     fake_rows.of(first)

@@ -98,6 +98,31 @@ def test_the_newest_result_and_the_probe_are_shown(tmp_path):
     text = runs_table.text([found], 1000)
     assert "probe" in text
     assert "33.0 (k 20)" in text
+    assert "52.0 (a)" in text
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        pytest.param({"settings": {"seeds": 1}}, "50.0", id="other-settings"),
+        pytest.param({"step": None}, "50.0", id="other-weights"),
+        pytest.param({"own": False}, "50.0", id="other-images"),
+        pytest.param({"kind": "linear-b"}, "60.0 (b)", id="another-protocol"),
+        pytest.param({"checkpoint": "step-00000004"}, "60.0", id="an-earlier-checkpoint"),
+    ],
+)
+def test_the_newest_result_of_the_run_with_usual_settings_is_preferred(made, told, tmp_path):
+    fake_rows.write(tmp_path / "one", LEWEL_M, 2, linear=50.0)
+    made = {"checkpoint": "step-00000008", "accuracy": 60.0, "number": 2, "date": "2027-01-01"} | made
+    fake_rows.result(tmp_path / "one", **made)
+    line = line_of(runs_table.text(list(found_runs.through(tmp_path)), 1000), "one")
+    assert f"  {told}  " in line
+
+
+def test_a_result_of_other_settings_alone_says_so(tmp_path):
+    fake_rows.write(tmp_path / "run", LEWEL_M, 2)
+    fake_rows.result(tmp_path / "run", "step-00000008", 60.0, settings={"rates": [0.1]})
+    assert "60.0 (cached, other settings)  " in runs_table.text(list(found_runs.through(tmp_path)), 1000)
 
 
 def test_a_run_is_running_while_its_lock_lives(tmp_path):
