@@ -99,14 +99,24 @@ def test_a_row_scales_with_the_maps_that_every_row_is_given():
     assert runs["extra_head"].run.heads.num_groups == 32
 
 
+@pytest.mark.parametrize("data", tables.BASES)
+def test_what_rows_differ_in_cannot_be_set(data):
+    """By any of the tables, or by the presets; but for the number of maps."""
+    recipes = [dict(plain.flat(plain.to_plain(each.run))) for each in rows.of(Asked(ALL, data, **PLACES.get(data, {})))]
+    differ = {name for name in recipes[0] if len({str(recipe[name]) for recipe in recipes}) > 1}
+    assert differ - {"seed", "out", "preset", "heads.num_maps"} == set(tables.compared(data))
+
+
 # ------------------------------------------------------------------------------------------------ their commands
 
 
 @pytest.mark.parametrize("data", ["embedded", "imagenet100"])
 def test_the_command_of_a_row_makes_its_recipe(data):
-    given = ["--optim.warmup_epochs=1", "compile=true", "knn_k=[20, 5]", "data.max-pixels=1000", "wandb="]
+    given = ["--optim.momentum=0.8", "compile=true", "knn_k=[20, 5]", "data.max-pixels=1000", "wandb="]
     places = {"roots": ("/a place/x", "b"), "classes": "it's.txt"} if data == "imagenet100" else {}
-    for each in rows.of(asked(name="all", data=data, seeds=(7,), settings=rows.settings_of(given), epochs=3, **places)):
+    for each in rows.of(
+        asked(name="all", data=data, seeds=(7,), settings=rows.settings_of(given), epochs=30, **places)
+    ):
         words = each.train[each.train.index("train") + 1 :]
         assert train_command.parse(words) == train_command.TrainCommand(each.run, resume="auto")
 
@@ -222,6 +232,9 @@ def test_a_run_without_its_report_goes_on(tmp_path):
         pytest.param({"optim.lr": 0.3}, "optim.lr: 0.3 -> 0.5", id="rate"),
         pytest.param({"init": "torchvision"}, "init: torchvision -> ", id="init"),
         pytest.param({"accumulate": 2}, "accumulate: 2 -> 1", id="passes"),
+        pytest.param({"knn_k": [20, 5]}, "knn_k: [20, 5] -> [200, 20]", id="neighbours"),
+        pytest.param({"knn_temperature": 0.5}, "knn_temperature: 0.5 -> 0.1", id="temperature"),
+        pytest.param({"knn_bank": 64}, "knn_bank: 64 -> 0", id="bank"),
         pytest.param({"precision": "bf16", "knn_every": 2, "keep": 5, "data.workers": 3}, "", id="what-makes-the-same"),
     ],
 )
@@ -480,7 +493,7 @@ def test_without_a_table_all_are_listed(capsys):
 
 TINY = (
     "data.embedded_train=64 data.embedded_test=32 data.batch_size=32 data.image_size=32 heads.hidden=16 "
-    "heads.num_maps=16 method.queue=64 backend=reference"
+    "heads.num_maps=16 backend=reference"
 )
 
 
