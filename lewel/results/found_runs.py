@@ -140,14 +140,9 @@ def _last_records(path: Path, wants_knn: bool) -> dict[str, dict[str, Any]]:
     for line in _backwards(path):
         if "last" in found and b'"epoch"' not in line:
             continue
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, KeyError, TypeError):  # cut off, or no record
+        record = _record(line)
+        if record is None:
             continue
-        if not isinstance(step, int) or not isinstance(record.get("kind"), str):
-            continue
-        record = {key: value for key, value in record.items() if value is not None}
         found.setdefault("last", record)
         if record["kind"] == "epoch":
             found.setdefault("epoch", record)
@@ -157,6 +152,18 @@ def _last_records(path: Path, wants_knn: bool) -> dict[str, dict[str, Any]]:
             if not wants_knn:
                 break
     return found
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of a log: its kind, its step, and of its other values the finite numbers; None where it is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # cut off, or no JSON
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    record = {key: value for key, value in record.items() if key == "kind" or linear_results.is_number(value)}
+    return record if type(record.get("step")) is int and record["step"] >= 0 else None
 
 
 def _backwards(path: Path) -> Iterator[bytes]:
@@ -176,11 +183,11 @@ def _backwards(path: Path) -> Iterator[bytes]:
 
 def _epoch(run: Train, step: int, last: Mapping[str, Any] | None) -> int | None:
     """The finished epochs after a step; last is the newest record of an epoch, which tells how many steps one has."""
-    if last and last.get("epoch"):
+    if last and last.get("epoch", 0) > 0:
         steps = last["step"] / last["epoch"]
     else:
         images = run.data.embedded_train if run.data.name == "embedded" else presets.published_images(run) or 0
-        steps = images // run.data.batch_size
+        steps = images // max(run.data.batch_size, 1)
     return math.floor(step / steps) if steps else 0 if not step else None
 
 
