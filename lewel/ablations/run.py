@@ -10,6 +10,7 @@ from lewel.ablations import at_once, picture, refusals, results, rows
 from lewel.ablations.at_once import Job, Phase
 from lewel.ablations.rows import Asked, RowRun
 from lewel.errors import LewelError
+from lewel.run import preemption
 
 
 def ablate(asked: Asked, jobs: int, tell: Callable[[str], None]) -> int:
@@ -21,14 +22,15 @@ def ablate(asked: Asked, jobs: int, tell: Callable[[str], None]) -> int:
         raise LewelError(f"--jobs must be at least 1, got {jobs}")
     if distributed.announced() > 1:
         raise LewelError("lewel ablate starts the processes of its rows itself; call it without torchrun")
-    runs = rows.of(asked)
-    refusals.check_recipes(runs)
-    refusals.check_free(runs)
-    left = [run for run in runs if not run.done()]
-    refusals.check_places(left)
-    tell(f"{len(runs)} runs in {asked.folder}, of which {len(runs) - len(left)} are done already")
-    failed = at_once.work([_job(run) for run in left], jobs, tell)
-    report(asked, tell)
+    with preemption.at_once():  # where nothing runs a signal has nothing to wait for
+        runs = rows.of(asked)
+        refusals.check_recipes(runs)
+        refusals.check_free(runs)
+        left = [run for run in runs if not run.done()]
+        refusals.check_places(left)
+        tell(f"{len(runs)} runs in {asked.folder}, of which {len(runs) - len(left)} are done already")
+        failed = at_once.work([_job(run) for run in left], jobs, tell)
+        report(asked, tell)
     for name, line in failed.items():
         tell(f"failed: {name}: {line} (all of it in {asked.folder / name}.log)")
     return len(failed)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pytest
 from fault import start
 
 from lewel import cli
-from lewel.ablations import at_once, results, rows, run, tables
+from lewel.ablations import at_once, refusals, results, rows, run, tables
 from lewel.ablations.at_once import Job, Phase
 from lewel.ablations.rows import Asked
 from lewel.commands import ablate as ablate_command
@@ -101,10 +102,11 @@ def test_a_row_scales_with_the_maps_that_every_row_is_given():
 
 @pytest.mark.parametrize("data", tables.BASES)
 def test_what_rows_differ_in_cannot_be_set(data):
-    """By any of the tables, or by the presets; but for the number of maps."""
+    """By any of the tables, or by the presets; but for the number of maps, and for what BYOL has and does not read."""
     recipes = [dict(plain.flat(plain.to_plain(each.run))) for each in rows.of(Asked(ALL, data, **PLACES.get(data, {})))]
     differ = {name for name in recipes[0] if len({str(recipe[name]) for recipe in recipes}) > 1}
-    assert differ - {"seed", "out", "preset", "heads.num_maps"} == set(tables.compared(data))
+    unread = {f"method.{name}" for name in ("queue", "split_bn", "temperature")}
+    assert differ - {"seed", "out", "preset", "heads.num_maps", *unread} == set(tables.compared(data))
 
 
 # ------------------------------------------------------------------------------------------------ their commands
@@ -280,6 +282,26 @@ def test_only_what_is_left_is_run(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ processes
 
 
+def waits_for(what: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it has not come"
+        time.sleep(0.01)
+
+
+def meanwhile(act: Callable[[], None]) -> None:
+    """In a thread that keeps nothing from ending."""
+    threading.Thread(target=act, daemon=True).start()
+
+
+WAIT = (
+    "import signal, time, pathlib\n"
+    "def wait(what):\n"
+    "    until = time.monotonic() + 60\n"
+    "    while not what() and time.monotonic() < until: time.sleep(.01)\n"
+)
+
+
 def script(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
@@ -352,22 +374,20 @@ def test_processes_share_cores_and_gpus(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_waited_for(number, tmp_path):
     text = (
-        "import signal, time, pathlib\n"
-        "got = []\n"
+        f"{WAIT}got = []\n"
         f"signal.signal({int(number)}, lambda *a: got.append(1))\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "while not got: time.sleep(.01)\n"
+        "wait(lambda: got)\n"
         "time.sleep(.3)\n"
         "print('saved', len(got), flush=True)"
     )
     before = signal.getsignal(number)
 
     def send() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
+        waits_for((tmp_path / "ready").exists)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=send).start()
+    meanwhile(send)
     with pytest.raises(Stopped) as stop:
         at_once.work([job(tmp_path, "row", text, "print()"), job(tmp_path, "other", "print()")], 1, lambda line: None)
     assert stop.value.by == number.name
@@ -378,25 +398,34 @@ def test_a_signal_is_passed_on_once_and_waited_for(number, tmp_path):
 
 
 def test_a_second_ctrl_c_is_passed_on_too(tmp_path):
+    here = str(tmp_path)
     text = (
-        "import signal, time, pathlib\n"
-        "got = []\n"
-        "signal.signal(signal.SIGINT, lambda *a: (got.append(1), open(f'{here}/got-{{len(got)}}', 'w')))\n"
-        "pathlib.Path('{here}', 'got-0').touch()\n"
-        "while len(got) < 2: time.sleep(.01)\n"
-        "print('ended', flush=True)"
+        f"{WAIT}got = []\n"
+        f"signal.signal(signal.SIGINT, lambda *a: (got.append(1), open(f'{here}/got-{{len(got)}}', 'w')))\n"
+        f"pathlib.Path('{here}', 'got-0').touch()\n"
+        "wait(lambda: len(got) == 2)\n"
+        "print('ended', len(got), flush=True)"
     )
 
     def send() -> None:
         for number in range(2):
-            while not (tmp_path / f"got-{number}").exists():
-                time.sleep(0.01)
+            waits_for((tmp_path / f"got-{number}").exists)
             os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=send).start()
+    meanwhile(send)
     with pytest.raises(Stopped, match="the same command goes on"):
-        at_once.work([job(tmp_path, "row", text.format(here=tmp_path))], 1, lambda line: None)
-    assert at_once.last_line(tmp_path / "row.log") == "ended"
+        at_once.work([job(tmp_path, "row", text)], 1, lambda line: None)
+    assert at_once.last_line(tmp_path / "row.log") == "ended 2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_before_anything_has_started_ends_it_with_a_sentence(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(refusals, "check_places", lambda runs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(at_once, "work", lambda *a: pytest.fail("it has started"))
+    with pytest.raises(Stopped) as stop:
+        run.ablate(asked(tmp_path / "rows"), 1, lambda line: None)
+    assert stop.value.by == number.name
+    assert not (tmp_path / "rows").exists()
 
 
 def test_ctrl_c_of_a_terminal_reaches_this_process_alone(tmp_path):
@@ -493,7 +522,7 @@ def test_without_a_table_all_are_listed(capsys):
 
 TINY = (
     "data.embedded_train=64 data.embedded_test=32 data.batch_size=32 data.image_size=32 heads.hidden=16 "
-    "heads.num_maps=16 backend=reference"
+    "heads.num_maps=16 method.queue=64 backend=reference"
 )
 
 
@@ -505,9 +534,9 @@ def test_a_whole_ablation_is_interrupted_and_continued(tmp_path, monkeypatch):
     for each in rows.of(tiny)[:2]:
         fake_rows.of(each, linear=50.0)
     process = start(command, tmp_path)
-    while not list(tmp_path.glob("rows/lewel_m-seed0/log.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    trains = tmp_path / "rows/lewel_m-seed0/log.jsonl"
+    waits_for(lambda: trains.exists() or process.poll() is not None, 240)
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=240)[0].decode()
     assert process.returncode == -signal.SIGINT, printed
