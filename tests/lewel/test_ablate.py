@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -21,9 +22,10 @@ from pathlib import Path
 import fake_rows
 import pytest
 from fault import start
+from matplotlib.figure import Figure
 
 from lewel import cli
-from lewel.ablations import at_once, refusals, results, rows, run, tables
+from lewel.ablations import at_once, picture, refusals, results, rows, run, tables
 from lewel.ablations.at_once import Job, Phase
 from lewel.ablations.rows import Asked
 from lewel.commands import ablate as ablate_command
@@ -502,6 +504,73 @@ def test_a_figure_is_drawn_of_what_there_is(name, tmp_path):
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert len(pictures[0]) > len(pictures[1])
     assert (tmp_path / f"{name}.md").exists()
+
+
+@pytest.fixture
+def pictured(monkeypatch) -> list[Figure]:
+    """The pictures that are drawn."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(picture, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def lines_of(axis) -> dict[str, list[tuple[float, float]]]:
+    """The points of an axis by the colour they have, those that no line joins under "apart"."""
+    drawn = {}
+    for line in axis.lines:
+        name = "apart" if line.get_markerfacecolor() == "white" else f"{line.get_color()}{line.get_marker()}"
+        drawn[name] = [(float(x), round(float(y), 3)) for x, y in line.get_xydata()]
+    return drawn
+
+
+def test_fig_3a_joins_only_points_of_one_recipe(pictured, tmp_path):
+    """w = 0 is a preset with a rate of its own; a missing row is no point of the line; and one seed has no bar."""
+    every = reported(tmp_path, "fig3a", seeds=(0, 1, 2))  # in the order of w: 3 seeds, one, none, two each
+    run.report(every, lambda line: None)
+    (figure,) = pictured
+    linear = figure.axes[0]
+    drawn = lines_of(linear)
+    (means,) = (line for line in linear.lines if line.get_label().startswith("mean"))
+    assert means.get_label() == "mean ± deviation, 1 to 3 seeds"
+    ys = [float(y) for _, y in means.get_xydata()]
+    assert [math.isnan(y) for y in ys] == [True, False, True, False, False, False, False]
+    assert [x for x, y in drawn["apart"] if not math.isnan(y)] == [0.0]
+    assert [x for bars in linear.collections for x in sorted({s[0][0] for s in bars.get_segments()})] == [
+        0, 0.5, 0.7, 0.9, 1
+    ]  # fmt: skip
+    said = "w = 0 is the preset embedded/moco_v2, which has settings of its own: optim.lr 0.5, not 0.12"
+    assert said in " ".join(figure.axes[1].get_xlabel().split())
+    assert f"- {said}\n" in (tmp_path / "fig3a.md").read_text()
+    assert json.loads((tmp_path / "fig3a.json").read_text())["notes"] == [said]
+
+
+def test_presets_with_nothing_of_their_own_are_joined(pictured, tmp_path):
+    """Those of cifar10 differ in w alone."""
+    every = asked(tmp_path, "fig3a", data="cifar10", seeds=(0,), roots=("/x",))
+    for each in rows.of(every):
+        fake_rows.of(each, linear=50.0)
+    run.report(every, lambda line: None)
+    (means,) = (line for line in pictured[0].axes[0].lines if line.get_label() == "mean, 1 seed")
+    assert not any(math.isnan(y) for _, y in means.get_xydata())
+    assert not pictured[0].axes[0].collections  # no caps
+    assert json.loads((tmp_path / "fig3a.json").read_text())["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "axes", "told"),
+    [
+        ("fig3a", "embedded", 3, "paper, ImageNet-100 (right axis)"),
+        ("fig3a", "imagenet100", 2, "paper"),
+        ("fig3b", "imagenet100", 2, "paper"),
+        ("fig3b", "embedded", 2, "paper, ImageNet-100: 82.1 % at K (here 64); no other value is known"),
+    ],
+)
+def test_the_papers_points_share_the_axis_of_the_same_images(name, data, axes, told, pictured, tmp_path):
+    run.report(asked(tmp_path, name, data=data, roots=("/x",) * (data != "embedded")), lambda line: None)
+    (figure,) = pictured
+    assert len(figure.axes) == axes
+    labels = [line.get_label() for axis in figure.axes for line in axis.lines]
+    assert told in [*labels, *figure.axes[1].get_xlabel().split("\n")]
 
 
 def test_a_row_that_fails_is_told_at_the_end_with_status_1(tmp_path, monkeypatch, capsys):
