@@ -14,6 +14,7 @@ from lewel.ablations.rows import Asked, RowRun
 from lewel.ablations.tables import Row, Table
 from lewel.errors import LewelError
 from lewel.evaluation import knn
+from lewel.recipe import plain
 from lewel.watching import log
 from lewel_kernels import __version__
 
@@ -112,8 +113,32 @@ def header(table: Table, results: Sequence[Result], asked: Asked) -> list[str]:
         f"linear: protocol {asked.protocol}, accuracy of the last epoch on the test images; kNN-200 of the last epoch; "
         "percent, mean ± deviation (n - 1) over seeds",
         f"{paper}; K is {there} there and {here} here",
+        *notes(table, results),
         f"{time.strftime('%Y-%m-%d')}, lewel {__version__}",
     ]
+
+
+def apart(table: Table, results: Sequence[Result]) -> Row | None:
+    """The point of Fig. 3a, w = 0, that no line may join to the others where its preset has more otherwise than w."""
+    return next((result.row for result in results if table.name == "fig3a" and _otherwise(result, results)), None)
+
+
+def _otherwise(result: Result, results: Sequence[Result]) -> list[str]:
+    """What a row has otherwise than LEWEL_M's, beside its settings, in clauses."""
+    own = next(each for each in results if each.row.method == "lewel_m")
+    ignored = {"out", "preset", "seed", "method.w_aligned", *result.row.settings, *own.row.settings}
+    here, there = (dict(plain.flat(plain.to_plain(each.runs[0][0].run))) for each in (result, own))
+    return [f"{k} {here[k]}, not {there[k]}" for k in here if k not in ignored and here[k] != there[k]]
+
+
+def notes(table: Table, results: Sequence[Result]) -> list[str]:
+    """Sentences that a reader of the numbers must know."""
+    row = apart(table, results)
+    if row is None:
+        return []
+    result = next(each for each in results if each.row is row)
+    preset = result.runs[0][0].run.preset
+    return [f"w = 0 is the preset {preset}, which has settings of its own: {', '.join(_otherwise(result, results))}"]
 
 
 def _maps(table: Table, results: Sequence[Result]) -> tuple[int, int]:
@@ -134,6 +159,7 @@ def record(table: Table, results: Sequence[Result], asked: Asked) -> dict[str, A
         "seeds": list(asked.seeds),
         "protocol": asked.protocol,
         "settings": dict(asked.settings),
+        "notes": notes(table, results),
         "date": time.strftime("%Y-%m-%d"),
         "lewel": __version__,
         "rows": [_row(table, result) for result in results],

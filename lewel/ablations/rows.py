@@ -14,21 +14,17 @@ import yaml
 from lewel.ablations import tables
 from lewel.ablations.tables import Row, Table
 from lewel.errors import LewelError
-from lewel.evaluation import outcome
+from lewel.evaluation.protocols import PROTOCOLS
 from lewel.recipe import checks, plain, presets
 from lewel.recipe.schema import Train
-from lewel.results import found_runs
+from lewel.results import found_runs, linear_results
 from lewel.results.found_runs import Found
-from lewel.run import folders, lock
-from lewel.run.resuming import FREE_TO_CHANGE
+from lewel.run import folders
 
 OWN = {  # settings that have a flag of the command
     "preset": "--data", "data.name": "--data", "data.root": "--root", "data.classes": "--classes", "seed": "--seeds",
     "epochs": "--epochs", "out": "--out",
 }  # fmt: skip
-# What a run may have otherwise than it would be made now, and still be that row: not its start, nor its passes.
-OBSERVERS = ("probe", "linear_at_end")
-FREE = (*(name for name in FREE_TO_CHANGE if name not in ("epochs", "init", "accumulate")), *OBSERVERS)
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ class RowRun:
         """The command that evaluates it, or goes on with that."""
         places = [word for root in self.roots for word in ("--data-root", root)]
         linear = ["eval", "linear", str(self.folder), "--protocol", self.protocol]
-        return [sys.executable, "-m", "lewel", *linear, *places, "--resume", "auto"]
+        again = ["--resume", "auto"] if PROTOCOLS[self.protocol].augmented else []  # cached ones have no state
+        return [sys.executable, "-m", "lewel", *linear, *places, *again]
 
     def found(self) -> Found | None:
         """What there is of it; None where nothing is."""
@@ -100,15 +97,13 @@ class RowRun:
         found = self.found()
         return found is not None and found.state == "finished" and (self.folder / "report.txt").exists()
 
-    def linear(self) -> dict[str, Any] | None:
-        """The linear classifier's result, of the checkpoint that training ended with; None where there is none."""
+    def linear(self) -> Mapping[str, Any] | None:
+        """The result of its own command, of the checkpoint that training ended with; None where there is none.
+
+        One of other settings, weights or images, made by hand, is none.
+        """
         last = found_runs.checkpoints(self.folder)[-1:]
-        fits = (
-            result
-            for result in reversed(outcome.newest(self.folder, f"linear-{self.protocol}"))
-            if result["kind"] == f"linear-{self.protocol}" and [result["checkpoint"]] == [path.stem for path in last]
-        )
-        return next(fits, None)
+        return linear_results.of_row(self.folder, self.run, self.protocol, last[0].stem) if last else None
 
     def done(self) -> bool:
         """Whether it is trained and evaluated."""
@@ -120,10 +115,10 @@ def of_tables(asked: Asked) -> dict[str, Table]:
     if asked.data not in tables.BASES:
         raise LewelError(f"--data must be one of {', '.join(tables.BASES)}, got {asked.data!r}")
     bases = tables.BASES[asked.data]
-    maps = asked.settings.get("heads.num_maps")
-    sizes = [maps or presets.get(bases[method]).heads.num_maps for method in ("lewel_m", "lewel_b")]
-    if not all(isinstance(size, int) for size in sizes):
-        raise LewelError(f"--set heads.num_maps must be a whole number, got {maps!r}")
+    own = [presets.get(bases[method]).heads.num_maps for method in ("lewel_m", "lewel_b")]
+    sizes = [asked.settings.get(tables.MAPS, size) for size in own]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise LewelError(f"--set {tables.MAPS} must be a whole number of 1 or more, got {sizes[0]!r}")
     return {name: tables.made(name, *sizes) for name in asked.tables}
 
 
@@ -136,14 +131,15 @@ def of(asked: Asked) -> list[RowRun]:
         given = " ".join(map(str, asked.seeds)) or "none"
         raise LewelError(f"--seeds must be one whole number or several different ones, got {given}")
     unique = {row.name: row for table in of_tables(asked).values() for row in table.rows}
+    compared = tables.compared(asked.data)
+    for name in asked.settings:
+        if name in compared:
+            raise LewelError(f"--set {name} would change what rows are compared by: {compared[name]}; leave it out")
     return [_run(asked, row, seed) for seed, row in itertools.product(asked.seeds, unique.values())]
 
 
 def _run(asked: Asked, row: Row, seed: int) -> RowRun:
     preset = tables.BASES[asked.data][row.method]
-    for name in asked.settings:
-        if name in row.settings and name != "heads.num_maps":  # which the rows are multiples of
-            raise LewelError(f"--set {name} would change what the row {row.name} compares; leave it out")
     start = presets.get(preset)
     common: dict[str, Any] = {"epochs": asked.epochs} if asked.epochs is not None else {}
     common["knn_every"] = common.get("epochs", start.epochs)
@@ -189,7 +185,7 @@ def settings_of(given: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals or not name:
-            raise LewelError(f"--set takes NAME=VALUE, as in --set optim.lr=0.1, got {text}")
+            raise LewelError(f"--set takes NAME=VALUE, as in --set optim.momentum=0.95, got {text}")
         if name in OWN:
             raise LewelError(f"--set {name} has a flag of its own: {OWN[name]}")
         if name in settings:
@@ -200,27 +196,3 @@ def settings_of(given: Iterable[str]) -> dict[str, Any]:
             raise LewelError(f"--set {name}: {value} is no value; write a number, a word, or a list [1, 2]") from None
         settings[name] = value if isinstance(known.get(name), str) else read
     return settings
-
-
-def check_recipes(runs: Iterable[RowRun]) -> None:
-    """Raises LewelError where a row's folder holds a run of another recipe."""
-    for run in runs:
-        found = run.found()
-        if found is None or found.run is None:
-            continue
-        resolved = ("precision",) * (run.run.precision == "auto")  # config.yaml has what it was on that machine
-        if changed := plain.differences(found.run, run.run, ignore=(*FREE, *resolved)):
-            raise LewelError(
-                f"{run.folder} holds a run of another recipe ({'; '.join(changed)}); undo the change, or have all rows "
-                "in another folder by --out"
-            )
-
-
-def check_free(runs: Iterable[RowRun]) -> None:
-    """Raises LewelError where a row's folder is broken, or another process is writing to it."""
-    for run in runs:
-        if lock.lives(run.folder):
-            raise lock.taken(run.folder)
-        found = run.found()
-        if found is not None and found.state == "broken":
-            raise LewelError(f"{found.wrong}; repair {run.folder}, or move it away to have its row trained anew")

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from lewel import distributed
-from lewel.ablations import at_once, picture, results, rows
+from lewel.ablations import at_once, picture, refusals, results, rows
 from lewel.ablations.at_once import Job, Phase
 from lewel.ablations.rows import Asked, RowRun
 from lewel.errors import LewelError
+from lewel.run import preemption
 
 
 def ablate(asked: Asked, jobs: int, tell: Callable[[str], None]) -> int:
@@ -21,13 +22,15 @@ def ablate(asked: Asked, jobs: int, tell: Callable[[str], None]) -> int:
         raise LewelError(f"--jobs must be at least 1, got {jobs}")
     if distributed.announced() > 1:
         raise LewelError("lewel ablate starts the processes of its rows itself; call it without torchrun")
-    runs = rows.of(asked)
-    rows.check_recipes(runs)
-    rows.check_free(runs)
-    left = [run for run in runs if not run.done()]
-    tell(f"{len(runs)} runs in {asked.folder}, of which {len(runs) - len(left)} are done already")
-    failed = at_once.work([_job(run) for run in left], jobs, tell)
-    report(asked, tell)
+    with preemption.at_once():  # where nothing runs a signal has nothing to wait for
+        runs = rows.of(asked)
+        refusals.check_recipes(runs)
+        refusals.check_free(runs)
+        left = [run for run in runs if not run.done()]
+        refusals.check_places(left)
+        tell(f"{len(runs)} runs in {asked.folder}, of which {len(runs) - len(left)} are done already")
+        failed = at_once.work([_job(run) for run in left], jobs, tell)
+        report(asked, tell)
     for name, line in failed.items():
         tell(f"failed: {name}: {line} (all of it in {asked.folder / name}.log)")
     return len(failed)
@@ -43,7 +46,7 @@ def report(asked: Asked, tell: Callable[[str], None]) -> None:
         raise LewelError(
             f"there is nothing to report in {asked.folder}, which is no folder; run the rows, or name --out"
         )
-    rows.check_recipes(runs)
+    refusals.check_recipes(runs)
     for name, table in rows.of_tables(asked).items():
         found = results.of(table, runs)
         tell("\n" + results.write(table, found, asked))
@@ -55,13 +58,15 @@ def report(asked: Asked, tell: Callable[[str], None]) -> None:
 
 
 def commands(asked: Asked) -> list[str]:
-    """A line of the shell for each row that is not done: its training, unless that is done, and its evaluation."""
-    lines, runs = [], rows.of(asked)
-    rows.check_recipes(runs)
-    for run in runs:
-        if phases := _phases(run):
-            lines.append(" && ".join(shlex.join(phase.command) for phase in phases))
-    return lines
+    """A line of the shell for each row that is not done: its training, unless that is done, and its evaluation.
+
+    Raises LewelError where the folder of a row holds another run, or its images are not there.
+    """
+    runs = rows.of(asked)
+    refusals.check_recipes(runs)
+    left = {run.name: phases for run in runs if (phases := _phases(run))}
+    refusals.check_places([run for run in runs if run.name in left])
+    return [" && ".join(shlex.join(phase.command) for phase in phases) for phases in left.values()]
 
 
 def _phases(run: RowRun) -> Sequence[Phase]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lewel.errors import LewelError
-from lewel.recipe import presets
+from lewel.recipe import plain, presets
 
 Method = Literal["moco_v2", "lewel_m", "byol", "lewel_b"]
 METHODS: tuple[Method, ...] = ("moco_v2", "lewel_m", "byol", "lewel_b")
@@ -93,8 +93,28 @@ def made(name: str, k: int, k_byol: int) -> Table:
     )  # fmt: skip
 
 
+def compared(data: str) -> dict[str, str]:
+    """The settings that rows of any table, or the presets they begin with, do not have alike; each with who has what.
+
+    Without the number of maps, which the rows of every table are multiples of.
+    """
+    start = {name: dict(plain.flat(plain.to_plain(presets.get(name)))) for name in BASES[data].values()}
+    found = {}
+    for setting in next(iter(start.values())):
+        read = (name for name, recipe in start.items() if setting not in INFONCE or recipe["method.loss"] == "infonce")
+        values = {name: start[name][setting] for name in read}
+        if len({str(value) for value in values.values()}) > 1:
+            found[setting] = ", ".join(f"{name} has {value}" for name, value in values.items())
+    for name in TITLES:
+        for row in made(name, K, K).rows:
+            found |= {setting: f"{TITLES[name]} has rows with values of their own" for setting in row.settings}
+    return {setting: who for setting, who in found.items() if setting not in (MAPS, "preset")}
+
+
 YES, NO = "✓", ""
 W = "method.w_aligned"
+K = 128  # of MoCo v2 and LEWEL_M in the paper
+INFONCE = ("method.queue", "method.split_bn", "method.temperature")  # settings that presets of no other loss read
 MAPS, GROUPED = "heads.num_maps", "heads.num_groups"
 
 
@@ -146,7 +166,7 @@ def _table7(k: int) -> Table:
     )  # fmt: skip
     rows = [Row("byol", "byol", ("BYOL", *_multiples("K", k, 1), "N/A"), {}, 81.4, 59.7)]
     for times, groups, accuracy, miou in published:
-        maps = int(times * k)
+        maps = _share(k, times)
         cells = ("LEWEL_B", *_multiples("K", k, times), str(groups))
         rows.append(Row(f"lewel_b-k{maps}-g{groups}", "lewel_b", cells, {MAPS: maps, GROUPED: groups}, accuracy, miou))
     return Table("table7", ("Method", "K", "G"), tuple(rows))
@@ -166,7 +186,7 @@ def _fig3b(k: int) -> Table:
         if width != k
         else _lewel(*cells, x=width)
         for times in (1 / 4, 1 / 2, 1, 2, 4)
-        for width, cells in [(int(times * k), _multiples("K", k, times))]
+        for width, cells in [(_share(k, times), _multiples("K", k, times))]
     ]
     return Table("fig3b", ("Width of the aligned embeddings",), tuple(rows))
 
@@ -174,6 +194,15 @@ def _fig3b(k: int) -> Table:
 def _multiples(name: str, k: int, *times: float) -> tuple[str, ...]:
     """K's multiples as they are read: "K/4 = 16", "K = 64", "2K = 128"."""
     return tuple(
-        f"{f'{each:g}' if each > 1 else ''}{name}{f'/{1 / each:g}' if each < 1 else ''} = {int(each * k)}"
+        f"{f'{each:g}' if each > 1 else ''}{name}{f'/{1 / each:g}' if each < 1 else ''} = {_share(k, each)}"
         for each in times
     )
+
+
+def _share(k: int, times: float) -> int:
+    """times k. Raises LewelError where that is no whole number."""
+    if times * k % 1:
+        raise LewelError(
+            f"{MAPS} must be a multiple of {1 / times:g}, for the table has rows with K/{1 / times:g} of them, got {k}"
+        )
+    return int(times * k)

@@ -41,7 +41,8 @@ class AblateCommand:
     out: str = ""
     """where the rows' folders and the tables lie; empty means runs/ablate/DATA. Tables share their rows there"""
     set: tuple[str, ...] = ()
-    """further settings of every row, each NAME=VALUE: --set optim.lr=0.1 precision=bf16"""
+    """further settings of every row, none that rows differ in, each NAME=VALUE: --set optim.momentum=0.95
+    precision=bf16"""
     commands: bool = False
     """print a line of the shell for each row that is not done, for a Slurm array or xargs, and run nothing"""
     report: bool = False

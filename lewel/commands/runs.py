@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from lewel.errors import LewelError
 from lewel.results import found_runs, runs_table
 from lewel.run import folders
 
@@ -28,13 +29,13 @@ class RunsCommand:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints a line for each run."""
+    """Prints a line for each run. Raises LewelError where there is none."""
     command = tyro.cli(RunsCommand, args=arguments, prog="lewel runs")
     folder = folders.expanded(command.folder)
     runs = runs_table.ordered(list(found_runs.through(folder)), command.sort)
+    if not runs:
+        raise LewelError(f"there is no run in {folder}: no folder at any depth has a config.yaml and a log.jsonl")
     if command.json:
-        print(json.dumps(runs_table.records(runs), indent=1))
-    elif runs:
-        print(runs_table.text(runs, shutil.get_terminal_size((UNLIMITED, 24)).columns))
+        print(json.dumps(runs_table.records(runs), indent=1, allow_nan=False))
     else:
-        print(f"there is no run in {folder}: no folder at any depth has a config.yaml and a log.jsonl")
+        print(runs_table.text(runs, shutil.get_terminal_size((UNLIMITED, 24)).columns))

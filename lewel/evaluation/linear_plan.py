@@ -114,8 +114,13 @@ class Plan:
 
 def plan(subject: Subject, settings: Settings) -> Plan:
     """Raises LewelError for settings that cannot be, and for a batch that the processes cannot share."""
+    return made(settings, len(subject.sets.bank), subject.world.size)
+
+
+def made(settings: Settings, images: int, processes: int) -> Plan:
+    """The plan for so many training images and processes; raises LewelError as plan does."""
     settings = settings.checked()
-    protocol, processes, images = PROTOCOLS[settings.protocol], subject.world.size, len(subject.sets.bank)
+    protocol = PROTOCOLS[settings.protocol]
     asked = settings.batch_size or protocol.batch_size
     size, notes = min(asked, images), []
     if protocol.augmented and size % processes:  # of cached features shares may be uneven

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lewel.errors import LewelError
-from lewel.evaluation import knn, outcome
+from lewel.evaluation import knn
 from lewel.recipe import plain, presets
 from lewel.recipe.schema import Train
+from lewel.results import linear_results
 from lewel.run import checkpoint, folders, lock
 
 State = Literal["running", "stopped", "finished", "broken"]
@@ -45,7 +46,7 @@ class Found:
     probe: float | None = None
     """the last accuracy of the probe that was trained beside the method, percent"""
     linear: Mapping[str, Any] | None = None
-    """the newest result of lewel eval linear, as its file has it"""
+    """the result of lewel eval linear that the run is told by, as its file has it: see linear_results"""
     wrong: str = ""
     """a clause about what is wrong with a broken run"""
 
@@ -61,7 +62,7 @@ class Found:
 
     @property
     def linear_accuracy(self) -> float | None:
-        """The accuracy of the newest linear classifier, percent."""
+        """The accuracy of its linear classifier, percent."""
         return None if self.linear is None else self.linear["accuracy"]
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
@@ -112,7 +113,7 @@ def look(folder: Path, name: str = "") -> Found:
             folders.check_run(folder, file)
         run = presets.load(folder / "config.yaml")
         ends = _last_records(folder / "log.jsonl", wants_knn=bool(run.knn_every))
-        linear = next(iter(reversed(outcome.newest(folder, "linear"))), None)
+        linear = linear_results.told(linear_results.own(folder, run))
     except LewelError as error:
         return Found(name, folder, "broken", changed, wrong=str(error))
     except OSError as error:
@@ -139,14 +140,9 @@ def _last_records(path: Path, wants_knn: bool) -> dict[str, dict[str, Any]]:
     for line in _backwards(path):
         if "last" in found and b'"epoch"' not in line:
             continue
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, KeyError, TypeError):  # cut off, or no record
+        record = _record(line)
+        if record is None:
             continue
-        if not isinstance(step, int) or not isinstance(record.get("kind"), str):
-            continue
-        record = {key: value for key, value in record.items() if value is not None}
         found.setdefault("last", record)
         if record["kind"] == "epoch":
             found.setdefault("epoch", record)
@@ -156,6 +152,18 @@ def _last_records(path: Path, wants_knn: bool) -> dict[str, dict[str, Any]]:
             if not wants_knn:
                 break
     return found
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of a log: its kind, its step, and of its other values the finite numbers; None where it is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # cut off, or no JSON
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    record = {key: value for key, value in record.items() if key == "kind" or linear_results.is_number(value)}
+    return record if type(record.get("step")) is int and record["step"] >= 0 else None
 
 
 def _backwards(path: Path) -> Iterator[bytes]:
@@ -175,11 +183,11 @@ def _backwards(path: Path) -> Iterator[bytes]:
 
 def _epoch(run: Train, step: int, last: Mapping[str, Any] | None) -> int | None:
     """The finished epochs after a step; last is the newest record of an epoch, which tells how many steps one has."""
-    if last and last.get("epoch"):
+    if last and last.get("epoch", 0) > 0:
         steps = last["step"] / last["epoch"]
     else:
         images = run.data.embedded_train if run.data.name == "embedded" else presets.published_images(run) or 0
-        steps = images // run.data.batch_size
+        steps = images // max(run.data.batch_size, 1)
     return math.floor(step / steps) if steps else 0 if not step else None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from lewel.evaluation import knn
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
+from lewel.results import linear_results
 from lewel.results.found_runs import Found
 
 Sort = Literal["date", "linear", "knn", "name"]
@@ -31,47 +32,69 @@ def ordered(runs: Sequence[Found], by: Sort) -> list[Found]:
 def text(runs: Sequence[Found], width: int) -> str:
     """A line for each run under their headings, and one for each broken run with what is wrong with it.
 
-    What a recipe has otherwise than its preset comes last, as short as fits into width columns: values go first, and
-    the names of the settings never.
+    What a recipe has otherwise than its preset comes last, as short as fits into width columns: values go first, then
+    the columns of SPARED, and the names of the settings never. What cannot be printed in a line is escaped.
     """
     whole = [run for run in runs if run.run is not None]
     lines = []
     if whole:
-        with_probe = any(run.probe is not None for run in whole)
-        rows = [HEADINGS, *map(_cells, whole)]
-        shown = [tuple(c for i, c in enumerate(row) if with_probe or i != HEADINGS.index("probe")) for row in rows]
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        left = width - sum(widths) - len(GAP) * len(widths)
-        last = ["otherwise than the preset", *(_changes(run, left) for run in whole)]
-        for cells, more in zip(shown, last, strict=True):
-            lines.append(GAP.join([*(c.ljust(w) for c, w in zip(cells, widths, strict=True)), more]).rstrip())
-    lines += [f"{run.name}: broken: {run.wrong}" for run in runs if run.run is None]
+        rows = [dict(zip(HEADINGS, HEADINGS, strict=True)), *map(_cells, whole)]
+        widths = {name: max(len(row[name]) for row in rows) for name in HEADINGS}
+        if all(run.probe is None for run in whole):
+            del widths["probe"]
+        least = max(len(_changes(run, 0)) for run in whole)
+        for name in SPARED:
+            if _left(widths, width) < least:
+                del widths[name]
+        left = _left(widths, width)
+        last = [next((title for title in TITLES if len(title) <= left), ""), *(_changes(run, left) for run in whole)]
+        for row, more in zip(rows, last, strict=True):
+            lines.append(GAP.join([*(row[name].ljust(w) for name, w in widths.items()), more]).rstrip())
+    lines += [f"{escaped(run.name)}: broken: {escaped(run.wrong)}" for run in runs if run.run is None]
     return "\n".join(lines)
 
 
 HEADINGS = ("run", "preset", "seed", "epoch", "kNN", "probe", "linear", "state", "changed")
+SPARED = ("changed", "preset")  # the first one goes first
+TITLES = ("otherwise than the preset", "otherwise")
 
 
-def _cells(run: Found) -> tuple[str, ...]:
+def _left(widths: Mapping[str, int], width: int) -> int:
+    """Columns that are left of width beside those of widths."""
+    return width - sum(widths.values()) - len(GAP) * len(widths)
+
+
+def _cells(run: Found) -> dict[str, str]:
     assert run.run is not None
     accuracy, k = run.knn_accuracy, run.knn_k
     neighbours = "" if accuracy is None or k == knn.USUAL else f" (k {k})"
     at = f"{run.epoch}/{run.run.epochs}" if run.epoch is not None else f"step {run.step} of ?/{run.run.epochs}"
-    return (
-        run.name,
-        run.run.preset,
-        str(run.run.seed),
-        at,
-        _percent(accuracy) + neighbours,
-        _percent(run.probe),
-        _percent(run.linear_accuracy),
-        run.state,
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
-    )
+    return {
+        "run": escaped(run.name),
+        "preset": escaped(run.run.preset),
+        "seed": str(run.run.seed),
+        "epoch": at,
+        "kNN": _percent(accuracy) + neighbours,
+        "probe": _percent(run.probe),
+        "linear": _linear(run),
+        "state": run.state,
+        "changed": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
+    }
+
+
+def escaped(text: str) -> str:
+    """Text in one line, with what would break it, or cannot be printed, as Python writes it: \\n, \\x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _percent(accuracy: float | None) -> str:
     return "-" if accuracy is None else f"{accuracy:.1f}"
+
+
+def _linear(run: Found) -> str:
+    """The number, and what it is of where that is not the cached protocol."""
+    of = linear_results.protocol_of(run.linear) if run.linear else ""
+    return _percent(run.linear_accuracy) + (f" ({of})" if of else "")
 
 
 def _changes(run: Found, width: int) -> str:
@@ -90,12 +113,15 @@ def _changes(run: Found, width: int) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "[" + " ".join(map(_shown, value)) + "]"
-    return "''" if value == "" else str(value)
+    return "''" if value == "" else escaped(str(value))
 
 
 def records(runs: Sequence[Found]) -> list[dict[str, Any]]:
-    """The runs as plain values for JSON; accuracies are in percent, times in ISO 8601 with the zone."""
-    return [
+    """The runs as plain values for strict JSON, in which a number that is none, as of a recipe, is a null.
+
+    Accuracies are in percent, times in ISO 8601 with the zone.
+    """
+    found = [
         {
             "name": run.name,
             "folder": str(run.folder),
@@ -114,3 +140,12 @@ def records(runs: Sequence[Found]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
+    return [_finite(record) for record in found]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

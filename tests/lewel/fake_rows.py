@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lewel.ablations.rows import RowRun
+from lewel.evaluation import linear_plan
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
 
@@ -31,12 +35,25 @@ def write(folder: Path, run: Train, epochs: int, knn: float | None = None, linea
 
 
 def result(
-    folder: Path, checkpoint: str, accuracy: float, kind: str = "linear-cached", date: str = "2026-01-01"
+    folder: Path,
+    checkpoint: str,
+    accuracy: float,
+    kind: str = "linear-cached",
+    date: str = "2026-01-01",
+    settings: dict[str, Any] | None = None,
+    number: int = 1,
+    **more: Any,
 ) -> None:
-    """A result of lewel eval linear."""
+    """A result of lewel eval linear for the run in folder, with other settings, or other values, where given."""
     (folder / "eval").mkdir(exist_ok=True)
-    content = {"kind": kind, "checkpoint": checkpoint, "epoch": 1, "accuracy": accuracy, "date": date, "values": {}}
-    (folder / "eval" / f"{kind}-{checkpoint}.json").write_text(json.dumps(content))
+    usual = linear_plan.made(linear_plan.Settings(kind.removeprefix("linear-")), 4096, 1).settings
+    content = {
+        "kind": kind, "checkpoint": checkpoint, "epoch": 1, "step": int(checkpoint[-8:]), "accuracy": accuracy,
+        "date": date, "values": {}, "processes": 1, "images": {"train": 4096, "test": 1000, "classes": 10},
+        "settings": usual | (settings or {}), "recipe": yaml.safe_load((folder / "config.yaml").read_text()), **more,
+    }  # fmt: skip
+    name = f"{kind}-{checkpoint}" + (f"-{number}" if number > 1 else "")
+    (folder / "eval" / f"{name}.json").write_text(json.dumps(content))
 
 
 def of(run: RowRun, linear: float | None = None, knn: float | None = 30.0, epochs: int | None = None) -> None:

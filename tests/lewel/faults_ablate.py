@@ -46,6 +46,16 @@ def images(folder: Path) -> None:
     labelled(folder / "images", train=1, test=1)
 
 
+def row_of_images(folder: Path) -> None:
+    """A finished row on the images of images/, beside which are other ones and a link."""
+    images(folder)
+    (folder / "other").mkdir()
+    (folder / "linked").symlink_to("images")
+    asked = rows.Asked(("table5",), "imagenet100", roots=("images",), seeds=(0,), out="rows")
+    (run,) = (each for each in rows.of(asked) if each.row.name == "lewel_m")
+    fake_rows.of(replace(run, folder=folder / run.folder))
+
+
 def nothing_is_written(ended: Ended) -> None:
     assert not (ended.folder / "rows").exists()
     assert not (ended.folder / "runs").exists()
@@ -80,17 +90,45 @@ ROWS = (
     Fault("under-torchrun", nothing, TABLE5, status=2, left=nothing_is_written, says=("call it without torchrun",),
           env={"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}),
     Fault("set-without-value", nothing, f"{TABLE5} --set optim.lr", status=2, left=nothing_is_written,
-          says=("--set takes NAME=VALUE, as in --set optim.lr=0.1, got optim.lr",)),
+          says=("--set takes NAME=VALUE, as in --set optim.momentum=0.95, got optim.lr",)),
     Fault("set-of-a-flag", nothing, f"{TABLE5} --set seed=3", status=2, left=nothing_is_written,
           says=("--set seed has a flag of its own: --seeds",)),
     Fault("set-twice", nothing, f"{TABLE5} --set optim.lr=1 optim.lr=2", status=2, says=("optim.lr is given twice",)),
     Fault("set-unknown", nothing, f"{TABLE5} --set optim.rate=1", status=2, left=nothing_is_written,
           says=("there is no optim.rate",)),
     Fault("set-no-value", nothing, f"{TABLE5} --set optim.lr=[1", status=2, says=("[1 is no value; write a number",)),
-    Fault("set-what-a-row-compares", nothing, f"{TABLE5} --set method.w_aligned=0.4", status=2, left=nothing_is_written,
-          says=("--set method.w_aligned would change what the row aligned_only compares; leave it out",)),
-    Fault("set-what-fits-no-row", nothing, f"{TABLE5} --set heads.num_groups=7", status=2, left=nothing_is_written,
-          says=("64 maps and 7 groups",)),
+    Fault("set-what-a-row-compares", nothing, f"{TABLE5} --set heads.coupling=separate", status=2,
+          left=nothing_is_written,
+          says=("--set heads.coupling would change what rows are compared by: Table 5: the two losses",)),
+    Fault("set-what-another-table-compares", nothing, "ablate table5 --out rows --set heads.maps=random", status=2,
+          left=nothing_is_written, says=("--set heads.maps would change what rows are compared by: Table 6: MoCo v2",)),
+    Fault("set-what-presets-differ-in", nothing, "ablate table6 --out rows --set optim.lr=0.4", status=2,
+          left=nothing_is_written,
+          says=("--set optim.lr would change what rows are compared by: embedded/moco_v2 has 0.5, emb",)),
+    Fault("set-what-fits-no-row", nothing, f"{TABLE5} --set heads.tau=0", status=2, left=nothing_is_written,
+          says=("heads.tau",)),
+    Fault("set-maps-without-a-quarter", nothing, "ablate fig3b --out rows --set heads.num_maps=2", status=2,
+          left=nothing_is_written,
+          says=("heads.num_maps must be a multiple of 4, for the table has rows with K/4 of them, got 2",)),
+    Fault("set-maps-to-none", nothing, f"{TABLE5} --set heads.num_maps=0", status=2, left=nothing_is_written,
+          says=("--set heads.num_maps must be a whole number of 1 or more, got 0",)),
+    Fault("set-maps-to-a-switch", nothing, f"{TABLE5} --set heads.num_maps=true", status=2, left=nothing_is_written,
+          says=("--set heads.num_maps must be a whole number of 1 or more, got True",)),
+    Fault("images-nowhere", nothing, f"{TABLE5} --data imagenet100 --root nowhere", status=2, left=nothing_is_written,
+          says=("data.root nowhere is not a folder; there is no nowhere in",)),
+    Fault("lines-for-images-nowhere", nothing, f"{TABLE5} --data imagenet100 --root nowhere --commands", status=2,
+          left=nothing_is_written, says=("data.root nowhere is not a folder; there is no nowhere in",)),
+    Fault("a-set-without-its-place", nothing, f"{TABLE5} --data cifar10 --commands", status=2, left=nothing_is_written,
+          says=("data.root is empty; --data.root must name the folder that holds cifar10",)),
+    Fault("classes-nowhere", images, f"{TABLE5} --data imagenet100 --root images --classes c.txt", status=2,
+          left=nothing_is_written, says=("data.classes c.txt is no file",)),
+    Fault("rows-on-images-elsewhere", row_of_images, f"{TABLE5} --data imagenet100 --root other", status=2,
+          left=is_as_it_was,
+          says=("rows/lewel_m-seed0 holds a run on images in another place (data.root: images -> other); name that",)),
+    Fault("report-on-images-elsewhere", row_of_images, f"{TABLE5} --data imagenet100 --root other --report", status=2,
+          left=is_as_it_was, says=("another folder by --out",)),
+    Fault("rows-on-images-by-a-link", row_of_images, f"{TABLE5} --data imagenet100 --root linked --commands",
+          says=("--data-root linked",)),
     Fault("rows-of-other-epochs", row(epochs=4), TABLE5, status=2, left=is_as_it_was,
           says=("rows/lewel_m-seed0 holds a run of another recipe (epochs: 4 -> 12); undo the change, or have",)),
     Fault("report-of-other-epochs", row(epochs=4), f"{TABLE5} --report", status=2, left=is_as_it_was,
@@ -103,7 +141,10 @@ ROWS = (
     Fault("report-of-nothing", nothing, f"{TABLE5} --report", status=2, left=nothing_is_written,
           says=("there is nothing to report in rows, which is no folder",)),
     Fault("out-is-a-file", lambda folder: (folder / "rows").touch(), TABLE5, status=2,
-          says=("cannot write rows/moco_v2-seed0.log: ", "choose another --out")),
+          says=("the rows would lie in rows, but", "rows is a file; choose another --out")),
+    Fault("out-is-in-a-file", lambda folder: (folder / "rows").touch(), "ablate table5 --out rows/a --commands",
+          status=2,
+          says=("the rows would lie in rows/a, but",)),
     Fault("every-row-fails", images, f"{TABLE5} --data imagenet100 --root images --jobs 2", status=1, slow=True,
           left=has_dashes,
           says=("failed: moco_v2-seed0: lewel: ", "failed: lewel_m-seed0: lewel: ", "wrote rows/table5.md")),

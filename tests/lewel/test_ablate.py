@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import fake_rows
 import pytest
 from fault import start
+from matplotlib.figure import Figure
 
 from lewel import cli
-from lewel.ablations import at_once, results, rows, run, tables
+from lewel.ablations import at_once, picture, refusals, results, rows, run, tables
 from lewel.ablations.at_once import Job, Phase
 from lewel.ablations.rows import Asked
 from lewel.commands import ablate as ablate_command
@@ -99,14 +102,25 @@ def test_a_row_scales_with_the_maps_that_every_row_is_given():
     assert runs["extra_head"].run.heads.num_groups == 32
 
 
+@pytest.mark.parametrize("data", tables.BASES)
+def test_what_rows_differ_in_cannot_be_set(data):
+    """By any of the tables, or by the presets; but for the number of maps, and for what BYOL has and does not read."""
+    recipes = [dict(plain.flat(plain.to_plain(each.run))) for each in rows.of(Asked(ALL, data, **PLACES.get(data, {})))]
+    differ = {name for name in recipes[0] if len({str(recipe[name]) for recipe in recipes}) > 1}
+    unread = {f"method.{name}" for name in ("queue", "split_bn", "temperature")}
+    assert differ - {"seed", "out", "preset", "heads.num_maps", *unread} == set(tables.compared(data))
+
+
 # ------------------------------------------------------------------------------------------------ their commands
 
 
 @pytest.mark.parametrize("data", ["embedded", "imagenet100"])
 def test_the_command_of_a_row_makes_its_recipe(data):
-    given = ["--optim.warmup_epochs=1", "compile=true", "knn_k=[20, 5]", "data.max-pixels=1000", "wandb="]
+    given = ["--optim.momentum=0.8", "compile=true", "knn_k=[20, 5]", "data.max-pixels=1000", "wandb="]
     places = {"roots": ("/a place/x", "b"), "classes": "it's.txt"} if data == "imagenet100" else {}
-    for each in rows.of(asked(name="all", data=data, seeds=(7,), settings=rows.settings_of(given), epochs=3, **places)):
+    for each in rows.of(
+        asked(name="all", data=data, seeds=(7,), settings=rows.settings_of(given), epochs=30, **places)
+    ):
         words = each.train[each.train.index("train") + 1 :]
         assert train_command.parse(words) == train_command.TrainCommand(each.run, resume="auto")
 
@@ -161,6 +175,53 @@ def test_a_row_is_done_when_its_last_checkpoint_is_evaluated(tmp_path):
     assert not second.trained()
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param({"settings": {"rates": [1e-6], "seeds": 1}}, id="another-grid"),
+        pytest.param({"settings": {"epochs": 3}}, id="other-epochs"),
+        pytest.param({"settings": {"batch_size": 64}}, id="another-batch"),
+        pytest.param({"step": None, "epoch": None}, id="other-weights"),
+        pytest.param({"own": False}, id="from-elsewhere"),
+        pytest.param({"recipe": plain.to_plain(presets.get("embedded/lewel_m"))}, id="another-run-s"),
+        pytest.param({"accuracy": float("nan")}, id="no-number"),
+        pytest.param({"recipe": None}, id="no-recipe"),
+    ],
+)
+def test_a_result_that_was_made_by_hand_is_not_the_row_s(made, tmp_path):
+    """Whichever is newer: it is evaluated again, or has been."""
+    (first, *_) = rows.of(asked(tmp_path))
+    fake_rows.of(first)
+    checkpoint = "step-00000048"
+    fake_rows.result(first.folder, checkpoint, **{"accuracy": 12.0, "number": 2, "date": "2027-01-01"} | made)
+    assert first.trained()
+    assert not first.done()
+    fake_rows.result(first.folder, checkpoint, 42.0)
+    assert first.linear()["accuracy"] == results.accuracies(first)[0] == 42.0
+
+
+def test_a_result_on_other_images_is_not_the_row_s(tmp_path):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked").symlink_to("here")
+    (first, *_) = rows.of(asked(tmp_path, data="imagenet100", roots=(str(tmp_path / "here"),), protocol="b"))
+    fake_rows.of(first)
+    recipe = plain.to_plain(first.run)
+    for name, found in (("elsewhere", False), ("linked", True)):
+        recipe["data"]["root"] = str(tmp_path / name)
+        fake_rows.result(first.folder, f"step-{4 * 240:08d}", 42.0, kind="linear-b", recipe=recipe)
+        assert (first.linear() is not None) == found
+    recipe["data"]["eval"] = str(tmp_path / "elsewhere")
+    fake_rows.result(first.folder, f"step-{4 * 240:08d}", 42.0, kind="linear-b", recipe=recipe)
+    assert first.linear() is None
+
+
+def test_only_a_protocol_that_keeps_a_state_is_told_to_go_on(tmp_path):
+    for protocol, ending in (("cached", []), ("a", ["--resume", "auto"])):
+        (first, *_) = rows.of(asked(tmp_path, protocol=protocol))
+        assert first.evaluate[first.evaluate.index("--protocol") :] == ["--protocol", protocol, *ending]
+
+
 def test_a_run_without_its_report_goes_on(tmp_path):
     (first, *_) = rows.of(asked(tmp_path))
     fake_rows.of(first)
@@ -175,6 +236,9 @@ def test_a_run_without_its_report_goes_on(tmp_path):
         pytest.param({"optim.lr": 0.3}, "optim.lr: 0.3 -> 0.5", id="rate"),
         pytest.param({"init": "torchvision"}, "init: torchvision -> ", id="init"),
         pytest.param({"accumulate": 2}, "accumulate: 2 -> 1", id="passes"),
+        pytest.param({"knn_k": [20, 5]}, "knn_k: [20, 5] -> [200, 20]", id="neighbours"),
+        pytest.param({"knn_temperature": 0.5}, "knn_temperature: 0.5 -> 0.1", id="temperature"),
+        pytest.param({"knn_bank": 64}, "knn_bank: 64 -> 0", id="bank"),
         pytest.param({"precision": "bf16", "knn_every": 2, "keep": 5, "data.workers": 3}, "", id="what-makes-the-same"),
     ],
 )
@@ -218,6 +282,26 @@ def test_only_what_is_left_is_run(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ processes
+
+
+def waits_for(what: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it has not come"
+        time.sleep(0.01)
+
+
+def meanwhile(act: Callable[[], None]) -> None:
+    """In a thread that keeps nothing from ending."""
+    threading.Thread(target=act, daemon=True).start()
+
+
+WAIT = (
+    "import signal, time, pathlib\n"
+    "def wait(what):\n"
+    "    until = time.monotonic() + 60\n"
+    "    while not what() and time.monotonic() < until: time.sleep(.01)\n"
+)
 
 
 def script(text: str) -> list[str]:
@@ -292,22 +376,20 @@ def test_processes_share_cores_and_gpus(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_waited_for(number, tmp_path):
     text = (
-        "import signal, time, pathlib\n"
-        "got = []\n"
+        f"{WAIT}got = []\n"
         f"signal.signal({int(number)}, lambda *a: got.append(1))\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "while not got: time.sleep(.01)\n"
+        "wait(lambda: got)\n"
         "time.sleep(.3)\n"
         "print('saved', len(got), flush=True)"
     )
     before = signal.getsignal(number)
 
     def send() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
+        waits_for((tmp_path / "ready").exists)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=send).start()
+    meanwhile(send)
     with pytest.raises(Stopped) as stop:
         at_once.work([job(tmp_path, "row", text, "print()"), job(tmp_path, "other", "print()")], 1, lambda line: None)
     assert stop.value.by == number.name
@@ -318,25 +400,34 @@ def test_a_signal_is_passed_on_once_and_waited_for(number, tmp_path):
 
 
 def test_a_second_ctrl_c_is_passed_on_too(tmp_path):
+    here = str(tmp_path)
     text = (
-        "import signal, time, pathlib\n"
-        "got = []\n"
-        "signal.signal(signal.SIGINT, lambda *a: (got.append(1), open(f'{here}/got-{{len(got)}}', 'w')))\n"
-        "pathlib.Path('{here}', 'got-0').touch()\n"
-        "while len(got) < 2: time.sleep(.01)\n"
-        "print('ended', flush=True)"
+        f"{WAIT}got = []\n"
+        f"signal.signal(signal.SIGINT, lambda *a: (got.append(1), open(f'{here}/got-{{len(got)}}', 'w')))\n"
+        f"pathlib.Path('{here}', 'got-0').touch()\n"
+        "wait(lambda: len(got) == 2)\n"
+        "print('ended', len(got), flush=True)"
     )
 
     def send() -> None:
         for number in range(2):
-            while not (tmp_path / f"got-{number}").exists():
-                time.sleep(0.01)
+            waits_for((tmp_path / f"got-{number}").exists)
             os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=send).start()
+    meanwhile(send)
     with pytest.raises(Stopped, match="the same command goes on"):
-        at_once.work([job(tmp_path, "row", text.format(here=tmp_path))], 1, lambda line: None)
-    assert at_once.last_line(tmp_path / "row.log") == "ended"
+        at_once.work([job(tmp_path, "row", text)], 1, lambda line: None)
+    assert at_once.last_line(tmp_path / "row.log") == "ended 2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_before_anything_has_started_ends_it_with_a_sentence(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(refusals, "check_places", lambda runs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(at_once, "work", lambda *a: pytest.fail("it has started"))
+    with pytest.raises(Stopped) as stop:
+        run.ablate(asked(tmp_path / "rows"), 1, lambda line: None)
+    assert stop.value.by == number.name
+    assert not (tmp_path / "rows").exists()
 
 
 def test_ctrl_c_of_a_terminal_reaches_this_process_alone(tmp_path):
@@ -415,6 +506,73 @@ def test_a_figure_is_drawn_of_what_there_is(name, tmp_path):
     assert (tmp_path / f"{name}.md").exists()
 
 
+@pytest.fixture
+def pictured(monkeypatch) -> list[Figure]:
+    """The pictures that are drawn."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(picture, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def lines_of(axis) -> dict[str, list[tuple[float, float]]]:
+    """The points of an axis by the colour they have, those that no line joins under "apart"."""
+    drawn = {}
+    for line in axis.lines:
+        name = "apart" if line.get_markerfacecolor() == "white" else f"{line.get_color()}{line.get_marker()}"
+        drawn[name] = [(float(x), round(float(y), 3)) for x, y in line.get_xydata()]
+    return drawn
+
+
+def test_fig_3a_joins_only_points_of_one_recipe(pictured, tmp_path):
+    """w = 0 is a preset with a rate of its own; a missing row is no point of the line; and one seed has no bar."""
+    every = reported(tmp_path, "fig3a", seeds=(0, 1, 2))  # in the order of w: 3 seeds, one, none, two each
+    run.report(every, lambda line: None)
+    (figure,) = pictured
+    linear = figure.axes[0]
+    drawn = lines_of(linear)
+    (means,) = (line for line in linear.lines if line.get_label().startswith("mean"))
+    assert means.get_label() == "mean ± deviation, 1 to 3 seeds"
+    ys = [float(y) for _, y in means.get_xydata()]
+    assert [math.isnan(y) for y in ys] == [True, False, True, False, False, False, False]
+    assert [x for x, y in drawn["apart"] if not math.isnan(y)] == [0.0]
+    assert [x for bars in linear.collections for x in sorted({s[0][0] for s in bars.get_segments()})] == [
+        0, 0.5, 0.7, 0.9, 1
+    ]  # fmt: skip
+    said = "w = 0 is the preset embedded/moco_v2, which has settings of its own: optim.lr 0.5, not 0.12"
+    assert said in " ".join(figure.axes[1].get_xlabel().split())
+    assert f"- {said}\n" in (tmp_path / "fig3a.md").read_text()
+    assert json.loads((tmp_path / "fig3a.json").read_text())["notes"] == [said]
+
+
+def test_presets_with_nothing_of_their_own_are_joined(pictured, tmp_path):
+    """Those of cifar10 differ in w alone."""
+    every = asked(tmp_path, "fig3a", data="cifar10", seeds=(0,), roots=("/x",))
+    for each in rows.of(every):
+        fake_rows.of(each, linear=50.0)
+    run.report(every, lambda line: None)
+    (means,) = (line for line in pictured[0].axes[0].lines if line.get_label() == "mean, 1 seed")
+    assert not any(math.isnan(y) for _, y in means.get_xydata())
+    assert not pictured[0].axes[0].collections  # no caps
+    assert json.loads((tmp_path / "fig3a.json").read_text())["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "axes", "told"),
+    [
+        ("fig3a", "embedded", 3, "paper, ImageNet-100 (right axis)"),
+        ("fig3a", "imagenet100", 2, "paper"),
+        ("fig3b", "imagenet100", 2, "paper"),
+        ("fig3b", "embedded", 2, "paper, ImageNet-100: 82.1 % at K (here 64); no other value is known"),
+    ],
+)
+def test_the_papers_points_share_the_axis_of_the_same_images(name, data, axes, told, pictured, tmp_path):
+    run.report(asked(tmp_path, name, data=data, roots=("/x",) * (data != "embedded")), lambda line: None)
+    (figure,) = pictured
+    assert len(figure.axes) == axes
+    labels = [line.get_label() for axis in figure.axes for line in axis.lines]
+    assert told in [*labels, *figure.axes[1].get_xlabel().split("\n")]
+
+
 def test_a_row_that_fails_is_told_at_the_end_with_status_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(at_once, "work", lambda jobs, number, tell: {"lewel_m-seed0": "lewel: no room"})
     with pytest.raises(SystemExit) as stop:
@@ -445,9 +603,9 @@ def test_a_whole_ablation_is_interrupted_and_continued(tmp_path, monkeypatch):
     for each in rows.of(tiny)[:2]:
         fake_rows.of(each, linear=50.0)
     process = start(command, tmp_path)
-    while not list(tmp_path.glob("rows/lewel_m-seed0/log.jsonl")):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    trains = tmp_path / "rows/lewel_m-seed0/log.jsonl"
+    waits_for(lambda: trains.exists() or process.poll() is not None, 240)
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=240)[0].decode()
     assert process.returncode == -signal.SIGINT, printed

@@ -24,6 +24,12 @@ from lewel.run.lock import Lock
 LEWEL_M = presets.get("embedded/lewel_m")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch) -> None:
+    """What is printed depends on no terminal."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def listed(folder: Path) -> list[dict]:
     return runs_table.records(runs_table.ordered(list(found_runs.through(folder)), "name"))
 
@@ -70,6 +76,9 @@ def test_what_differs_from_the_preset(run, changes):
         (220, "heads.num_maps 64 -> 128, heads.num_groups 8 -> 16, optim.name sgd -> lars"),
         (148, "heads.num_maps 128, heads.num_groups 16, optim.name lars"),
         (125, "num_maps 128, num_groups 16, optim.name lars"),
+        (110, "num_maps, num_groups, optim.name"),
+        (92, "num_maps, num_groups, optim.name"),  # without the date
+        (80, "num_maps, num_groups, optim.name"),  # without the preset too
         (40, "num_maps, num_groups, optim.name"),
     ],
 )
@@ -84,6 +93,18 @@ def test_what_differs_is_shortened_but_for_the_names(width, told, tmp_path):
     line = runs_table.text(list(found_runs.through(tmp_path)), width).splitlines()[1]
     assert line.endswith(f"  {told}")
     assert len(line) <= width or width == 40
+    assert ("embedded/lewel_m" in line) == (width > 80)
+    assert ("20" in line.replace("lewel_m", "")) == (width > 92)
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_loses_the_date_and_then_the_preset(width, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    fake_rows.write(tmp_path / "r", LEWEL_M, 3, linear=50.0)
+    runs_command.run([str(tmp_path)])
+    heading, line = capsys.readouterr().out.splitlines()
+    assert max(len(heading), len(line)) <= width
+    assert line.split() == (["r"] + ["embedded/lewel_m"] * (width > 45) + ["0", "3/12", "-", "50.0", "stopped"])
 
 
 def test_the_newest_result_and_the_probe_are_shown(tmp_path):
@@ -98,6 +119,31 @@ def test_the_newest_result_and_the_probe_are_shown(tmp_path):
     text = runs_table.text([found], 1000)
     assert "probe" in text
     assert "33.0 (k 20)" in text
+    assert "52.0 (a)" in text
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        pytest.param({"settings": {"seeds": 1}}, "50.0", id="other-settings"),
+        pytest.param({"step": None}, "50.0", id="other-weights"),
+        pytest.param({"own": False}, "50.0", id="other-images"),
+        pytest.param({"kind": "linear-b"}, "60.0 (b)", id="another-protocol"),
+        pytest.param({"checkpoint": "step-00000004"}, "60.0", id="an-earlier-checkpoint"),
+    ],
+)
+def test_the_newest_result_of_the_run_with_usual_settings_is_preferred(made, told, tmp_path):
+    fake_rows.write(tmp_path / "one", LEWEL_M, 2, linear=50.0)
+    made = {"checkpoint": "step-00000008", "accuracy": 60.0, "number": 2, "date": "2027-01-01"} | made
+    fake_rows.result(tmp_path / "one", **made)
+    line = line_of(runs_table.text(list(found_runs.through(tmp_path)), 1000), "one")
+    assert f"  {told}  " in line
+
+
+def test_a_result_of_other_settings_alone_says_so(tmp_path):
+    fake_rows.write(tmp_path / "run", LEWEL_M, 2)
+    fake_rows.result(tmp_path / "run", "step-00000008", 60.0, settings={"rates": [0.1]})
+    assert "60.0 (cached, other settings)  " in runs_table.text(list(found_runs.through(tmp_path)), 1000)
 
 
 def test_a_run_is_running_while_its_lock_lives(tmp_path):
@@ -217,6 +263,52 @@ def test_a_real_run_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param({"probe": "low"}, id="words"),
+        pytest.param({"probe": float("nan"), "knn": float("nan")}, id="nan"),
+        pytest.param({"probe": True, "epoch": True}, id="switches"),
+        pytest.param({"probe": [1], "knn": {"a": 1}, "epoch": "3"}, id="lists"),
+        pytest.param({"step": "4"}, id="step"),
+        pytest.param({"step": 4.5}, id="half-a-step"),
+        pytest.param({"step": -4, "epoch": -1}, id="before-the-start"),
+        pytest.param({"epoch": float("inf")}, id="infinite"),
+    ],
+)
+def test_a_bad_record_is_no_record(bad, tmp_path, capsys):
+    """And the other runs are listed."""
+    fake_rows.write(tmp_path / "a", LEWEL_M, 2, knn=30.0, linear=50.0)
+    fake_rows.write(tmp_path / "b", LEWEL_M, 2)
+    record = {"kind": "epoch", "step": 12, "epoch": 3} | bad
+    with open(tmp_path / "b" / "log.jsonl", "a") as log:
+        log.write(json.dumps(record) + "\n")
+    runs_command.run([str(tmp_path), "--sort", "knn"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["b", "a"]
+    runs_command.run([str(tmp_path), "--json"])
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out, parse_constant=pytest.fail)}
+    assert (found["b"]["probe"], found["b"]["knn"]) == (None, {})
+
+
+def test_a_recipe_with_a_number_that_is_none_makes_strict_json(tmp_path, capsys):
+    fake_rows.write(tmp_path / "a", replace(LEWEL_M, knn_temperature=float("inf")), 2)
+    runs_command.run([str(tmp_path), "--json"])
+    (found,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["changes"] == {"knn_temperature": {"preset": 0.1, "run": None}}
+
+
+def test_names_cannot_break_the_list(tmp_path, capsys):
+    fake_rows.write(tmp_path / "two\nlines\x1b[31m", replace(LEWEL_M, preset="a\tb"), 2)
+    fake_rows.write(tmp_path / "\x07bell", LEWEL_M, 2)
+    (tmp_path / "\x07bell" / "config.yaml").unlink()
+    runs_command.run([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 3
+    assert r"two\nlines\x1b[31m  a\tb" in printed
+    assert r"\x07bell: broken: " in printed
+    assert not {"\x07", "\x1b", "\t"} & set(printed)
+
+
+@pytest.mark.parametrize(
     ("sort", "order"),
     [("date", ["c", "a", "b"]), ("name", ["a", "b", "c"]), ("knn", ["c", "b", "a"]), ("linear", ["c", "a", "b"])],
 )
@@ -244,7 +336,7 @@ def test_records_for_other_programs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("folder", "status", "said"),
     [
-        ("empty", 0, "there is no run in empty: no folder at any depth has a config.yaml and a log.jsonl"),
+        ("empty", 2, "there is no run in empty: no folder at any depth has a config.yaml and a log.jsonl"),
         ("nowhere", 2, "nowhere is no folder with runs: it is not there; name the one that"),
         ("file", 2, "file is no folder with runs: it is a file"),
     ],
