@@ -28,8 +28,15 @@ def key_of(subject: Subject) -> Key | None:
     """The key of what an encoder makes of its images; None for images from Python, which cannot be known again.
 
     Images in folders are known by the names of all, in order, by their labels, and by what many of the files hold
-    (lewel.data.fingerprint); which of them data.classes and the like choose follows from that. Reads these files.
+    (lewel.data.fingerprint); which of them data.classes and the like choose follows from that. Reads these files, once.
     """
+    digest, kept = subject.digest, subject.kept
+    if "key" not in kept or kept["key"][0] != digest:
+        kept["key"] = digest, _made(subject, digest)
+    return kept["key"][1]
+
+
+def _made(subject: Subject, digest: str) -> Key | None:
     run, sets = subject.run, subject.sets
     if run.data.name == "custom":
         return None
@@ -40,7 +47,7 @@ def key_of(subject: Subject) -> Key | None:
         encoder["module"] = _hashed(repr(subject.encoder))
     of = {
         "format": FORMAT,
-        "weights": subject.digest,
+        "weights": digest,
         "encoder": encoder,
         "precision": run.precision,
         "data": {name: getattr(run.data, name) for name in settings},

@@ -76,6 +76,7 @@ def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) ->
         print(without, flush=True)
     if (planned := kind.planned(what, settings)) and what.world.leads:
         print(planned, flush=True)
+    distributed.from_leader(lambda: outcome.check(what))
     before = what.digest
     values = kind.evaluate(what, settings, progress)
     assert what.digest == before, "the frozen encoder has changed"
@@ -103,7 +104,8 @@ def plan(asked: Asked, settings: Any) -> str:
             lines.append(f"features: {_features(what)}")
         if planned := kind.planned(what, settings):
             lines.append(planned)
-        lines.append(f"the result would go to {outcome.place(what, kind.name(settings), used)}")
+        path = distributed.from_leader(lambda: outcome.place(what, kind.name(settings), used))
+        lines.append(f"the result would go to {path}")
         if published := kind.published(what, settings):
             lines.append(published)
         return "\n".join(lines)

@@ -57,6 +57,8 @@ class Subject:
     """a clause about the weights, for people"""
     loaded: bool = True
     """False in a dry run that would have to download the weights"""
+    own: bool = True
+    """whether these are weights of the run in folder, on the images of its recipe"""
     since: float = field(default_factory=time.monotonic)
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
     """what is asked for several times: labels, and features that no file keeps"""
@@ -147,8 +149,9 @@ def find(asked: Asked, *, dry: bool = False, tell: Progress | None = None) -> Su
         )
     if not dry:
         sets.fill(tell or (lambda what, done, total: None))
+    of_the_run = opened.own and run.data.name == opened.run.data.name
     return Subject(
-        run, opened.folder, opened.name, encoder, sets, world, opened.epoch, opened.step, said, loaded=loaded
+        run, opened.folder, opened.name, encoder, sets, world, opened.epoch, opened.step, said, loaded, of_the_run
     )
 
 
@@ -157,8 +160,13 @@ def of_session(session: Session) -> Subject:
 
     All processes take BN's statistics of the first, which are those of the checkpoint.
     """
+    distributed.share(session.method.online.encoder.buffers())
+    return as_it_is(session)
+
+
+def as_it_is(session: Session) -> Subject:
+    """The same without the exchange between processes, for the first one alone."""
     encoder = session.method.online.encoder
-    distributed.share(encoder.buffers())
     step, epoch = session.steps_done, session.epochs_done
     said = f"the encoder after epoch {epoch} (step {step})"
     name = f"step-{step:08d}"

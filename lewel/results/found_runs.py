@@ -45,7 +45,8 @@ class Found:
     probe: float | None = None
     """the last accuracy of the probe that was trained beside the method, percent"""
     linear: Mapping[str, Any] | None = None
-    """the newest result of lewel eval linear, as its file has it"""
+    """the newest result of lewel eval linear, whatever its settings, of the run's own checkpoints and images, as its
+    file has it"""
     wrong: str = ""
     """a clause about what is wrong with a broken run"""
 
@@ -112,7 +113,7 @@ def look(folder: Path, name: str = "") -> Found:
             folders.check_run(folder, file)
         run = presets.load(folder / "config.yaml")
         ends = _last_records(folder / "log.jsonl", wants_knn=bool(run.knn_every))
-        linear = next(iter(reversed(outcome.newest(folder, "linear"))), None)
+        linear = next(filter(outcome.is_own, reversed(outcome.newest(folder, "linear"))), None)
     except LewelError as error:
         return Found(name, folder, "broken", changed, wrong=str(error))
     except OSError as error:
