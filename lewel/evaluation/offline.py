@@ -120,7 +120,7 @@ def _features(what: Subject) -> str:
         return "to be computed"
     folder = cache.place(what)
     if folder is None:
-        return "to be computed, and not kept, for the images come from Python"
+        return "to be computed, and not kept, for images or encoder come from Python"
     done, every = (sum(counts) for counts in zip(*(cache.there(what, s) for s in ("train", "test")), strict=True))
     if done == every:
         return f"all {every} parts are in {folder}"
