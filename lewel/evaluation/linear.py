@@ -15,6 +15,7 @@ from lewel.data import one_view
 from lewel.errors import LewelError
 from lewel.evaluation import held_out, linear_values, published, state
 from lewel.evaluation.cache import Features, features_of
+from lewel.evaluation.cache import kept as kept_features
 from lewel.evaluation.features import Tell
 from lewel.evaluation.heads import Head, Heads
 from lewel.evaluation.kinds import Kind
@@ -81,8 +82,8 @@ def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell)
 
 def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
     """The protocol's rate on all training images, and beside it the grid, on the same features."""
-    table = {**made.settings, "weights": subject.digest, "images": made.images}
     path, world = _unfinished(subject, made.name), subject.world
+    table = _table(made, subject)
     before = state.load(path, table, resume)
     views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
     loader = data.TrainLoader(
@@ -101,12 +102,20 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
         training.heads.load_state_dict(before["heads"])
         training.history = before["history"]
 
+    saved = len(training.history)
+
     def save(epoch: int) -> None:
+        nonlocal saved
         if world.leads:
             done = {"heads": training.heads.state_dict(), "history": training.history}
             state.save(path, {"settings": table, "epoch": epoch, **done})
+        saved = epoch
 
-    training.to_the_end(batches, watched=True, after=save)
+    try:
+        training.to_the_end(batches, watched=True, after=save)
+    except KeyboardInterrupt as stop:
+        stopped = state.stopped(stop, saved, made.epochs, kept=kept_features(subject))
+        raise (stop if str(stop) else stopped) from None
     reached = training.reached(held)
     return linear_values.of(
         made, [row[: made.seeds] for row in training.history], reached.part(0, made.seeds),
@@ -187,8 +196,17 @@ def _done(subject: Subject, settings: Settings) -> None:
         state.remove(_unfinished(subject, settings.protocol))
 
 
+def _table(made: Plan, subject: Subject) -> dict[str, Any]:
+    """What must be as it was where an evaluation goes on."""
+    return {**made.settings, **state.of(subject)}
+
+
 def _planned(subject: Subject, settings: Settings) -> str:
-    return plan(subject, settings).said
+    made = plan(subject, settings)
+    if not made.protocol.augmented:
+        return made.said
+    on = state.going_on(subject, _unfinished(subject, made.name), _table(made, subject), settings.resume)
+    return "\n".join(filter(None, (made.said, on)))
 
 
 def _resolved(subject: Subject, settings: Settings) -> dict[str, Any]:

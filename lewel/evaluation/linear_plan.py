@@ -37,18 +37,18 @@ class Settings:
 
     def checked(self) -> Settings:
         """The settings with numbers of Python's own kinds. Raises LewelError for what they cannot be."""
-        if self.protocol not in PROTOCOLS:
+        if not isinstance(self.protocol, str) or self.protocol not in PROTOCOLS:
             raise LewelError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         rates = self.rates if isinstance(self.rates, tuple) else (self.rates,)
         for rate in rates:
-            if not (isinstance(rate, Real) and rate > 0 and math.isfinite(rate)):
+            if isinstance(rate, bool) or not (isinstance(rate, Real) and rate > 0 and math.isfinite(rate)):
                 raise LewelError(f"rates must be positive numbers, learning rates per 256 images, got {rate!r}")
         for name, least, or_else in (("seeds", 1, ""), *((n, 0, ", or 0") for n in ("epochs", "batch_size"))):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 also = f"{or_else} for that of the protocol" if or_else else ""
                 raise LewelError(f"{name} must be a whole number of 1 or more{also}, got {value!r}")
-        if not (isinstance(self.held_out, Real) and 0 < self.held_out <= 0.5):
+        if isinstance(self.held_out, bool) or not (isinstance(self.held_out, Real) and 0 < self.held_out <= 0.5):
             raise LewelError(
                 "held_out must be above 0 and at most 0.5, the share of the training images that the learning rate is "
                 f"chosen by, got {self.held_out!r}"
@@ -56,6 +56,11 @@ class Settings:
         if self.resume not in ("", "auto"):
             raise LewelError(
                 f'resume must be "auto", which goes on with what was stopped, or empty, got {self.resume!r}'
+            )
+        if self.resume and self.protocol == "cached":
+            raise LewelError(
+                "resume is for protocols a, b and moco: the cached one keeps no state, for it begins anew in less time "
+                "than the features take, which are kept"
             )
         return replace(self, rates=tuple(map(float, rates)), held_out=float(self.held_out))
 

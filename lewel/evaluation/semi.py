@@ -20,7 +20,6 @@ from lewel.evaluation.kinds import Kind
 from lewel.evaluation.lists import Share
 from lewel.evaluation.subject import Subject
 from lewel.evaluation.tuning import Tuning
-from lewel.run.preemption import Stopped
 
 RATES = {1: (1e-4, 1.0), 10: (0.01, 0.1)}  # of encoder and classifier, by percent of the labels (paper, 4.2)
 PER = 256  # images that the rates are for
@@ -150,12 +149,7 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     """
     planned, since = plan(subject, settings), time.monotonic()
     path, chosen = _place(subject, settings), planned.share.chosen
-    wanted = resolved(subject, settings) | {
-        "weights": subject.digest,
-        "precision": subject.run.precision,
-        "images": hashlib.sha256(chosen.tobytes()).hexdigest(),
-        "processes": subject.world.size,
-    }
+    wanted = _table(subject, settings)
     before = state.load(path, wanted, settings.resume)
     images = one_view(subject.sets.bank, augmentation(subject.run), settings.seed, chosen)
     loader = data.TrainLoader(
@@ -184,10 +178,7 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
                 saved = epoch + 1
                 tell("fine-tuning", (epoch + 1) * len(chosen), total)
         except KeyboardInterrupt as stop:
-            if str(stop):
-                raise
-            there = f"epoch {saved} of {settings.epochs} is saved, and --resume auto goes on from there"
-            raise Stopped(getattr(stop, "by", "SIGINT"), there if saved else "nothing is saved yet") from None
+            raise (stop if str(stop) else state.stopped(stop, saved, settings.epochs)) from None
     last, best = by_epoch[-1], max(by_epoch, key=lambda values: values["top1"])
     return {
         "accuracy": last["top1"], "top1": last["top1"], "top5": last["top5"], "loss": last["loss"], "best": best,
@@ -231,6 +222,22 @@ def resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _table(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """What must be as it was where a fine-tuning goes on."""
+    return {
+        **resolved(subject, settings),
+        **state.of(subject),
+        "labelled": hashlib.sha256(plan(subject, settings).share.chosen.tobytes()).hexdigest(),
+        "processes": subject.world.size,
+    }
+
+
+def _planned(subject: Subject, settings: Settings) -> str:
+    said = plan(subject, settings).said
+    on = state.going_on(subject, _place(subject, settings), _table(subject, settings), settings.resume)
+    return "\n".join(filter(None, (said, on)))
+
+
 def _place(subject: Subject, settings: Settings) -> Path:
     return subject.folder / outcome.FOLDER / f"{name(settings)}-{subject.name}.state"
 
@@ -238,5 +245,5 @@ def _place(subject: Subject, settings: Settings) -> Path:
 KIND = Kind(
     Settings, evaluate, said, name, resolved, cached=lambda settings: False, done=done,
     published=lambda subject, settings: plan(subject, settings).published,
-    planned=lambda subject, settings: plan(subject, settings).said,
+    planned=_planned,
 )  # fmt: skip

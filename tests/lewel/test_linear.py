@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,11 @@ from tiny_runs import TINY
 import lewel
 from lewel.errors import LewelError
 from lewel.evaluation import cache, held_out, linear, linear_plan, linear_values, outcome, protocols, state, subject
+from lewel.evaluation.heads import Heads
 from lewel.evaluation.linear import Settings
 from lewel.evaluation.linear_values import Reached
 from lewel.evaluation.protocols import GRID, PROTOCOLS
+from lewel.run.preemption import Stopped
 from lewel.run.session import prepare
 
 FEW = {"rates": (0.1, 1.0, 10.0), "seeds": 2, "epochs": 4, "held_out": 0.3}
@@ -86,6 +89,10 @@ def test_only_protocol_b_has_larc_and_thirteen_rates_are_three_a_decade():
         ({"held_out": 0.6}, "got 0.6"),
         ({"protocol": "c"}, "protocol must be one of cached, a, b, moco, got 'c'"),
         ({"resume": "yes"}, 'resume must be "auto"'),
+        ({"resume": "auto"}, "resume is for protocols a, b and moco: the cached one keeps no state"),
+        ({"protocol": ["a"]}, "protocol must be one of cached, a, b, moco, got ['a']"),
+        ({"rates": (True,)}, "rates must be positive numbers, learning rates per 256 images, got True"),
+        ({"held_out": True}, "held_out must be above 0 and at most 0.5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_computed(there, asked, sentence):
@@ -272,6 +279,59 @@ def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path
     assert not list((tmp_path / "eval").glob("*.unfinished.pt"))
     linear.evaluate(there, settings)
     assert torch.equal(weights[0], weights[-1])
+
+
+def stop_after(epoch: int, patch, by: str = "SIGTERM") -> None:
+    """Has a signal come once the state of so many epochs is saved."""
+    save = state.save
+
+    def save_then_stop(path, content):
+        save(path, content)
+        if content["epoch"] == epoch:
+            patch.setattr(Heads, "step", interrupted)
+
+    def interrupted(*_):
+        raise Stopped(by)
+
+    patch.setattr(state, "save", save_then_stop)
+    if not epoch:
+        patch.setattr(Heads, "step", interrupted)
+
+
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
+def test_a_signal_says_what_is_saved_and_how_to_go_on(there, monkeypatch, by):
+    settings = Settings("a", **FEW)
+    for epoch, said in ((0, "no epoch is saved yet; 2 parts of the features are kept in "),
+                        (2, "epoch 2 of 4 is saved, and --resume auto goes on from there")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            stop_after(epoch, patch, by)
+            with pytest.raises(Stopped, match=said) as stopped:
+                linear.evaluate(there, settings)
+        assert stopped.value.by == by
+    with pytest.raises(LewelError, match="was stopped after epoch 2; continue it by --resume auto"):
+        linear.KIND.planned(there, settings)
+    said = linear.KIND.planned(there, replace(settings, resume="auto"))
+    assert said.splitlines()[1].startswith("goes on after epoch 2, the last that ")
+
+
+@pytest.mark.parametrize("changed", ["weights", "precision", "flip"])
+def test_what_was_stopped_goes_on_with_nothing_that_has_changed(there, monkeypatch, changed):
+    settings = Settings("a", **FEW)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stopped):
+            linear.evaluate(there, settings)
+    encoder, run = there.encoder, there.run
+    if changed == "weights":
+        encoder = copy.deepcopy(encoder)
+        next(encoder.parameters()).data.add_(1)
+    elif changed == "precision":
+        run = replace(run, precision="bf16")
+    else:
+        run = replace(run, data=replace(run.data, augmentation=replace(run.data.augmentation, flip=0.25)))
+    other = replace(there, encoder=encoder, run=run, kept={})
+    with pytest.raises(LewelError, match=rf"with other settings \({changed}: [\w.]+ -> [\w.]+\)"):
+        linear.evaluate(other, replace(settings, resume="auto"))
 
 
 def test_a_run_ends_with_its_linear_accuracy_and_python_has_the_values(tmp_path, monkeypatch, capfd):
