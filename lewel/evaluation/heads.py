@@ -47,9 +47,10 @@ class Heads:
     """L linear classifiers of features (B, C) into K classes; each has a learning rate and initial weights of its own.
 
     seeing heads train on every image. blind ones, which have the numbers after those, leave out images that are held
-    out. An image of label -1, which has none, counts for no head. The optimizer is SGD with momentum as PyTorch writes it: v = momentum v + g, w = w - rate v, without decay.
-    With larc, g is scaled before, as in apex (simsiam: main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and
-    the bias of each head apart, but by nothing where |w| or |g| is 0, as that of the bias at the first step.
+    out. An image of label -1, which has none, counts for no head. The optimizer is SGD with momentum as PyTorch writes
+    it: v = momentum v + g, w = w - rate v, without decay. With larc, g is scaled before, as in apex (simsiam:
+    main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and the bias of each head apart, but by nothing where
+    |w| or |g| is 0, as that of the bias at the first step.
 
     The weights are (L, K, D), D at least C + 1: column C is the bias, for features get a 1 there, and zeros after it.
     No head's numbers enter those of another, so one that diverges disturbs none. Every process of several gives its

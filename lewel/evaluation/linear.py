@@ -182,8 +182,12 @@ def name(settings: Settings) -> str:
 
 
 def _published(subject: Subject, settings: Settings) -> str:
+    made = plan(subject, settings)
+    protocol = made.name if made.is_the_protocol else published.OWN
     images = len(subject.sets.bank)
-    return published.line(subject.run, "linear", settings.protocol, images=images, epoch=subject.epoch)
+    return published.line(
+        subject.run, "linear", protocol, images=images, epoch=subject.epoch, trained=subject.step is not None
+    )
 
 
 def _unfinished(subject: Subject, protocol: str) -> Path:

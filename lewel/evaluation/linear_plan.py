@@ -19,7 +19,7 @@ class Settings:
     """Of the linear classifiers; 0 and no rates stand for what the protocol has."""
 
     protocol: protocols.Name = "cached"
-    """cached: on features of the centre crop, in seconds; or as published, on augmented images: a (LEWEL_B, EMAN), b
+    """cached: on features of the centre crop; or as published, on augmented images: a (LEWEL_B, EMAN), b
     (LEWEL_M, SimSiam: LARC, batch 4096) or moco"""
     rates: tuple[float, ...] = ()
     """learning rates per 256 images, the best of which is chosen on training images held out; none means 13 from 0.01
@@ -82,6 +82,12 @@ class Plan:
     """clauses about what is other than the settings or the protocol say"""
 
     @property
+    def is_the_protocol(self) -> bool:
+        """Whether the result is that of the protocol as it was published, in batch and epochs."""
+        its = self.protocol
+        return bool(its.rate) and (self.batch_size, self.epochs) == (its.batch_size, its.epochs)
+
+    @property
     def steps(self) -> int:
         """Of an epoch, with its incomplete last batch."""
         return -(-self.images // self.batch_size)
@@ -95,7 +101,7 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """As the result and the state of an evaluation that was stopped have them."""
         names = ("seeds", "epochs", "batch_size", "held_out")
-        rates = [round(rate, 6) for rate in self.rates]
+        rates = [significant(rate) for rate in self.rates]
         return {"protocol": self.name, "rates": rates, **{name: getattr(self, name) for name in names}}
 
     @property
@@ -108,8 +114,9 @@ class Plan:
             else f"{self.rates[0]:.3g}"
         )
         return (
-            f"linear classifiers ({self.name}): learning rates {lone}{tried} per 256 images, {self.seeds} seeds each, "
-            f"{self.epochs} epochs of {self.steps:,} steps of {self.batch_size:,} images"
+            f"linear classifiers ({self.name}): learning rates {lone}{tried} per 256 images, "
+            f"{counted(self.seeds, 'seed')} each, {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} of "
+            f"{counted(self.batch_size, 'image')}"
         ) + "".join(f"; {note}" for note in self.notes)
 
     def heads(self, *rates: float) -> list[Head]:
@@ -138,8 +145,20 @@ def plan(subject: Subject, settings: Settings) -> Plan:
     usual = protocol.epochs_for(-(-images // size))
     epochs = settings.epochs or usual
     if epochs != usual:
-        notes.append(f"{epochs} epochs, not the protocol's {usual}")
+        whose = "the protocol's " if protocol.rate else "the "
+        why = "" if protocol.rate else " that are enough for these images"
+        notes.append(f"{counted(epochs, 'epoch')}, not {whose}{usual}{why}")
     rates = tuple(sorted(set(settings.rates or protocols.GRID)))
     return Plan(
         settings.protocol, protocol, rates, settings.seeds, epochs, size, images, settings.held_out, tuple(notes)
     )
+
+
+def counted(count: int, what: str) -> str:
+    """So many of what: 1 step, 4,000 steps."""
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
+def significant(rate: float) -> float:
+    """A rate as it is written: to six digits, however small."""
+    return float(f"{rate:.6g}")

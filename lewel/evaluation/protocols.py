@@ -18,6 +18,11 @@ ENOUGH = 4000  # steps
 LEAST, MOST = 30, 500  # epochs
 
 
+def drops(epochs: int) -> tuple[int, int]:
+    """After how many of epochs a rate falls to a tenth, and to a hundredth: 60 % and 80 %, or the next whole ones."""
+    return -(-6 * epochs // 10), -(-8 * epochs // 10)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How the linear classifiers of one evaluation are trained. Weight decay is 0 in all of them, momentum 0.9."""
@@ -42,7 +47,7 @@ class Protocol:
     def factor(self, epoch: int, epochs: int, step: int, steps: int) -> float:
         """What rates are multiplied by in a step of an epoch, both counted from 0, of so many."""
         if self.schedule == "steps":
-            return 0.1 ** ((10 * epoch >= 6 * epochs) + (10 * epoch >= 8 * epochs))
+            return 0.1 ** sum(epoch >= drop for drop in drops(epochs))
         done = epoch / epochs if self.schedule == "cosine" else (epoch * steps + step) / (epochs * steps)
         return 0.5 * (1 + math.cos(math.pi * done))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lewel.evaluation.heads import Heads
 from lewel.evaluation.linear import Settings
 from lewel.evaluation.linear_values import Reached
 from lewel.evaluation.protocols import GRID, PROTOCOLS
+from lewel.recipe import presets
 from lewel.run.preemption import Stopped
 from lewel.run.session import prepare
 
@@ -120,6 +122,45 @@ def test_a_batch_that_is_larger_than_the_set_is_the_set_and_rates_are_in_proport
     assert "(b): learning rates the protocol's 0.2 and 2 from 0.5 to 1 per 256 images, 2 seeds each" in plan.said
     assert plan.said.endswith("; ".join(plan.notes))
     assert plan.heads(*plan.rates) == [(0.5 * 48 / 256, 0), (0.5 * 48 / 256, 1), (48 / 256, 0), (48 / 256, 1)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        pytest.param({}, "published: LEWEL_M, 200 epochs, protocol b: 68.4", id="as-published"),
+        pytest.param({"seeds": 1, "rates": (0.1,)}, "published: LEWEL_M", id="another-grid"),
+        pytest.param({"epochs": 1}, "no published value for these settings; LEWEL_M", id="epochs"),
+        pytest.param({"batch_size": 64}, "no published value for these settings; LEWEL_M", id="batch"),
+        pytest.param(
+            {"step": None, "init": "torchvision"}, "no published value for these weights: they are of", id="torchvision"
+        ),
+        pytest.param(
+            {"init": "w.pth"}, "no published value for these weights: they began with w.pth", id="begun-with-weights"
+        ),
+    ],
+)
+def test_a_published_value_is_that_of_the_protocol_s_settings_and_the_recipe_s_own_weights(there, asked, said):
+    run = replace(presets.get("imagenet/lewel_m_200"), preset="imagenet/lewel_m_200", init=asked.pop("init", ""))
+    sets = SimpleNamespace(bank=range(1_281_167))
+    made = replace(there, run=run, sets=sets, epoch=200, step=asked.pop("step", 1))
+    assert linear.KIND.published(made, Settings("b", **asked)).startswith(said)
+
+
+def test_a_rate_is_written_to_its_digits_however_small_it_is(there):
+    first, second = (linear_plan.plan(there, Settings(rates=rates)) for rates in ((1e-7, 2e-7), (3e-7, 4e-7)))
+    assert (first.settings["rates"], second.settings["rates"]) == ([1e-7, 2e-7], [3e-7, 4e-7])
+    assert "2 from 1e-07 to 2e-07 per 256 images" in first.said
+    tiny = replace(PLAN, rates=(1e-7, 2e-7, 3e-7))
+    values = linear_values.of(tiny, HISTORY, RESULT, GRID_REACHED, 10, 5)
+    assert (values["rate"], [row["rate"] for row in values["grid"]]) == (2e-7, [1e-7, 2e-7, 3e-7])
+    assert "learning rate 2e-07 per 256 images" in linear_values.more(values)[0]
+
+
+def test_one_of_a_thing_is_said_so(there):
+    one = linear_plan.plan(there, Settings(seeds=1, epochs=1, rates=(0.1,)))
+    assert "learning rates 0.1 per 256 images, 1 seed each, 1 epoch of 1 step of 48 images" in one.said
+    assert one.notes[-1] == "1 epoch, not the 500 that are enough for these images"
+    assert linear_plan.plan(there, Settings("a", epochs=2)).notes[-1] == "2 epochs, not the protocol's 50"
 
 
 def test_cached_features_are_trained_on_for_four_thousand_steps_or_thirty_epochs():
