@@ -12,6 +12,7 @@ from saved_runs import fill
 from tiny_runs import TINY
 
 import lewel
+from lewel.data import one_view
 from lewel.errors import LewelError
 from lewel.evaluation import cache, held_out, linear, linear_plan, linear_values, outcome, protocols, state, subject
 from lewel.evaluation.heads import Heads
@@ -275,12 +276,74 @@ def test_held_out_images_are_seen_by_the_result_and_by_no_head_of_the_grid(there
     """Their features are changed: the heads of the grid are right of the same test images, those of the result not."""
     settings = Settings(**FEW)
     plain = linear.evaluate(there, settings)
-    found = {split: cache.features_of(there, split) for split in ("train", "test")}
-    found["train"].rows[held_out.split(found["train"].labels, 0.3, linear.SEED)[1]] = 7.0
-    monkeypatch.setattr(linear, "features_of", lambda _, split, tell: found[split])
+
+    def blurred(features, split):
+        if split == "train":
+            features.rows[held_out.split(features.labels, 0.3, linear.SEED)[1]] = 7.0
+        return features
+
+    features_like(there, monkeypatch, blurred)
     changed = linear.evaluate(there, settings)
     assert [row["top1"] for row in changed["grid"]] == [row["top1"] for row in plain["grid"]]
     assert changed["last"] != plain["last"]
+
+
+def features_like(there, monkeypatch, change) -> None:
+    """Has linear evaluation find what change makes of the cached features of a split."""
+    found = {split: change(cache.features_of(there, split), split) for split in ("train", "test")}
+    monkeypatch.setattr(linear, "features_of", lambda _, split, tell: found[split])
+
+
+@pytest.mark.parametrize("size", [2.0**-10, 2.0**9, None], ids=["small", "large", "by-their-own-scale"])
+def test_cached_rates_mean_the_same_whatever_the_size_of_features(there, monkeypatch, size):
+    """A power of two changes no digit of them; the heads are the same to rounding."""
+    settings = Settings(**FEW)
+    plain = linear.evaluate(there, settings)
+
+    def sized(features, split):
+        if size is None:
+            return replace(features, scale=1000.0)
+        return replace(features, rows=features.rows.float() * size)
+
+    features_like(there, monkeypatch, sized)
+    assert linear.evaluate(there, settings) == plain
+
+
+def test_features_of_zeros_are_no_error(there, monkeypatch):
+    features_like(there, monkeypatch, lambda features, split: replace(features, rows=torch.zeros_like(features.rows)))
+    assert linear.evaluate(there, Settings(**FEW))["rate"] in FEW["rates"]
+
+
+@pytest.mark.parametrize("protocol", ["cached", "a"])
+def test_images_that_could_not_be_read_are_trained_on_by_no_head_and_counted_nowhere(there, monkeypatch, protocol):
+    """The features lack every third image, and the loader shows another in its place, without a label."""
+    settings, shown = Settings(protocol, **FEW), []
+
+    def without(features, split):
+        left = features.indices % 3 != 1
+        return replace(features, rows=features.rows[left], labels=features.labels[left], indices=features.indices[left])
+
+    train = without(cache.features_of(there, "train"), "train")
+    step = Heads.step
+
+    def watched(heads, rows, labels, factor, held):
+        shown.append((labels.clone(), held.clone()))
+        return step(heads, rows, labels, factor, held)
+
+    def unlabelled(views, key):
+        batch = view(views, key)
+        return batch._replace(labels=torch.where(batch.indices % 3 != 1, batch.labels, -1))
+
+    view = one_view._InMemory.__getitem__
+    features_like(there, monkeypatch, without)
+    monkeypatch.setattr(one_view._InMemory, "__getitem__", unlabelled)
+    monkeypatch.setattr(Heads, "step", watched)
+    values = linear.evaluate(there, settings)
+    _, out = held_out.split(train.labels, 0.3, linear.SEED)
+    assert values["held_out"] == len(out)
+    for labels, held in shown:
+        assert sum(labels >= 0) == len(train.labels) == 32
+        assert labels[held].sort().values.equal(train.labels[out].sort().values)
 
 
 class Stop(Exception):
