@@ -346,6 +346,56 @@ def test_images_that_could_not_be_read_are_trained_on_by_no_head_and_counted_now
         assert labels[held].sort().values.equal(train.labels[out].sort().values)
 
 
+@pytest.mark.parametrize("protocol", ["a", "b", "moco"])
+def test_heads_of_a_grid_are_not_shown_what_their_rate_is_chosen_by(there, monkeypatch, protocol):
+    """Beside a published rate, on augmented images; the steps have the protocol's factors."""
+    step, shown, factors = Heads.step, [], []
+
+    def watched(heads, rows, labels, factor, held):
+        shown.append(labels[held])
+        factors.append(factor)
+        return step(heads, rows, labels, factor, held)
+
+    monkeypatch.setattr(Heads, "step", watched)
+    linear.evaluate(there, Settings(protocol, **FEW))
+    labels = there.labels("train")
+    _, out = held_out.split(labels, 0.3, linear.SEED)
+    assert len(shown) == 4
+    assert all(of_step.sort().values.equal(labels[out].sort().values) for of_step in shown)
+    assert factors == [PROTOCOLS[protocol].factor(epoch, 4, 0, 1) for epoch in range(4)]
+    assert factors[0] > factors[-1]
+
+
+@pytest.mark.parametrize("protocol", ["cached", "a"])
+def test_a_rate_is_chosen_by_training_images_that_are_held_out(there, monkeypatch, protocol):
+    """What is right is counted on the test images, and on these alone of the training images."""
+    correct, counted = Heads.correct, []
+
+    def best_of_these(heads, rows, labels, top=1, scale=1.0):
+        """The second rate is best on the held-out images, the last one on the test images."""
+        found = torch.zeros_like(correct(heads, rows, labels, top, scale))
+        counted.append(sorted(labels.tolist()))
+        if len(heads.heads) >= 6:
+            place = 2 if counted[-1] == held else 4
+            found[len(found) - 6 + place :][:2] = 5
+        return found
+
+    train, test = there.labels("train"), there.labels("test")
+    held = sorted(train[held_out.split(train, 0.3, linear.SEED)[1]].tolist())
+    monkeypatch.setattr(Heads, "correct", best_of_these)
+    values = linear.evaluate(there, Settings(protocol, **FEW))
+    assert values["choice"]["rate"] == 1.0
+    assert {tuple(labels) for labels in counted} == {tuple(held), tuple(sorted(test.tolist()))}
+
+
+def test_images_are_cropped_and_flipped_and_nothing_else(there, monkeypatch):
+    view, seen = one_view.one_view, []
+    monkeypatch.setattr(one_view, "one_view", lambda images, how, *given: seen.append(how) or view(images, how, *given))
+    linear.evaluate(there, Settings("a", **FEW))
+    assert seen == [one_view.augmentation(there.run)]
+    assert seen != [there.run.data.augmentation]
+
+
 class Stop(Exception):
     pass
 
