@@ -33,9 +33,17 @@ class Features:
     """What an encoder makes of the images of a split, on the device."""
 
     rows: Tensor
-    """(N, C) float16, in the order of the images"""
+    """(N, C) float16, in the order of the images; those that could not be read are left out"""
     labels: Tensor
     """(N,) int64"""
+    indices: Tensor
+    """(N,) int64, which images of the split these are"""
+    scale: float = 1.0
+    """what rows are to be multiplied by"""
+
+    def floats(self, rows: Tensor) -> Tensor:
+        """Some of the rows in float32."""
+        return rows.float() * self.scale
 
 
 def features_of(subject: Subject, split: Split, tell: Tell | None = None) -> Features:
@@ -168,7 +176,7 @@ def _read(subject: Subject, every: list[Part], images: int) -> Features:
             raise LewelError(f"{part.path} has features of another width than {every[0].path}; remove both")
         rows[part.start : part.start + part.count].copy_(torch.from_numpy(values))
         labels[part.start : part.start + part.count] = torch.from_numpy(truth)
-    return Features(rows, labels.to(subject.world.device))
+    return Features(rows, labels.to(subject.world.device), torch.arange(images, device=subject.world.device))
 
 
 def _in_memory(subject: Subject, split: Split, tell: Tell | None) -> Features:
@@ -192,4 +200,4 @@ def _in_memory(subject: Subject, split: Split, tell: Tell | None) -> Features:
         start, stop = first * PART, min(images, (first + world.size) * PART)
         rows[start:stop] = distributed.gather(own_rows)[: stop - start]
         labels[start:stop] = distributed.gather(own_labels)[: stop - start]
-    return Features(rows, labels)
+    return Features(rows, labels, torch.arange(images, device=world.device))
