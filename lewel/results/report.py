@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lewel import data
 from lewel.errors import LewelError
@@ -35,17 +37,18 @@ def write(session: Session) -> None:
     wrote = " and ".join(str(path) for path in pictures if path not in failures)
     text, python = write_summary(session), os.path.relpath(sys.executable)
     python = "python" if python.startswith("..") else python  # one beside the run is not on the path
+    quoted, python = shlex.quote(str(folder)), shlex.quote(python)  # to be pasted into a shell
     lines = [
         "",
         text,
         "",
         ", and ".join([f"wrote {wrote}"] * bool(wrote) + list(failures.values()))
         + "; training has finished and is saved, the commands below draw again" * bool(failures),
-        f"next: {python} -m lewel show {folder}",
-        f"      {python} -m lewel eval knn {folder}" + ("" if session.sets.num_classes else " --data-eval LABELLED"),
+        f"next: {python} -m lewel show {quoted}",
+        f"      {python} -m lewel eval knn {quoted}" + ("" if session.sets.num_classes else " --data-eval LABELLED"),
     ]
     if aligned:
-        lines.append(f"      {python} -m lewel maps {folder} YOUR_IMAGE.jpg ...")
+        lines.append(f"      {python} -m lewel maps {quoted} YOUR_IMAGE.jpg ...")
     print("\n".join([*lines, f"      {python} -m lewel presets"]), flush=True)
 
 
@@ -64,7 +67,7 @@ def _draw_maps(session: Session, out: Path) -> None:
     shown = data.spaced(session.sets.test, PICTURED)
     images, _ = session.sets.test[shown]
     boxes = session.sets.test_boxes
-    title = f"{session.run.method.name} after {session.epochs_done} epochs"
+    title = f"{session.run.method.name} after {_epochs(session.epochs_done)}"
     best = None if boxes is None else mass_in_boxes(session).best_map
     draw_maps(session.method, images, out, None if boxes is None else boxes[shown], title, best)
 
@@ -91,7 +94,7 @@ def summary(session: Session) -> str:
             "the network untrained" if not session.run.init else "its initial weights",
             knn.accuracies(start, "knn_untrained"),
         ),
-        (f"after {end.get('epoch')} epochs", knn.accuracies(end)),
+        (f"after {_epochs(end.get('epoch'))}", knn.accuracies(end)),
     )
     rows = [
         (f"kNN-{k}, {name}", f"{accuracies[k]:.1f} %")
@@ -100,9 +103,9 @@ def summary(session: Session) -> str:
         if k in accuracies
     ]
     if (linear := at_end.accuracy(session)) is not None:
-        rows.append((f"linear, after {session.epochs_done} epochs", f"{linear:.1f} %"))
+        rows.append((f"linear, after {_epochs(session.epochs_done)}", f"{linear:.1f} %"))
     if "probe" in end:
-        rows.append((f"linear probe, after {end.get('epoch')} epochs", f"{end['probe']:.1f} %"))
+        rows.append((f"linear probe, after {_epochs(end.get('epoch'))}", f"{end['probe']:.1f} %"))
     if "step" in last:
         spread = f"{last['step']['z_std']:.2f}   (1 spread over the sphere, 0 collapsed)"
         rows.append(("std of normalised z * sqrt(K)", spread))
@@ -119,3 +122,7 @@ def summary(session: Session) -> str:
         ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _epochs(count: Any) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"

@@ -505,7 +505,7 @@ def test_a_run_ends_with_its_linear_accuracy_and_python_has_the_values(tmp_path,
     run = replace(TINY, epochs=1, linear_at_end=True)
     trained = lewel.train(config=run, out=tmp_path / "run")
     (result,) = outcome.newest(trained.folder, "linear-cached")
-    told = f"linear, after 1 epochs                 {result['accuracy']:.1f} %"
+    told = f"linear, after 1 epoch                  {result['accuracy']:.1f} %"
     assert told in capfd.readouterr().out
     assert told in (trained.folder / "report.txt").read_text()
     assert trained.session.method.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -45,6 +46,26 @@ def test_summary_has_the_neighbours_that_the_log_has(finished, tmp_path):
     told = dict(re.split("  +", line)[:2] for line in text.splitlines() if line.startswith("kNN"))
     expected = {"raw pixels": ("5", "21.0"), "the network untrained": ("5", "12.0"), "after 3 epochs": ("7", "43.0")}
     assert told == {f"kNN-{k}, {name}": f"{value} %" for name, (k, value) in expected.items()}
+
+
+def test_what_comes_next_can_be_pasted_into_a_shell(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_draw_maps", lambda session, path: None)
+    folder = tmp_path / "it's a $run"
+    folder.mkdir()
+    shutil.copy(finished.folder / "log.jsonl", folder)
+    report.write(dataclasses.replace(finished, folder=folder))
+    printed = capsys.readouterr().out
+    commands = printed[printed.index("next: ") :].removeprefix("next: ").splitlines()
+    assert len(commands) == 4
+    assert [word for line in commands for word in shlex.split(line) if "run" in word] == [str(folder)] * 3
+
+
+def test_one_epoch_is_no_epochs(finished, tmp_path):
+    record = {"kind": "epoch", "step": 3, "epoch": 1, "seconds": 1.0, "knn": 43.0, "probe": 30.0}
+    (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
+    text = report.summary(dataclasses.replace(finished, folder=tmp_path, steps_done=3))
+    assert "after 1 epoch " in text
+    assert "1 epochs" not in text
 
 
 def test_a_finished_run_is_loaded_with_its_weights(finished):
