@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from lewel.errors import LewelError
 from lewel.evaluation.features import Tell
@@ -43,17 +44,25 @@ class Kind:
     """whether it learns classes, of which each must have training images"""
 
     def made(self, given: Mapping[str, Any]) -> Any:
-        """Its settings from Python, where None leaves one as it is. Raises LewelError, with the nearest name, for one
-        that there is none of."""
-        known = [each.name for each in fields(self.settings)]
+        """Its settings from Python, where None leaves one as it is and one number stands for a list of it.
+
+        Raises LewelError, with the nearest name, for one that there is none of, and for one of the wrong type.
+        """
+        known = get_type_hints(self.settings)
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise LewelError(f"lewel.eval: there is no {name}; {meant}")
-        values = {name: plain.bare(value) for name, value in given.items() if value is not None}
-        return self.settings(**{name: _as_tuple(value) for name, value in values.items()})
+        return self.settings(**{name: _typed(known[name], v, name) for name, v in given.items() if v is not None})
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(plain.bare, value)) if isinstance(value, (list, tuple, range)) else value
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """value as hint has it, a type or one that None may stand for. Raises LewelError for another."""
+    kind = next(each for each in get_args(hint) if each is not NoneType) if isinstance(hint, UnionType) else hint
+    value = plain.bare(value)
+    if isinstance(value, (list, tuple, range)):
+        value = tuple(map(plain.bare, value))
+    elif get_origin(kind) is tuple and not isinstance(value, str):
+        value = (value,)
+    return plain.typed(kind, value, name, "lewel.eval")

@@ -166,6 +166,8 @@ ROWS = (
           says=("has other features, as its key.json says (precision); remove the folder",)),
     Fault("of-a-class-without-training-images", with_class_beyond, "eval logistic run --data-root set", status=2,
           left=nothing_is_written, says=("bee",)),
+    Fault("dry-with-a-seed-below-0", trained, "eval logistic run --seed -1 --dry-run", status=2,
+          left=nothing_is_written, says=("seed must be 0 or more",)),
     Fault("into-a-file", lambda folder: (trained(folder), (folder / "out").touch()), "eval knn run --k 5 --out out",
           status=2, says=("features cannot be written to out/eval/features-", "--out FOLDER")),
 )  # fmt: skip
