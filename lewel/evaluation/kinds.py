@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -12,6 +13,27 @@ from lewel.errors import LewelError
 from lewel.evaluation.features import Tell
 from lewel.evaluation.subject import Subject
 from lewel.recipe import plain
+
+# What flags of lewel train are in an evaluation, which says only where images are; sentences of both name them.
+FLAGS = {
+    r", and --data\.root \S.* alone trains without labels": "",
+    r"--data\.(root|eval)\b": r"--data-\1",
+    r"--data\.workers\b": "--workers",
+    r"--init\b": "--weights",
+}
+OF_THE_RECIPE = re.compile(r"--((?:data|encoder|optim|method)\.[\w.-]*\w)")
+
+
+def worded(sentence: str) -> str:
+    """A sentence of an error with the flags that `lewel eval` has; other settings are said to be the recipe's."""
+    for flag, here in FLAGS.items():
+        sentence = re.sub(flag, here, sentence)
+    settings = list(dict.fromkeys(name.replace("-", "_") for name in OF_THE_RECIPE.findall(sentence)))
+    if not settings:
+        return sentence
+    of = "settings" if len(settings) > 1 else "a setting"
+    sentence = OF_THE_RECIPE.sub(lambda found: found[1].replace("-", "_"), sentence)
+    return f"{sentence} ({of} of the recipe; without RUN, --preset or --config names another)"
 
 
 @dataclass(frozen=True)

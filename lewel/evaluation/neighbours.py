@@ -37,7 +37,10 @@ def changed(run: Train, settings: Settings) -> Train:
     k = (settings.k,) if isinstance(settings.k, int) else settings.k  # from Python
     given = {"knn_k": k, "knn_temperature": settings.temperature, "knn_bank": settings.bank}
     run = plain.changed(run, {name: value for name, value in given.items() if value is not None}, source="lewel.eval")
-    checks.check_knn(run)
+    try:
+        checks.check_knn(run)
+    except LewelError as error:  # the recipe's own names for what is given here
+        raise LewelError(str(error).removeprefix("knn_")) from None
     return run
 
 

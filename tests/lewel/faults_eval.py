@@ -43,6 +43,21 @@ def with_class_beyond(folder: Path) -> None:
     (folder / "set" / "train" / "bee").mkdir()
 
 
+def of_one_class(folder: Path) -> None:
+    trained(folder)
+    for split in ("train", "test"):
+        pictures(folder / "one" / split / "ant", 8)
+
+
+def without_labels(folder: Path) -> None:
+    """notest/ has no test images; differ/ has a class of test images alone."""
+    trained(folder)
+    for name in ("notest", "differ"):
+        labelled(folder / name)
+    shutil.rmtree(folder / "notest" / "test")
+    shutil.rmtree(folder / "differ" / "train" / "bee")
+
+
 def other_weights(folder: Path) -> None:
     trained(folder)
     torch.save(encoders.build(EncoderSettings("tiny", "imagenet")).state_dict(), folder / "w.pth")
@@ -133,9 +148,10 @@ ROWS = (
     Fault("of-no-run", nothing, "eval logistic nowhere", status=2,
           says=("nowhere is no run folder: it is not there",)),
     Fault("of-a-run-without-labels", unlabelled, "eval knn run", status=2, left=nothing_is_written,
-          says=("kNN compares labels, and the images of run have none; --data-eval ROOT",)),
+          says=("kNN compares labels, and the images of run have none", "flat holds no train/ with class folders",
+                "; --data-eval ROOT")),
     Fault("logistic-of-a-run-without-labels", unlabelled, "eval logistic run", status=2, left=nothing_is_written,
-          says=("a logistic regression learns labels, and the images of run have none; --data-eval ROOT",)),
+          says=("a logistic regression learns labels, and the images of run have none", "; --data-eval ROOT")),
     Fault("of-weights-that-are-not-there", trained, "eval knn run --weights w.pth", status=2, left=nothing_is_written,
           says=("there is no file or run folder w.pth of weights (--weights)",)),
     Fault("of-weights-without-a-recipe", other_weights, "eval knn --weights w.pth", status=2, left=nothing_is_written,
@@ -166,6 +182,22 @@ ROWS = (
           says=("has other features, as its key.json says (precision); remove the folder",)),
     Fault("of-a-class-without-training-images", with_class_beyond, "eval logistic run --data-root set", status=2,
           left=nothing_is_written, says=("bee",)),
+    *(Fault(f"{kind}-of-one-class", of_one_class, f"eval {kind} run --data-root one", status=2,
+            left=nothing_is_written,
+            says=("all training images are of one class, and a classifier learns to tell classes apart",))
+      for kind in ("linear", "linear --protocol a", "logistic", "semi", "logistic --dry-run")),
+    Fault("knn-of-one-class", of_one_class, "eval knn run --data-root one --k 3", says=("which means nothing",)),
+    Fault("of-a-place-without-labels", without_labels, "eval knn run --data-root notest", status=2,
+          left=nothing_is_written, says=("the images of notest have none to learn and to test by (notest holds no",)),
+    Fault("of-a-place-whose-classes-differ", without_labels, "eval knn run --data-root differ", status=2,
+          left=nothing_is_written, says=("'bee' in differ/test; --data-eval ROOT names",),
+          never=("--data.", "without labels", "Traceback")),
+    Fault("of-no-neighbours", trained, "eval knn run --k 0", status=2, left=nothing_is_written,
+          says=("lewel: k must be one number of neighbours",)),
+    Fault("of-a-bank-below-0", trained, "eval knn run --bank -1", status=2, left=nothing_is_written,
+          says=("lewel: bank must be 0 or more, got -1",)),
+    Fault("of-torchvision-s-tiny", trained, "eval knn run --weights torchvision", status=2, left=nothing_is_written,
+          says=("choose encoder.name resnet18, or a file (a setting of the recipe; without RUN, --preset",)),
     Fault("dry-with-a-seed-below-0", trained, "eval logistic run --seed -1 --dry-run", status=2,
           left=nothing_is_written, says=("seed must be 0 or more",)),
     Fault("into-a-file", lambda folder: (trained(folder), (folder / "out").touch()), "eval knn run --k 5 --out out",
