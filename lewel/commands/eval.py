@@ -21,7 +21,7 @@ from lewel.evaluation.opening import Asked
 class Common:
     """What every kind of evaluation takes; its own settings follow in a field `settings`."""
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")] = ""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
     """run folder, whose newest checkpoint is evaluated; may be left out with --weights"""
     weights: str = ""
     """a file of weights to evaluate: a checkpoint, an export, the authors' file, torchvision's names; or the words
