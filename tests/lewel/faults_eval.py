@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +136,18 @@ def no_result(ended: Ended) -> None:
     assert not list((ended.folder / "run" / "eval").glob("*.json"))
 
 
+def signalled(number: signal.Signals) -> Callable[[subprocess.Popen[bytes], Path], None]:
+    """Sends the signal once the state of an unfinished evaluation is there."""
+
+    def during(process: subprocess.Popen[bytes], folder: Path) -> None:
+        while not list(folder.glob("run/eval/*.state")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # it is there a moment before the evaluation counts its epoch as saved
+        process.send_signal(number)
+
+    return during
+
+
 def nothing(folder: Path) -> None:
     pass
 
@@ -212,6 +228,11 @@ ROWS = (
           never=("NoneType", "None}", "Traceback")),
     Fault("with-a-misspelt-flag", nothing, "eval knn run --ks 5", status=2, says=("Perhaps you meant", "--k [INT"),
           never=("None}", "Traceback")),
+    *(Fault(f"{by.name}-during-{kind}", trained, f"eval {kind} run --epochs 5000", status=status, slow=True,
+            during=signalled(by), left=no_result, says=(ended, "--resume auto"))
+      for kind in ("semi", "linear --protocol a")
+      for by, status, ended in ((signal.SIGINT, -signal.SIGINT, "lewel: interrupted; "),
+                                (signal.SIGTERM, 0, "lewel: ended by SIGTERM; "))),
     Fault("dry-with-a-seed-below-0", trained, "eval logistic run --seed -1 --dry-run", status=2,
           left=nothing_is_written, says=("seed must be 0 or more",)),
     Fault("into-a-file", lambda folder: (trained(folder), (folder / "out").touch()), "eval knn run --k 5 --out out",
