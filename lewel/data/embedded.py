@@ -37,9 +37,8 @@ class Canvases:
 def compose(split: str, count: int, size: int, seed: int) -> Canvases:
     """count canvases of size x size pixels with the handwriting of split "train" or "test"; seed fixes all pixels."""
     glyphs, digits = handwriting(split)
-    rng = np.random.default_rng([seed, ("train", "test").index(split)])
-    # Every class as often as any other, and every glyph of a class about as often as its neighbours.
-    labels = rng.permutation(np.arange(count) % CLASSES)
+    labels, rng = _labels(split, count, seed)
+    # Every glyph of a class about as often as its neighbours.
     chosen = np.empty(count, dtype=np.int64)
     for digit in range(CLASSES):
         places = np.flatnonzero(labels == digit)
@@ -47,6 +46,17 @@ def compose(split: str, count: int, size: int, seed: int) -> Canvases:
     parts = [_compose(glyphs, chosen[i : i + _CHUNK], size, rng) for i in range(0, count, _CHUNK)]
     images, masks = (torch.cat(column) for column in zip(*parts, strict=True))
     return Canvases(images, torch.from_numpy(labels), boxes_of(masks), masks)
+
+
+def labels(split: str, count: int, seed: int) -> torch.Tensor:
+    """The labels (N,) int64 of what compose makes."""
+    return torch.from_numpy(_labels(split, count, seed)[0])
+
+
+def _labels(split: str, count: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+    """Labels (N,) int64, every class as often as any other, and what the pixels are drawn by after them."""
+    rng = np.random.default_rng([seed, ("train", "test").index(split)])
+    return rng.permutation(np.arange(count) % CLASSES), rng
 
 
 def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from lewel.errors import LewelError
 from lewel.evaluation import protocols
@@ -32,7 +32,7 @@ class Settings:
     """images of a step, in all processes together; rates change in proportion to it. 0 means the protocol's"""
     held_out: float = 0.1
     """share of the training images that the rate is chosen by, of each class"""
-    resume: str = ""
+    resume: Literal["", "auto"] = ""
     """auto: an evaluation by protocol a, b or moco that was stopped goes on"""
 
     def checked(self) -> Settings:

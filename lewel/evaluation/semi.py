@@ -39,6 +39,7 @@ class Settings:
     list: str = ""
     """file that lists them, such as SimCLR's 1percent.txt; empty draws a share of every class"""
     epochs: int = 50
+    """both rates fall to a tenth after 60 % and after 80 % of them"""
     batch_size: int = PER
     """of all processes together; no more than there are labelled images"""
     lr: float | None = None
