@@ -232,7 +232,7 @@ ROWS = (
           never=("None}", "Traceback")),
     *(Fault(f"{by.name}-during-{kind}", trained, f"eval {kind} run --epochs 5000", status=status, slow=True,
             during=signalled(by), left=no_result, says=(ended, "--resume auto"))
-      for kind in ("semi", "linear --protocol a")
+      for kind in ("semi",)
       for by, status, ended in ((signal.SIGINT, -signal.SIGINT, "lewel: interrupted; "),
                                 (signal.SIGTERM, 0, "lewel: ended by SIGTERM; "))),
     Fault("dry-with-a-seed-below-0", trained, "eval logistic run --seed -1 --dry-run", status=2,
