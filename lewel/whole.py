@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ def written(path: Path) -> Iterator[Path]:
     After an error nothing is left of it, and what was at path stays.
     """
     place = Path(os.path.realpath(path))
-    temporary = place.with_name(f".{os.getpid()}.{place.name}")
+    temporary = place.with_name(f".{socket.gethostname()}.{os.getpid()}.{place.name}")
     try:
         yield temporary
         os.replace(temporary, place)

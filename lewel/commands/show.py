@@ -93,11 +93,20 @@ def summary(records: Sequence[dict[str, Any]], neighbours: Sequence[int]) -> dic
 
 
 def evaluated(folder: Path) -> list[str]:
-    """The newest result of each kind that lewel eval has left in a run folder, as a line each, in the kinds' order."""
-    latest = {result["kind"]: result for result in outcome.newest(folder)}
+    """The newest result of each kind that lewel eval has left in a run folder, as a line each, in the kinds' order.
+
+    Those of other weights or images have lines of their own after them, by the names of their files.
+    """
+    found = outcome.newest(folder)
+    latest = {result["kind"]: result for result in found if outcome.is_own(result)}
     return [
         f"{kind} {result['accuracy']:.1f} %, of {result['checkpoint']}, {result['date'][:10]}"
         for kind, result in sorted(latest.items())
+    ] + [
+        f"other weights or images ({result['file']}): {result['kind']} {result['accuracy']:.1f} %, "
+        f"{result['date'][:10]}"
+        for result in sorted(found, key=lambda result: result["file"])
+        if not outcome.is_own(result)
     ]
 
 

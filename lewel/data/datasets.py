@@ -158,7 +158,7 @@ def _in_memory(config: Data, seed: int, filling: Filling, at: Layout) -> tuple[M
     if at.test is None:
         return views, MemoryImages(*train), MemoryImages(*train)
     test, bank = others[0], others[1] if at.bank is not None else Pixels(*(part[: at.labelled] for part in train))
-    return views, MemoryImages(*bank), MemoryImages(*test)
+    return views, MemoryImages(*bank, at.bank or at.train), MemoryImages(*test, at.test)
 
 
 def _has_own_labels(at: Layout) -> bool:

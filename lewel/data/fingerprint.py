@@ -41,6 +41,23 @@ def names_of(paths: Sequence[bytes], roots: Sequence[Path] = ()) -> str:
     return hashlib.blake2b(b"\0".join(_below(paths, roots)), digest_size=16).hexdigest()
 
 
+def stamps(paths: Sequence[bytes]) -> str:
+    """A hash of size and time of the last change of every file; files that are copied are others by it."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        return hashlib.blake2b(b" ".join(pool.map(_stamp, paths, chunksize=256)), digest_size=16).hexdigest()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stamp(path: bytes) -> bytes:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return b"none"
+    return b"%d %d" % (found.st_size, found.st_mtime_ns)
+
+
 def looked_at(count: int) -> np.ndarray:
     """The numbers of the images, of count, whose content is looked at."""
     files = min(count, FILES)

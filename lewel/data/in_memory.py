@@ -106,6 +106,8 @@ class MemoryImages:
 
     images: torch.Tensor
     labels: torch.Tensor
+    source: Folder | None = None
+    """the files that they were read from, which knows those that could not be read"""
 
     def __len__(self) -> int:
         return len(self.images)

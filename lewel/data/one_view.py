@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lewel.data import batched, per_sample
+from lewel.data import batched, files, per_sample
 from lewel.data.files import FolderImages
+from lewel.data.folder import Folder
 from lewel.data.in_memory import MemoryImages, rows
 from lewel.data.loader import CPU, BatchKey, Images, TrainSet
 from lewel.errors import LewelError
@@ -23,7 +24,7 @@ class Labelled(NamedTuple):
     """One batch: one normalised view of labelled images."""
 
     images: torch.Tensor  # (B, 3, S, S) float32
-    labels: torch.Tensor  # (B,) int64 on the CPU
+    labels: torch.Tensor  # (B,) int64 on the CPU; -1 for an image that could not be read, for which another stands in
     indices: torch.Tensor  # (B,) int64 on the CPU, position in the bank
 
 
@@ -64,6 +65,8 @@ def labels_of(images: Images) -> np.ndarray:
     Raises LewelError for a set of somebody's own class that has no attribute labels.
     """
     if isinstance(images, MemoryImages):
+        if images.source is not None:  # of an image that could not be read images.labels has the label of another
+            return images.source.labels[: len(images)]
         return images.labels.numpy()
     if isinstance(images, FolderImages):
         return images.split.labels
@@ -73,6 +76,22 @@ def labels_of(images: Images) -> np.ndarray:
             f"the labels of a {type(images).__name__} are not known; give it an attribute labels, an array (N,) int64"
         )
     return np.asarray(labels, dtype=np.int64)
+
+
+def unreadable(images: Images) -> np.ndarray | None:
+    """(N,) bool: which images could not be read so far, in this process and its workers, so that another stands in.
+
+    None for images that are not read from files, or by code of somebody's own.
+    """
+    split = images.source if isinstance(images, MemoryImages) else getattr(images, "split", None)
+    if isinstance(split, files.Labelled):
+        split = split.split
+    return split.unreadable.numpy()[: len(images)] > 0 if isinstance(split, Folder) else None
+
+
+def _known(images: Images, labels: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
+    out = unreadable(images)
+    return labels if out is None else labels.masked_fill(torch.from_numpy(out[indices]), -1)
 
 
 class _InMemory:
@@ -92,7 +111,7 @@ class _InMemory:
         indices, images = self.chosen[key.indices], self.images.images
         draws = batched.draw(self.augmentation, images.shape[-1], VIEW, self.seed, key.epoch, indices)
         views = batched.apply(rows(images, indices), draws)
-        return Labelled(views, self.images.labels[indices], torch.from_numpy(indices))
+        return Labelled(views, _known(self.images, self.images.labels[indices], indices), torch.from_numpy(indices))
 
 
 class _InFiles:
@@ -101,7 +120,7 @@ class _InFiles:
     device = CPU
 
     def __init__(self, images: FolderImages, augmentation: Augmentation, seed: int, chosen: np.ndarray) -> None:
-        self.split, self.seed, self.chosen = images.split, seed, chosen
+        self.images, self.split, self.seed, self.chosen = images, images.split, seed, chosen
         self.view = per_sample.View(augmentation, images.size, VIEW)
 
     def __len__(self) -> int:
@@ -115,4 +134,5 @@ class _InFiles:
             views.append(self.view(image, self.seed, key.epoch, index))
             labels.append(label)
         self.split.check()
-        return Labelled(torch.stack(views), torch.tensor(labels), torch.from_numpy(indices))
+        known = _known(self.images, torch.tensor(labels), indices)
+        return Labelled(torch.stack(views), known, torch.from_numpy(indices))

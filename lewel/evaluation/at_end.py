@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lewel import distributed
 from lewel.evaluation import linear, outcome, subject
 from lewel.evaluation.features import Tell
@@ -18,8 +20,9 @@ def evaluate(session: Session, tell: Tell | None = None) -> None:
     """
     what = subject.of_session(session)
     try:
-        if distributed.from_leader(lambda: accuracy(session) is not None):
+        if distributed.from_leader(lambda: _found(what) is not None):
             return
+        distributed.from_leader(lambda: outcome.check(what))
         without = what.check_classes()
         if without and session.world.leads:
             print(without, flush=True)
@@ -31,7 +34,16 @@ def evaluate(session: Session, tell: Tell | None = None) -> None:
 
 
 def accuracy(session: Session) -> float | None:
-    """What was written for the last step of a session, in percent; None where nothing was."""
-    step = session.steps_done
-    found = [result for result in outcome.newest(session.folder, KIND) if result.get("step") == step]
-    return found[-1]["accuracy"] if found else None
+    """What was written for a session as it is, in percent, of the same weights, images and settings; None where nothing
+    was. The first process calls it."""
+    try:
+        found = _found(subject.as_it_is(session))
+    finally:
+        session.method.train()
+    return found["accuracy"] if found else None
+
+
+def _found(what: subject.Subject) -> dict[str, Any] | None:
+    if not outcome.there(what, KIND):
+        return None
+    return outcome.found(what, KIND, linear.plan(what, SETTINGS).settings)

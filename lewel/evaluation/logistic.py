@@ -61,7 +61,7 @@ def _fitted(subject: Subject, train: Features, test: Features, used: dict[str, A
     tests, truth = _arrays(test)
     scale = math.sqrt(float(np.mean(np.square(rows), dtype=np.float64))) or 1.0
     rows /= scale
-    tests /= scale
+    tests *= test.scale / train.scale / scale  # of rows without their scales, whose squares may be no numbers with them
     kept, held = (part.numpy() for part in held_out.split(torch.from_numpy(known), SHARE, used["seed"]))
     grid, best, start, unsure = {}, used["c"][0], None, []
     for c in used["c"] if len(used["c"]) > 1 and len(held) else []:

@@ -82,6 +82,8 @@ def accuracies(
     rows = test.rows[world.rank :: world.size].float()
     labels = test.labels[world.rank :: world.size]
     chosen = torch.from_numpy(data.spaced(subject.sets.bank, count)).to(train.rows.device)
+    chosen = torch.isin(train.indices, chosen).nonzero().flatten()  # rows of those of them that can be read
+    count = len(chosen)
     right = [0] * len(k)
     if len(rows):
         bank = knn.blocks(_chosen(train, chosen), count)
@@ -92,7 +94,7 @@ def accuracies(
 
 
 def _chosen(features: Features, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows in float32 and labels of the images chosen, some at a time."""
+    """Rows in float32 and labels of the rows chosen, some at a time; their scale changes no cosine."""
     for some in chosen.split(knn.ROWS):
         yield features.rows[some].float(), features.labels[some]
 

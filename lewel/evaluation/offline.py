@@ -76,6 +76,7 @@ def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) ->
         print(without, flush=True)
     if (planned := kind.planned(what, settings)) and what.world.leads:
         print(planned, flush=True)
+    distributed.from_leader(lambda: outcome.check(what))
     before = what.digest
     values = kind.evaluate(what, settings, progress)
     assert what.digest == before, "the frozen encoder has changed"
@@ -103,7 +104,8 @@ def plan(asked: Asked, settings: Any) -> str:
             lines.append(f"features: {_features(what)}")
         if planned := kind.planned(what, settings):
             lines.append(planned)
-        lines.append(f"the result would go to {outcome.place(what, kind.name(settings), used)}")
+        path = distributed.from_leader(lambda: outcome.place(what, kind.name(settings), used))
+        lines.append(f"the result would go to {path}")
         if published := kind.published(what, settings):
             lines.append(published)
         return "\n".join(lines)
@@ -118,7 +120,7 @@ def _features(what: Subject) -> str:
         return "to be computed"
     folder = cache.place(what)
     if folder is None:
-        return "to be computed, and not kept, for the images come from Python"
+        return "to be computed, and not kept, for images or encoder come from Python"
     done, every = (sum(counts) for counts in zip(*(cache.there(what, s) for s in ("train", "test")), strict=True))
     if done == every:
         return f"all {every} parts are in {folder}"

@@ -57,6 +57,8 @@ class Opened:
     step: int | None = None
     path: Path | None = None
     """checkpoint of ours; None for a file of weights, which run.init names then"""
+    own: bool = False
+    """whether it is a checkpoint of the run in folder, on the images of its recipe"""
 
 
 Put = Callable[[nn.Module, Train, bool], tuple[str, bool]]
@@ -71,7 +73,10 @@ def open_(asked: Asked, world: distributed.World) -> tuple[Opened, Put]:
     def look() -> Opened:
         opened, state = _opened(asked)
         states.append(state)
-        return replace(opened, run=_placed(opened.run, asked))
+        run = _placed(opened.run, asked)
+        same = (run.data.name, run.data.eval) == (opened.run.data.name, opened.run.data.eval)
+        here = opened.path is not None and opened.path.resolve().parent == (opened.folder / "checkpoints").resolve()
+        return replace(opened, run=run, own=same and here)
 
     opened = distributed.from_leader(look)
 
@@ -103,6 +108,9 @@ def _opened(asked: Asked) -> tuple[Opened, dict[str, Any]]:
         folder = folders.expanded(asked.run)
         return _of_checkpoint(*folders.newest(folder), folder, asked)
     path = None if asked.weights in WORDS else folders.expanded(asked.weights.removeprefix(f"{initial.OFFICIAL}:"))
+    if path is not None and path.is_dir() and (asked.run is not None or recipes):
+        path = folders.newest(path)[0]
+        asked = replace(asked, weights=str(path))
     if asked.run is not None:
         folder = folders.expanded(asked.run)
         folders.check_run(folder, "config.yaml")

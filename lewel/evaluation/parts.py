@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +19,22 @@ from lewel.evaluation.key import Key
 from lewel.whole import written
 
 PART = 2048  # images
+FULL = (errno.ENOSPC, errno.EDQUOT)
 REMOVE = "remove the folder, and they are computed anew"
 WHAT = (
     "features (the mean of an encoder's map over its positions, 16 bits) of the labelled training images and of the "
     "test images, in parts of 2048; what follows says of which encoder and images"
 )
-_TEMPORARY = re.compile(r"\.([0-9]+)\.(key|train-|test-)")
+DAY = 86400  # seconds
+_TEMPORARY = re.compile(r"\.(.*)\.([0-9]+)\.(key|train-|test-)")  # as lewel.whole names them
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images start to start + count of a split: their features and labels, in two files."""
+    """Images start to start + count of a split: their features, scale and labels, in three files.
+
+    A feature is its row in 16 bits times the scale. Label -1 marks an image that could not be read.
+    """
 
     folder: Path
     split: str
@@ -43,9 +51,13 @@ class Part:
         return self.folder / f"{self.split}-{self.number:04d}-labels.npy"
 
     @property
+    def scale_path(self) -> Path:
+        return self.folder / f"{self.split}-{self.number:04d}-scale.npy"
+
+    @property
     def is_there(self) -> bool:
         """Whether files of these names are there."""
-        return self.path.exists() and self.labels_path.exists()
+        return all(path.exists() for path in (self.path, self.labels_path, self.scale_path))
 
     def of(self, world: distributed.World) -> bool:
         """Whether this process computes it."""
@@ -56,46 +68,48 @@ class Part:
         if not self.is_there:
             return ""
         try:
-            rows, labels = self._load()
+            rows, labels, _ = self.read()
         except LewelError as error:
             return str(error)
         if not np.isfinite(rows).all():
             return f"{self.path} has values that are not finite"
-        if not ((labels >= 0) & (labels < num_classes)).all():
+        if not ((labels >= -1) & (labels < num_classes)).all():
             return f"{self.labels_path} has labels that are none of the {num_classes} classes"
         return None
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, C) float16 and labels (n,) int64. Raises LewelError where they cannot be read."""
-        return self._load()
-
-    def write(self, rows: np.ndarray, labels: np.ndarray) -> None:
-        """Writes both files, the labels first. Raises LewelError, also for a disk that is full."""
+    def write(self, rows: np.ndarray, labels: np.ndarray, scale: float) -> None:
+        """Writes the files, the features last. Raises LewelError, also for a disk that is full."""
+        scales = np.array([scale], dtype=np.float64)
         try:
-            for path, values in ((self.labels_path, labels), (self.path, rows)):
+            for path, values in ((self.labels_path, labels), (self.scale_path, scales), (self.path, rows)):
                 with written(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, values)
         except OSError as error:
             raise LewelError(
                 f"features could not be written to {self.path}: {error.strerror or error}; the parts before it are "
-                "kept. Make room, or choose another --out"
+                f"kept. {'Make room, or choose' if error.errno in FULL else 'Choose'} another --out"
             ) from None
 
-    def _load(self) -> tuple[np.ndarray, np.ndarray]:
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Rows (n, C) float16, labels (n,) int64 and scale. Raises LewelError where they cannot be read."""
         loaded = []
-        for path, shape, kind in ((self.path, 2, np.float16), (self.labels_path, 1, np.int64)):
+        for path, shape, kind, count in (
+            (self.path, 2, np.float16, self.count),
+            (self.labels_path, 1, np.int64, self.count),
+            (self.scale_path, 1, np.float64, 1),
+        ):
             try:
                 values = np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError, SyntaxError) as error:
                 why = getattr(error, "strerror", None) or "it is cut off or no file of numpy"
                 raise LewelError(f"{path} cannot be read: {why}") from None
-            if values.dtype != kind or values.ndim != shape or len(values) != self.count:
+            if values.dtype != kind or values.ndim != shape or len(values) != count:
                 raise LewelError(
                     f"{path} has {values.dtype} of shape {tuple(values.shape)}, not {np.dtype(kind)} for {self.count} "
                     "images"
                 )
             loaded.append(values)
-        return loaded[0], loaded[1]
+        return loaded[0], loaded[1], float(loaded[2][0])
 
 
 def of(folder: Path, split: str, images: int) -> list[Part]:
@@ -126,7 +140,7 @@ def prepare(folder: Path, key: Key) -> None:
         raise LewelError(f"{folder} has features, but no key.json that says what they are of; {REMOVE}")
     try:
         for temporary in folder.iterdir():
-            if (match := _TEMPORARY.match(temporary.name)) and not _lives(int(match[1])):
+            if (match := _TEMPORARY.match(temporary.name)) and _left(temporary, match[1], int(match[2])):
                 temporary.unlink(missing_ok=True)
         if not path.exists():
             with written(path) as temporary:
@@ -148,6 +162,15 @@ def _cannot(folder: Path, error: OSError) -> LewelError:
         f"features cannot be written to {folder}: {error.strerror or error}; choose another place for them and the "
         "results: --out FOLDER"
     )
+
+
+def _left(temporary: Path, host: str, process: int) -> bool:
+    """Whether nobody writes this file any more: its process was of this machine and is gone, or it is a day old."""
+    try:
+        old = time.time() - temporary.stat().st_mtime > DAY
+    except OSError:  # it has just got its name
+        return False
+    return old or (host == socket.gethostname() and not _lives(process))
 
 
 def _lives(process: int) -> bool:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lewel import data, distributed
-from lewel.data import own
-from lewel.data.files import FolderImages, Labelled
-from lewel.data.folder import Folder
-from lewel.data.in_memory import Progress
+from lewel.data import one_view, own
+from lewel.data.files import FolderImages
+from lewel.data.in_memory import MemoryImages, Progress
 from lewel.errors import LewelError
 from lewel.evaluation import opening
 from lewel.evaluation.opening import Asked
@@ -57,6 +56,8 @@ class Subject:
     """a clause about the weights, for people"""
     loaded: bool = True
     """False in a dry run that would have to download the weights"""
+    own: bool = True
+    """whether these are weights of the run in folder, on the images of its recipe"""
     since: float = field(default_factory=time.monotonic)
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
     """what is asked for several times: labels, and features that no file keeps"""
@@ -90,7 +91,7 @@ class Subject:
         return self.sets.bank if split == "train" else self.sets.test
 
     def labels(self, split: Split) -> Tensor:
-        """(N,) int64 on the CPU: the labels of the images of a split; of data sets from Python every image is read."""
+        """(N,) int64 on the CPU: the labels of the images of a split, also of those that cannot be read."""
         if split not in self.kept:
             images = self.images(split)
             labels = _labels(images)
@@ -98,6 +99,17 @@ class Subject:
                 labels = torch.cat([truth for _, truth in data.eval_batches(images, 256, self.run.data.workers)])
             self.kept[split] = labels
         return self.kept[split]
+
+    def unreadable(self, split: Split) -> int:
+        """How many images of a split cannot be read and are left out, as far as is known.
+
+        That is of all where features were computed, and otherwise of those that this process has tried to read.
+        """
+        name = f"unreadable-{split}"
+        if name in self.kept:
+            return self.kept[name]
+        seen = one_view.unreadable(self.images(split))
+        return 0 if seen is None else int(seen.sum())
 
     def check_classes(self) -> str:
         """Raises LewelError where the test images are of a class that no training image is of.
@@ -147,8 +159,9 @@ def find(asked: Asked, *, dry: bool = False, tell: Progress | None = None) -> Su
         )
     if not dry:
         sets.fill(tell or (lambda what, done, total: None))
+    of_the_run = opened.own and run.data.name == opened.run.data.name
     return Subject(
-        run, opened.folder, opened.name, encoder, sets, world, opened.epoch, opened.step, said, loaded=loaded
+        run, opened.folder, opened.name, encoder, sets, world, opened.epoch, opened.step, said, loaded, of_the_run
     )
 
 
@@ -157,8 +170,13 @@ def of_session(session: Session) -> Subject:
 
     All processes take BN's statistics of the first, which are those of the checkpoint.
     """
+    distributed.share(session.method.online.encoder.buffers())
+    return as_it_is(session)
+
+
+def as_it_is(session: Session) -> Subject:
+    """The same without the exchange between processes, for the first one alone."""
     encoder = session.method.online.encoder
-    distributed.share(encoder.buffers())
     step, epoch = session.steps_done, session.epochs_done
     said = f"the encoder after epoch {epoch} (step {step})"
     name = f"step-{step:08d}"
@@ -166,14 +184,11 @@ def of_session(session: Session) -> Subject:
 
 
 def _labels(images: Any) -> Tensor | None:
-    """The labels of images for evaluation, where they are known without reading these."""
-    split, count = getattr(images, "split", None), len(images)
-    if isinstance(split, Labelled):
-        split = split.split
-    if isinstance(images, FolderImages) and isinstance(split, Folder):
-        return torch.from_numpy(split.labels[:count].copy())
+    """The labels of images for evaluation, where they are known without reading all of these."""
+    if isinstance(images, (MemoryImages, FolderImages)):
+        return torch.from_numpy(one_view.labels_of(images).copy())
     labels = getattr(images, "labels", None)
-    return labels.cpu() if isinstance(labels, Tensor) and len(labels) == count else None
+    return labels.cpu() if isinstance(labels, Tensor) and len(labels) == len(images) else None
 
 
 def _classes(numbers: list[int]) -> str:

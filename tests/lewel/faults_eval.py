@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def broken_features(folder: Path) -> None:
 
 def interrupted_features(folder: Path) -> None:
     features = with_features(folder)
-    (features / "train-0000.npy").rename(features / ".999999999.train-0000.npy")
+    (features / "train-0000.npy").rename(features / f".{socket.gethostname()}.999999999.train-0000.npy")
 
 
 def foreign_features(folder: Path) -> None:
@@ -106,7 +107,8 @@ def nothing_is_written(ended: Ended) -> None:
 
 def features_are_whole(ended: Ended) -> None:
     (features,) = (path for path in (ended.folder / "run" / "eval").iterdir() if path.is_dir())
-    names = ["key.json", "test-0000-labels.npy", "test-0000.npy", "train-0000-labels.npy", "train-0000.npy"]
+    parts = [f"{split}-0000{what}.npy" for split in ("test", "train") for what in ("-labels", "-scale", "")]
+    names = ["key.json", *parts]
     assert sorted(path.name for path in features.iterdir()) == names
     for split, count in (("train", 48), ("test", 16)):
         assert np.isfinite(np.load(features / f"{split}-0000.npy")).all()
@@ -167,5 +169,5 @@ ROWS = (
     Fault("of-a-class-without-training-images", with_class_beyond, "eval logistic run --data-root set", status=2,
           left=nothing_is_written, says=("bee",)),
     Fault("into-a-file", lambda folder: (trained(folder), (folder / "out").touch()), "eval knn run --k 5 --out out",
-          status=2, says=("features cannot be written to out/eval/features-", "--out FOLDER")),
+          status=2, says=("results cannot be written to out/eval: ", "--out FOLDER")),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from tiny_runs import TINY
 from torch import Tensor, nn
 
 from lewel import data, distributed
+from lewel.data import one_view
+from lewel.data.loader import BatchKey
 from lewel.errors import LewelError
-from lewel.evaluation import cache, parts
+from lewel.evaluation import cache, neighbours, parts
 from lewel.evaluation.cache import features_of
 from lewel.evaluation.subject import Subject
 from lewel.methods import encoders
@@ -64,7 +67,7 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(small_part
         assert found.rows.dtype == torch.float16
         assert torch.equal(found.rows, expected)
         assert torch.equal(found.labels, subject.sets.bank.labels)
-    assert len(list(tmp_path.glob("eval/features-*/train-*.npy"))) == 10
+    assert len(list(tmp_path.glob("eval/features-*/train-*.npy"))) == 15
     assert torch.equal(features_of(subject, "test").labels, subject.sets.test.labels)
 
 
@@ -120,12 +123,14 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(small_pa
     subject = opened(tmp_path)
     folder = cache.place(subject)
     folder.mkdir(parents=True)
-    dead, living = folder / ".999999999.train-0000.npy", folder / f".{os.getppid()}.train-0001.npy"
-    dead.touch()
-    living.touch()
+    here = socket.gethostname()
+    dead, living = folder / f".{here}.999999999.train-0000.npy", folder / f".{here}.{os.getppid()}.train-0001.npy"
+    elsewhere, old = folder / ".node7.cluster.999999999.train-0000.npy", folder / ".node8.999999999.train-0000.npy"
+    for path in (dead, living, elsewhere, old):
+        path.touch()
+    os.utime(old, (1, 1))
     features_of(subject, "train")
-    assert not dead.exists()
-    assert living.exists()
+    assert [path.exists() for path in (dead, living, elsewhere, old)] == [False, True, True, False]
 
 
 class Key:
@@ -165,6 +170,9 @@ def test_images_in_folders_are_known_by_their_names_and_contents(tmp_path):
     picture(tmp_path / "moved" / "test" / "ant" / "000.png", 99)
     exchanged = Key.of(moved)
     assert exchanged != first
+    path = tmp_path / "moved" / "test" / "bee" / "001.png"
+    os.utime(path, ns=(1, 2))  # as one that was repainted in its middle
+    assert Key.of(moved) not in (first, exchanged)
     picture(tmp_path / "moved" / "train" / "ant" / "new.png")
     assert Key.of(moved) not in (first, exchanged)
 
@@ -185,8 +193,56 @@ def test_a_folder_with_other_features_is_refused_and_stays(small_parts, tmp_path
         features_of(opened(tmp_path), "train")
 
 
-@pytest.mark.parametrize(("scale", "split", "place"), [(1e9, "train", 17), (1e9, "test", 3)])
-def test_values_that_16_bits_cannot_hold_name_the_image(scale, split, place, small_parts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept_in", ["files", "memory"])
+@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1.0, 1e8, 1e30])
+def test_features_of_any_size_keep_their_bits(factor, kept_in, small_parts, tmp_path, monkeypatch):
+    name = "custom" if kept_in == "memory" else TINY.data.name
+    subject = opened(tmp_path, replace(TINY, data=replace(TINY.data, name=name)), data.build(TINY.data, 0))
+    features = Subject.features
+    monkeypatch.setattr(Subject, "features", lambda self, images: features(self, images) * factor)
+    expected = torch.cat([subject.features(images) for images, _ in data.eval_batches(subject.images("train"), 5)])
+    for _ in range(2):
+        found = features_of(subject, "train")
+        assert torch.allclose(
+            found.floats(found.rows), expected, rtol=2**-10, atol=float(expected.abs().max()) * 2**-23
+        )
+        assert (found.scale == 1) == (factor == 1)
+    assert found.scale == 2 ** round(np.log2(found.scale))
+
+
+def test_parts_of_different_sizes_come_together(small_parts, tmp_path, monkeypatch):
+    subject, features = opened(tmp_path), Subject.features
+    monkeypatch.setattr(
+        Subject, "features", lambda self, images: features(self, images) * 10.0 ** float(images[0].sum() % 9)
+    )
+    expected = torch.cat([subject.features(images) for images, _ in data.eval_batches(subject.images("train"), 5)])
+    found = features_of(subject, "train")
+    assert len({float(np.load(path)[0]) for path in tmp_path.glob("eval/*/train-*-scale.npy")}) > 1
+    assert torch.allclose(found.floats(found.rows), expected, rtol=2**-9, atol=float(expected.abs().max()) * 2**-23)
+
+
+@pytest.mark.parametrize("storage", ["files", "memory"])
+def test_what_cannot_be_read_is_left_out_and_counted(storage, small_parts, tmp_path, capsys):
+    labelled(tmp_path / "set", 12, 3)
+    for name in ("train/ant/003", "train/bee/007", "test/bee/001"):
+        (tmp_path / "set" / f"{name}.png").write_bytes(b"no picture")
+    config = replace(TINY.data, name="folder", root=str(tmp_path / "set"), storage=storage, max_unreadable=0.5)
+    subject = opened(tmp_path, replace(TINY, data=config))
+    for _ in range(2):  # computed, and read
+        train, test = (features_of(subject, split) for split in ("train", "test"))
+        assert train.indices.tolist() == [i for i in range(24) if i not in (3, 19)]
+        assert train.labels.tolist() == [0] * 11 + [1] * 11
+        assert (len(train.rows), len(test.rows)) == (22, 5)
+    assert (subject.unreadable("train"), subject.unreadable("test")) == (2, 1)
+    assert subject.labels("train").tolist() == [0] * 12 + [1] * 12
+    assert capsys.readouterr().out.count("2 of 24 training images cannot be read and are left out") == 1
+    assert neighbours.accuracies(subject, train, test, [30], 0.1, 24).keys() == {30}
+    view = one_view.one_view(subject.sets.bank, config.augmentation, 0)[BatchKey(0, np.arange(24))]
+    assert view.labels.tolist() == [-1 if i in (3, 19) else i // 12 for i in range(24)]
+
+
+@pytest.mark.parametrize(("scale", "split", "place"), [(float("inf"), "train", 17), (float("nan"), "test", 3)])
+def test_values_that_are_not_finite_name_the_image(scale, split, place, small_parts, tmp_path, monkeypatch):
     subject, features, seen = opened(tmp_path), Subject.features, [0]
 
     def huge(self: Subject, images: Tensor) -> Tensor:
@@ -198,7 +254,7 @@ def test_values_that_16_bits_cannot_hold_name_the_image(scale, split, place, sma
         return rows
 
     monkeypatch.setattr(Subject, "features", huge)
-    with pytest.raises(LewelError, match=rf"features of image {place} of the \w+ images .* not finite in 16 bits"):
+    with pytest.raises(LewelError, match=rf"features of image {place} of the \w+ images .* not finite;"):
         features_of(subject, split)
 
 
@@ -207,7 +263,7 @@ def test_a_full_disk_is_a_sentence_and_the_parts_before_it_stay(small_parts, tmp
 
     def full(file, values):
         written.append(file)
-        if len(written) == 5:
+        if len(written) == 8:  # the second of three files of the third part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(file, values)
 
@@ -256,10 +312,14 @@ def test_progress_is_that_of_what_is_missing(small_parts, tmp_path):
     assert told == [(what, 0, 8), (what, 5, 8), (what, 8, 8)]
 
 
-def test_a_module_from_python_is_known_by_its_layers(tmp_path):
+def test_features_of_a_module_from_python_are_kept_in_memory_alone(tmp_path, capsys):
+    """For its code may change, and neither weights nor layers with it."""
     run = replace(TINY, encoder=replace(TINY.encoder, name="custom"))
     subjects = [replace(opened(tmp_path), run=run, encoder=nn.Conv2d(3, 4, 3, stride=s), kept={}) for s in (1, 2)]
     for subject in subjects:
         nn.init.zeros_(subject.encoder.weight)
         nn.init.zeros_(subject.encoder.bias)
-    assert cache.place(subjects[0]) != cache.place(subjects[1])
+    assert [cache.place(each) for each in subjects] == [None, None]
+    assert torch.equal(features_of(subjects[0], "test").rows, torch.zeros(16, 4).half())
+    assert not list(tmp_path.iterdir())
+    assert "the encoder came from Python and cannot be known again" in capsys.readouterr().out

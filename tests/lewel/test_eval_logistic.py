@@ -25,7 +25,7 @@ def drawn(count: int, classes: int, seed: int, spread: float = 1.0) -> Features:
     means = 3 * torch.randn(classes, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % classes
     rows = 50 * (means[labels] + spread * torch.randn(count, 6, generator=draw))
-    return Features(rows.half(), labels)
+    return Features(rows.half(), labels, torch.arange(count))
 
 
 def fitted(monkeypatch: pytest.MonkeyPatch, train: Features, test: Features, **settings: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 
+import fault
 import pytest
 import torch
 import torchvision
@@ -13,6 +16,7 @@ from test_official import official
 from tiny_runs import METHODS, TINY
 from torch import nn
 
+import lewel
 from lewel import data, distributed
 from lewel.data.in_memory import MemoryImages
 from lewel.errors import LewelError
@@ -88,6 +92,24 @@ def test_a_checkpoint_has_its_own_recipe_and_its_run_gets_the_result(run, tmp_pa
     assert subject.find(Asked(weights=str(tmp_path / "moved.pt"))).folder.as_posix() == "runs/moved"
     out = subject.find(Asked(weights=str(path), out=str(tmp_path / "out"))).folder
     assert out == tmp_path / "out"
+
+
+def test_the_folder_of_a_run_as_weights_is_its_newest_checkpoint(run, tmp_path):
+    found = subject.find(Asked(run=run[0], weights=str(run[0])))
+    assert (found.name, found.step) == ("step-00000008", None)
+    (tmp_path / "other.yaml").write_text(plain.to_yaml(replace(TINY, encoder=replace(RESNET, last_stride=1))))
+    with pytest.raises(LewelError, match=r"step-00000008\.pt has the weights of another encoder"):
+        subject.find(Asked(weights=str(run[0]), config=str(tmp_path / "other.yaml")))
+
+
+def test_what_is_of_the_run_itself_is_told_from_what_is_not(run, finished, tmp_path):
+    fault.labelled(tmp_path / "set", 4, 2)
+    checkpoint, at = next((run[0] / "checkpoints").iterdir()), str(tmp_path / "set")
+    assert subject.find(Asked(run=run[0])).own
+    assert subject.find(Asked(weights=str(checkpoint))).own
+    assert not subject.find(Asked(run=run[0], weights=str(checkpoint))).own
+    assert not subject.find(Asked(run=run[0], data_eval=at, data_root=(at,))).own
+    assert not subject.find(Asked(run=run[0], out=str(finished.folder))).own
 
 
 def test_a_recipe_goes_with_weights_that_have_none(tmp_path):
@@ -184,6 +206,60 @@ class TestOutcome:
         assert names == ["knn-step-00000009.json", "knn-step-00000009-2.json", "knn-step-00000009.json"]
         assert [result["accuracy"] for result in outcome.newest(tmp_path, "knn")] == [2, 3]
         assert outcome.newest(tmp_path, "linear") == []
+
+    def test_of_moved_images_is_replaced_and_of_others_is_not(self, found, tmp_path):
+        fault.labelled(tmp_path / "set", 4, 2)
+
+        def written(root: str) -> str:
+            run = replace(TINY, data=replace(TINY.data, name="folder", root=str(tmp_path / root)))
+            moved = replace(found, run=run, sets=data.build(run.data, 0), kept={})
+            return outcome.write(moved, "knn", SETTINGS, {"accuracy": 1}).name
+
+        assert written("set") == "knn-step-00000009.json"
+        (tmp_path / "set").rename(tmp_path / "moved")
+        assert written("moved") == "knn-step-00000009.json"
+        fault.picture(tmp_path / "moved" / "test" / "ant" / "000.png", 99)
+        assert written("moved") == "knn-step-00000009-2.json"
+
+    def test_two_that_are_written_at_once_are_both_there(self, found, tmp_path, monkeypatch):
+        """The name that one has found free is taken by another before it is written."""
+        claim, calls = outcome._claim, []
+
+        def slow(*arguments):
+            calls.append(arguments)
+            if len(calls) == 1:
+                outcome.write(found, "knn", {"k": [9]}, {"accuracy": 2})
+            claim(*arguments)
+
+        monkeypatch.setattr(outcome, "_claim", slow)
+        assert outcome.write(found, "knn", SETTINGS, {"accuracy": 1}).name == "knn-step-00000009-2.json"
+        assert sorted(result["accuracy"] for result in outcome.newest(tmp_path)) == [1, 2]
+        assert len(list((tmp_path / "eval").iterdir())) == 2
+
+    def test_without_links_the_name_is_taken_all_the_same(self, found, tmp_path, monkeypatch):
+        def refused(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refused)
+        for accuracy, k in ((1, 5), (2, 6)):
+            outcome.write(found, "knn", {"k": k}, {"accuracy": accuracy})
+        assert [result["accuracy"] for result in outcome.newest(tmp_path)] == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("number", "says"),
+        [(errno.ENOSPC, "No space left on device; make room, or choose"), (errno.EROFS, "file system; choose")],
+        ids=["full", "read-only"],
+    )
+    def test_what_cannot_be_written_is_known_before_anything_is_computed(
+        self, number, says, finished, tmp_path, monkeypatch
+    ):
+        def refused(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(outcome.Path, "touch", refused)
+        monkeypatch.setattr(Subject, "features", None)
+        with pytest.raises(LewelError, match=rf"results cannot be written to .*eval: .*{says} .* --out FOLDER"):
+            lewel.eval("knn", finished.folder, out=tmp_path)
 
     def test_a_file_that_is_no_result_stays(self, found, tmp_path):
         (tmp_path / "eval").mkdir()

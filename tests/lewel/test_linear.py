@@ -11,10 +11,22 @@ from tiny_runs import TINY
 
 import lewel
 from lewel.errors import LewelError
-from lewel.evaluation import cache, held_out, linear, linear_plan, linear_values, outcome, protocols, state, subject
+from lewel.evaluation import (
+    at_end,
+    cache,
+    held_out,
+    linear,
+    linear_plan,
+    linear_values,
+    outcome,
+    protocols,
+    state,
+    subject,
+)
 from lewel.evaluation.linear import Settings
 from lewel.evaluation.linear_values import Reached
 from lewel.evaluation.protocols import GRID, PROTOCOLS
+from lewel.run import folders
 from lewel.run.session import prepare
 
 FEW = {"rates": (0.1, 1.0, 10.0), "seeds": 2, "epochs": 4, "held_out": 0.3}
@@ -286,6 +298,29 @@ def test_a_run_ends_with_its_linear_accuracy_and_python_has_the_values(tmp_path,
     values = lewel.eval("linear", trained.folder, rates=[0.1, 1.0], seeds=1, epochs=2, held_out=0.3)
     assert len(values["grid"]) == 2
     assert len(outcome.newest(trained.folder, "linear-cached")) == 2
+
+
+@pytest.mark.parametrize("asked", ["settings", "weights"])
+def test_a_run_ends_with_no_other_linear_accuracy_than_that_of_its_weights_and_settings(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocols, "ENOUGH", 40)
+    folder, run = tmp_path / "run", replace(TINY, epochs=1)
+    lewel.train(config=run, out=folder)
+    if asked == "settings":
+        lewel.eval("linear", folder, rates=[1e-7], seeds=1)
+    else:  # a result of other weights after as many steps
+        assert lewel.eval("linear", folder)["accuracy"] >= 0
+        (path,) = (folder / "eval").glob("linear-*.json")
+        path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+    (before,) = outcome.newest(folder, "linear-cached")
+    session = folders.load(folder)
+    assert at_end.accuracy(session) is None
+    at_end.evaluate(session)
+    assert session.method.training
+    (mine,) = (each for each in outcome.newest(folder, "linear-cached") if each["file"] != before["file"])
+    assert at_end.accuracy(session) == mine["accuracy"]
+    assert len(mine["settings"]["rates"]) == 13
+    monkeypatch.setattr(linear, "evaluate", None)  # is not called again
+    at_end.evaluate(session)
 
 
 def test_the_report_of_a_run_survives_a_linear_evaluation_that_fails(tmp_path, monkeypatch, capfd):

@@ -111,6 +111,8 @@ def test_the_newest_result_and_the_probe_are_shown(tmp_path):
     fake_rows.write(tmp_path / "run", LEWEL_M, 2, knn=30.0, linear=50.0)
     fake_rows.result(tmp_path / "run", "step-00000008", 52.0, kind="linear-a", date="2026-02-01")
     (tmp_path / "run" / "eval" / "semi-1-step-00000008.json").write_text("{}")
+    other = {"kind": "linear-cached", "checkpoint": "w", "step": None, "date": "2027-01-01", "values": {}}
+    (tmp_path / "run" / "eval" / "linear-cached-w.json").write_text(json.dumps(other | {"accuracy": 90.0}))
     with open(tmp_path / "run" / "log.jsonl", "a") as log:
         log.write(json.dumps({"kind": "epoch", "step": 12, "epoch": 3, "knn_20": 33.0, "probe": 44.0}) + "\n")
     (found,) = found_runs.through(tmp_path)
