@@ -45,7 +45,7 @@ class Found:
     """the last kNN accuracies in percent, by their numbers of neighbours"""
     probe: float | None = None
     """the last accuracy of the probe that was trained beside the method, percent"""
-    linear: Mapping[str, Any] | None = None
+    linear: dict[str, Any] | None = None
     """the result of lewel eval linear that the run is told by, as its file has it: see linear_results"""
     wrong: str = ""
     """a clause about what is wrong with a broken run"""

@@ -14,7 +14,7 @@ from lewel.recipe.schema import Data, Train
 from lewel.run import folders
 from lewel.run.resuming import FREE_TO_CHANGE
 
-Result = Mapping[str, Any]
+Result = dict[str, Any]
 """of an evaluation, as its file has it"""
 USUAL_PROTOCOL = "cached"
 RESOLVED = ("precision", "data.workers", "data.download", "data.storage")  # as they were on the machine of a result
@@ -31,7 +31,7 @@ def own(folder: Path, run: Train) -> list[Result]:
 
 
 def _is_own(result: Result, mine: Mapping[str, Any]) -> bool:
-    if type(result.get("step")) is not int or result.get("own") is False or not is_number(result["accuracy"]):
+    if type(result.get("step")) is not int or not outcome.is_own(result) or not is_number(result["accuracy"]):
         return False
     if not isinstance(result.get("recipe"), Mapping):
         return False
