@@ -35,8 +35,8 @@ def test_a_loss_that_was_infinite_between_two_lines_stops_the_run(tmp_path, monk
     session, forward = prepare(replace(TINY, log_every=100), tmp_path), Model.forward
     steps = iter(range(9))
 
-    def one_is_infinite(self, *arguments):
-        step = forward(self, *arguments)
+    def one_is_infinite(self, *arguments, **keywords):
+        step = forward(self, *arguments, **keywords)
         return step._replace(loss=step.loss + (math.inf if next(steps) == 1 else 0))
 
     monkeypatch.setattr(Model, "forward", one_is_infinite)
@@ -58,8 +58,8 @@ def test_fp16_that_overflows_at_every_step_stops_the_run(tmp_path, monkeypatch):
     session.scaler = torch.amp.GradScaler("cpu", init_scale=1e-4)
     forward = Model.forward
 
-    def overflowing(self, *arguments):
-        step = forward(self, *arguments)
+    def overflowing(self, *arguments, **keywords):
+        step = forward(self, *arguments, **keywords)
         return step._replace(loss=step.loss * torch.tensor(1e38) * step.z.new_tensor(1e38).float())
 
     monkeypatch.setattr(Model, "forward", overflowing)
@@ -75,8 +75,8 @@ def test_a_step_that_fp16_overflows_in_is_left_out_of_what_a_run_is_judged_by(
     steps, left = iter(range(9)), iter([math.nan] * overflowing + [spread] * 9)
     forward = Model.forward
 
-    def overflow(self, *arguments):
-        step = forward(self, *arguments)
+    def overflow(self, *arguments, **keywords):
+        step = forward(self, *arguments, **keywords)
         return step._replace(loss=step.loss * (math.inf if next(steps) < overflowing else 1))
 
     monkeypatch.setattr(Model, "forward", overflow)
