@@ -108,19 +108,24 @@ def eval(
     compare, for a run on images without labels (data.eval). A run whose data or encoder came from Python needs them
     again, as lewel.train takes them; the encoder then gets the checkpoint's weights.
     """
-    if kind not in offline.KINDS:
+    if not isinstance(kind, str) or kind not in offline.KINDS:
         raise LewelError(f"lewel.eval knows {', '.join(offline.KINDS)}, got {kind!r}")
-    if run is None and not weights:
+    given = _text("weights", weights)
+    if run is None and not given:
         raise LewelError(f"run is a path, got {run!r}")
+    if workers is not None and type(workers := plain.bare(workers)) is not int:
+        raise LewelError(f"workers is a whole number, or None for the recipe's, got {workers!r}")
+    if not (data_root is None or data_root in ("", (), []) or _places_of(data_root)):
+        raise LewelError(f"data_root is a path or several, got {reprlib.repr(data_root)}")
     asked = Asked(
         run=None if run is None else _path("run", run),
-        weights=os.fspath(weights),
-        preset=preset,
-        config=os.fspath(config),
+        weights=given,
+        preset=_named(preset),
+        config=_text("config", config),
         data_root=_places_of(data_root) or _places_of(data),
         data_eval=str(_path("data_eval", data_eval)) if data_eval else "",
         workers=workers,
-        out=os.fspath(out),
+        out=_text("out", out),
         data=_given(data),
         encoder=_module(encoder),
         kind=kind,
@@ -158,8 +163,7 @@ def export(
 
 def _start(preset: Any, config: Any) -> schema.Train:
     """The recipe that lewel.train starts from."""
-    if not isinstance(preset, str):
-        raise LewelError(f"preset is the name of a recipe, got {preset!r}")
+    preset = _named(preset)
     if isinstance(config, schema.Train):
         return config
     if isinstance(config, Mapping):
@@ -167,10 +171,21 @@ def _start(preset: Any, config: Any) -> schema.Train:
     return presets.get(preset) if preset else presets.load(_path("config", config)) if config else schema.Train()
 
 
-def _path(name: str, given: Any) -> Path:
+def _named(preset: Any) -> str:
+    if not isinstance(preset, str):
+        raise LewelError(f"preset is the name of a recipe, got {preset!r}")
+    return preset
+
+
+def _text(name: str, given: Any) -> str:
+    """A path as it was written."""
     if not isinstance(given, (str, os.PathLike)):
         raise LewelError(f"{name} is a path, got {reprlib.repr(given)}")
-    return folders.expanded(given)
+    return os.fspath(given)
+
+
+def _path(name: str, given: Any) -> Path:
+    return folders.expanded(_text(name, given))
 
 
 def _places_of(given: Any) -> tuple[str, ...]:

@@ -174,6 +174,11 @@ def add_up(x: Tensor) -> None:
         dist.all_reduce(x)
 
 
+def everywhere(flag: bool) -> bool:
+    """Whether a flag is set in all processes, which call this together and wait for each other."""
+    return all(gather_objects(flag))
+
+
 class Anywhere:
     """Tells whether a flag is set in any process, without waiting for the others.
 

@@ -145,6 +145,7 @@ class Loop:
             rate = rates(run, session.steps_done, self.per_epoch)
             passes = self._passes(itertools.islice(batches, run.accumulate))
             outcome = self.stepper.take(passes, run.accumulate, step=session.steps_done, **rate._asdict())
+            self._tell_of_probe()
             if not session.scaler.is_enabled():  # which leaves out a step that overflowed
                 self.worst = torch.maximum(self.worst, outcome.loss)
             session.steps_done, self.within_step = session.steps_done + 1, False
@@ -165,6 +166,19 @@ class Loop:
         if highest < health.COLLAPSED:
             line = f"the embedding has collapsed: z_std stayed below {health.COLLAPSED} for an epoch"
             self.log.record("warning", {"step": session.steps_done, "z_std": highest}, line)
+
+    def _tell_of_probe(self) -> None:
+        """Says, once a step has shown it, that there is no linear probe, or that it begins anew."""
+        session = self.session
+        if session.probe is not None and self.stepper.probe is None:
+            session.probe = None
+            self.log.say(
+                f"no linear probe is trained, for the objective {session.run.method.loss} calls online neither with "
+                "the first view nor with a batch that begins with it; lewel eval linear measures what the run reaches"
+            )
+        elif session.probe_anew:
+            self.log.say(f"the linear probe begins anew, for {session.probe_anew}")
+        session.probe_anew = ""
 
     def _passes(self, batches: Iterable[data.Views]) -> Iterator[Any]:
         """The views of a step, and the labels where a probe learns from them, on the device."""

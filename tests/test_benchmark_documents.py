@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from benchmarks import __main__, recording
-from benchmarks.documents import plot, quotes, tables
+from benchmarks.documents import plot, quotes, tables, training
 from benchmarks.gpu import session
 from benchmarks.op.cases import QUICK, Case
 from benchmarks.op.cost import MODES, Rates, floor_seconds, least
@@ -218,6 +218,21 @@ def test_a_picture_that_no_data_stand_behind_is_stale(
 def test_a_block_that_nobody_generates_is_a_sentence() -> None:
     with pytest.raises(ValueError, match="there is no generator 'sped'"):
         quotes.regenerate("<!-- generated: sped -->\n<!-- end of generated -->")
+
+
+def test_parts_that_an_older_row_does_not_know_are_empty_cells(toy: Path) -> None:
+    case = {"run": "r", "encoder": "tiny", "image_size": 32, "batch": 16, "precision": "fp32"}
+    made = {"case": case, "samples": 2, "p50": 5.0, **CONTEXT, "suite": "parts"}
+    old = {**made, "shares": {"backward": 60.0, "rest": 40.0}}
+    new = {**made, "case": {**case, "run": "s"}, "shares": {"backward": 50.0, "probe": 20.0, "rest": 30.0}}
+    for records in ([old, new], [new, old]):
+        put(toy.with_name("parts.jsonl"), records)
+        header, _, *rows = training.parts("toy").splitlines()[2:]
+        assert header == "| run | encoder | batch | precision | ms | backward | probe | rest |"
+        assert {row.split("|")[1].strip(): row.split("|")[6:9] for row in rows} == {
+            "r": [" 60.00 ", "  ", " 40.00 "],
+            "s": [" 50.00 ", " 20.00 ", " 30.00 "],
+        }
 
 
 def test_results_that_are_not_there_are_a_sentence(toy: Path) -> None:

@@ -47,14 +47,18 @@ def step(device: str) -> str:
 
 
 def parts(device: str) -> str:
-    """Where the time of training runs goes, in percent of a step."""
+    """Where the time of training runs goes, in percent of a step.
+
+    A part that a row does not know, as one of a version before that part, is empty there.
+    """
     records = latest(device, "parts")
-    names = list(records[0]["shares"])
+    most = max((r["shares"] for r in records), key=len)
+    names = list(dict.fromkeys([*most, *(name for r in records for name in r["shares"])]))
     lines = []
     for r in records:
         case, shares = r["case"], r["shares"]
         about = [case["run"], f"{case['encoder']} at {case['image_size']}", str(case["batch"]), case["precision"]]
-        lines.append([*about, f"{r['p50']:.0f}", *(f"{shares[name]:.2f}" for name in names)])
+        lines.append([*about, f"{r['p50']:.0f}", *(f"{shares[name]:.2f}" if name in shares else "" for name in names)])
     header = ["run", "encoder", "batch", "precision", "ms", *names]
     return f"Percent of a step. {circumstances(records)}.\n\n" + markdown(header, lines)
 

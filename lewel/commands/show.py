@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
     out = folders.expanded(command.out or (runs[0] if len(runs) == 1 else Path()) / "curves.png")
     curves.draw(out, logs)
     neighbours = knn.neighbours(record for records in logs.values() for record in records)
-    print(table([{"run": name, **summary(records, neighbours)} for name, records in logs.items()]))
+    print(table(known([{"run": name, **summary(records, neighbours)} for name, records in logs.items()])))
     for name, folder in zip(_names(runs), runs, strict=True):
         for line in evaluated(folder) if name in logs else ():
             print(f"{name}: {line}")
@@ -108,6 +108,11 @@ def evaluated(folder: Path) -> list[str]:
         for result in sorted(found, key=lambda result: result["file"])
         if not outcome.is_own(result)
     ]
+
+
+def known(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows without the columns of which no row has a value."""
+    return [{k: value for k, value in row.items() if any(other[k] != "-" for other in rows)} for row in rows]
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

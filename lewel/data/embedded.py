@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
+
+from lewel import installed
 
 CLASSES = 10
 GLYPH = 40  # side of a smoothed glyph in pixels: 8 handwriting pixels of 4, and a margin
@@ -36,9 +37,8 @@ class Canvases:
 def compose(split: str, count: int, size: int, seed: int) -> Canvases:
     """count canvases of size x size pixels with the handwriting of split "train" or "test"; seed fixes all pixels."""
     glyphs, digits = handwriting(split)
-    rng = np.random.default_rng([seed, ("train", "test").index(split)])
-    # Every class as often as any other, and every glyph of a class about as often as its neighbours.
-    labels = rng.permutation(np.arange(count) % CLASSES)
+    labels, rng = _labels(split, count, seed)
+    # Every glyph of a class about as often as its neighbours.
     chosen = np.empty(count, dtype=np.int64)
     for digit in range(CLASSES):
         places = np.flatnonzero(labels == digit)
@@ -48,12 +48,25 @@ def compose(split: str, count: int, size: int, seed: int) -> Canvases:
     return Canvases(images, torch.from_numpy(labels), boxes_of(masks), masks)
 
 
+def labels(split: str, count: int, seed: int) -> torch.Tensor:
+    """The labels (N,) int64 of what compose makes."""
+    return torch.from_numpy(_labels(split, count, seed)[0])
+
+
+def _labels(split: str, count: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+    """Labels (N,) int64, every class as often as any other, and what the pixels are drawn by after them."""
+    rng = np.random.default_rng([seed, ("train", "test").index(split)])
+    return rng.permutation(np.arange(count) % CLASSES), rng
+
+
 def handwriting(split: str) -> tuple[torch.Tensor, np.ndarray]:
     """scikit-learn's digits of split "train" or "test", enlarged: glyphs (n, 40, 40) float32 and digits (n,) int64.
 
     A glyph holds the share of each pixel that ink covers, in [0, 1].
     """
-    source = load_digits()
+    with installed.needed("the embedded set"):  # imported here, for it takes a second that other images do not need
+        from sklearn import datasets
+    source = datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
     mine = (
         order[np.arange(len(order)) % _TEST_EVERY == 0]

@@ -27,6 +27,7 @@ class Found:
     turned: bool = False  # whether data.exif_rotate turns them
     one_class: bool = False  # whether the images that kNN compares with are all of one class
     labels: str = ""  # the sentence about kNN: from which images, or why it is off
+    why_none: str = ""  # why there are no images with labels to train on and to test by
     beside: list[str] = field(default_factory=list)  # what lies beside train/ and is not used
     passed: PassedOver = field(default_factory=PassedOver)
     in_eval: PassedOver = field(default_factory=PassedOver)  # passed over in data.eval

@@ -81,6 +81,7 @@ class Compared(NamedTuple):
     test: list[Item]
     said: str
     tested: str = ""  # where the test images are
+    why_none: str = ""  # why kNN is off
 
 
 def compared(

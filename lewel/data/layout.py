@@ -70,7 +70,7 @@ def find(config: Data, roots: Sequence[str]) -> Layout:
     bank = [item for item in items if item.label >= 0]
     compared = labels.of_eval(config.eval, found.in_eval) if config.eval else _compared(sources, names, bank)
     unlabelled = len(items) - len(bank)
-    found.labels = compared.said
+    found.labels, found.why_none = compared.said, compared.why_none
     found.one_class = len({item.label for item in compared.bank}) == 1
     if bank and unlabelled and not config.eval:
         found.labels += f"; {unlabelled:,} training images have no label"
@@ -197,4 +197,4 @@ def _compared(sources: Sequence[Source], names: tuple[str, ...], bank: list[Item
     remedy = "--data.eval ROOT names labelled images for it, in a folder for each class"
     if own is not None:
         remedy += f"; if the folders of {own.root} are classes: --data.eval {shlex.quote(own.root)}"
-    return Compared((), [], [], f"training needs no labels; kNN is off: {why}. {remedy}")
+    return Compared((), [], [], f"training needs no labels; kNN is off: {why}. {remedy}", why_none=why)

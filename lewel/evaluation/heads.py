@@ -47,9 +47,10 @@ class Heads:
     """L linear classifiers of features (B, C) into K classes; each has a learning rate and initial weights of its own.
 
     seeing heads train on every image. blind ones, which have the numbers after those, leave out images that are held
-    out. The optimizer is SGD with momentum as PyTorch writes it: v = momentum v + g, w = w - rate v, without decay.
-    With larc, g is scaled before, as in apex (simsiam: main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and
-    the bias of each head apart, but by nothing where |w| or |g| is 0, as that of the bias at the first step.
+    out. An image of label -1, which has none, counts for no head. The optimizer is SGD with momentum as PyTorch writes
+    it: v = momentum v + g, w = w - rate v, without decay. With larc, g is scaled before, as in apex (simsiam:
+    main_lincls.py): by eta |w| / (|g| + 1e-8), for the weights and the bias of each head apart, but by nothing where
+    |w| or |g| is 0, as that of the bias at the first step.
 
     The weights are (L, K, D), D at least C + 1: column C is the bias, for features get a 1 there, and zeros after it.
     No head's numbers enter those of another, so one that diverges disturbs none. Every process of several gives its
@@ -87,7 +88,8 @@ class Heads:
     def step(self, features: Tensor, labels: Tensor, factor: float, held: Tensor | None = None) -> None:
         """One step on features (B, C), of 16 or 32 bits, and their labels (B,) int64, at the rates times factor.
 
-        held (B,) bool says which images blind heads must not see; of several processes each gives a share of the batch.
+        The loss is the mean over the images that have labels, those below 0 being none. held (B,) bool says which
+        images blind heads must not see; of several processes each gives a share of the batch.
         """
         # The mean cross-entropy of logits Z = X W^T has the gradient (softmax(Z) - onehot)^T X / B in W. Everything is
         # transposed, images last: a softmax over a middle dimension is vectorised over them, over 10 classes it is not.
@@ -95,29 +97,31 @@ class Heads:
             self._lay_out(len(features))
         rows, truth = self._rows, self._truth
         rows[:, : self.width].copy_(features)
-        truth.zero_().scatter_(0, labels[None], 1)
-        seen = None if held is None else (~held).to(rows.dtype)
+        rows[:, self.width] = 1
+        truth.zero_().scatter_(0, labels.clamp(min=0)[None], 1)
+        # An image whose row is zeros, the 1 for the bias included, adds nothing to a gradient. The blind come last.
+        without = labels < 0
+        rows.masked_fill_(without[:, None], 0)
+        sees = True
         for part in self._parts:
+            if part.blind and sees:
+                assert held is not None, "blind heads are to be told what is held out"
+                without, sees = without | held, False
+                rows.masked_fill_(without[:, None], 0)
             torch.mm(part.weights.flatten(0, 1), rows.T, out=part.logits.flatten(0, 1))
             torch.softmax(part.logits, 1, out=part.errors)
             part.errors.sub_(truth)
-            count = part.summed[-1]
-            if part.blind:
-                assert seen is not None, "blind heads are to be told what is held out"
-                part.errors.mul_(seen)
-                torch.sum(seen, 0, out=count)
-            else:
-                count.fill_(len(features))
+            torch.sum(~without, 0, dtype=rows.dtype, out=part.summed[-1])
             torch.mm(part.errors.flatten(0, 1), rows, out=part.gradient.flatten(0, 1))
             distributed.add_up(part.summed)
-            scale = count.clamp(min=1).reciprocal()
+            scale = part.summed[-1].clamp(min=1).reciprocal()
             if self.larc:
                 scale = self._adapted(part, scale)
             part.velocity.mul_(MOMENTUM).addcmul_(part.gradient, scale)
             part.weights.addcmul_(part.velocity, part.rates, value=factor)
 
-    def correct(self, features: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-        """How many of features (N, C) each head classifies as labels (N,) say: (L,) int64.
+    def correct(self, features: Tensor, labels: Tensor, top: int = 1, scale: float = 1.0) -> Tensor:
+        """How many of features (N, C), times scale, each head classifies as labels (N,) say: (L,) int64.
 
         With top, of how many the class is among its first top ones. A class is before another only if its logit is
         higher: heads that know nothing are right of nothing. Of several processes each counts the rows it is given.
@@ -125,7 +129,7 @@ class Heads:
         found = torch.zeros(len(self.heads), dtype=torch.int64, device=self.weights.device)
         for some, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
             rows = self._with_one(len(some))
-            rows[:, : self.width].copy_(some)
+            rows[:, : self.width].copy_(some).mul_(scale)
             size = max(1, ROOM // (len(rows) * self.classes))
             for first in range(0, len(self.heads), size):
                 weights = self.weights[first : first + size]
@@ -133,7 +137,8 @@ class Heads:
                 place = truth.expand(len(weights), 1, -1)
                 its = logits.gather(1, place)
                 logits.scatter_(1, place, -torch.inf)
-                right = logits.amax(1, True) < its if top == 1 else (logits >= its).sum(1, True) < top
+                # What is not a number is before every class.
+                right = logits.amax(1, True) < its if top == 1 else (~(logits < its)).sum(1, True) < top
                 found[first : first + size] += (right & its.isfinite()).sum((1, 2))
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch import Tensor
 from lewel import distributed
 from lewel.methods.heads import AlignedHead
 from lewel.methods.losses import unit
-from lewel.methods.method import Method
+
+if TYPE_CHECKING:  # which imports torchvision, and curves are drawn without
+    from lewel.methods.method import Method
 
 COLLAPSED = 0.1  # a run whose spread_of stays below for a whole epoch is warned of
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,9 @@ from lewel.data import one_view
 from lewel.errors import LewelError
 from lewel.evaluation import held_out, linear_values, published, state
 from lewel.evaluation.cache import Features, features_of
+from lewel.evaluation.cache import kept as kept_features
 from lewel.evaluation.features import Tell
-from lewel.evaluation.heads import Head, Heads
+from lewel.evaluation.heads import ROWS, Head, Heads
 from lewel.evaluation.kinds import Kind
 from lewel.evaluation.linear_plan import Plan, Settings, plan
 from lewel.evaluation.linear_values import Reached
@@ -41,15 +44,10 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     of the grid diverge, and where the encoder is not what it was before, statistics of BN included.
     """
     made, digest = plan(subject, settings), subject.digest
-    kept, out = held_out.split(subject.labels("train"), made.held_out, SEED)
-    if not len(out):
-        raise LewelError(
-            f"each of the {len(kept)} training images is alone in its class, so none can be held out to choose the "
-            "learning rate by; give at least two of a class"
-        )
-    held = torch.zeros(made.images, dtype=torch.bool).index_fill_(0, out, True).to(subject.world.device)
+    if torch.bincount(subject.labels("train").clamp(min=0)).max() < 2:
+        raise _alone(made.images)
     trained = _augmented if made.protocol.augmented else _cached
-    values = trained(made, subject, held, settings.resume, tell or (lambda *_: None))
+    values = trained(made, subject, settings.resume, tell or (lambda *_: None))
     if subject.digest != digest:
         raise LewelError(
             "the encoder is not what it was before the classifiers were trained, so that their accuracy is of no one "
@@ -58,15 +56,38 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     return values
 
 
-def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
-    """The grid first, which leaves out what is held out; then the best of its rates on all training images."""
+def _alone(images: int) -> LewelError:
+    return LewelError(
+        f"each of the {images} training images is alone in its class, so none can be held out to choose the learning "
+        "rate by; give at least two of a class"
+    )
+
+
+def _held(made: Plan, train: Features) -> Tensor:
+    """Which of the features of training images are held out, (N,) bool on the device."""
+    kept, out = held_out.split(train.labels, made.held_out, SEED)
+    if not len(out):
+        raise _alone(len(kept))
+    return torch.zeros_like(train.labels, dtype=torch.bool).index_fill_(0, out.to(train.labels.device), True)
+
+
+def _cached(made: Plan, subject: Subject, resume: str, tell: Tell) -> dict[str, Any]:
+    """The grid first, which leaves out what is held out; then the best of its rates on all training images.
+
+    Features are divided by their root mean square over the training images that are not held out, one number, so that
+    rates mean the same for every encoder.
+    """
     train, test = features_of(subject, "train", tell), features_of(subject, "test", tell)
+    made, held = replace(made, images=len(train.labels)), _held(made, train)
+    size = _size(train, ~held)
+    train, test = (replace(features, scale=features.scale / size) for features in (train, test))
 
     def batches(epoch: int) -> Iterator[Batch]:
         order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(made.images)).to(held.device)
         for batch in order.split(made.batch_size):
             mine = batch[subject.world.rank :: subject.world.size]
-            yield Batch(*(x.index_select(0, mine) for x in (train.rows, train.labels, held)))
+            rows, labels, out = (x.index_select(0, mine) for x in (train.rows, train.labels, held))
+            yield Batch(train.floats(rows), labels, out)
 
     grid = _Training(made, subject, train, test, [], made.heads(*made.rates), tell, "learning rates")
     grid.to_the_end(batches)
@@ -79,10 +100,17 @@ def _cached(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell)
     )
 
 
-def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Tell) -> dict[str, Any]:
+def _size(features: Features, among: Tensor) -> float:
+    """The root mean square of the features of the images among (N,) bool; 1 where all are 0."""
+    parts = zip(features.rows.split(ROWS), among.split(ROWS), strict=True)
+    total = float(sum(rows[which].double().square().sum() for rows, which in parts))
+    return features.scale * math.sqrt(total / (int(among.sum()) * features.rows.shape[1])) or 1.0
+
+
+def _augmented(made: Plan, subject: Subject, resume: str, tell: Tell) -> dict[str, Any]:
     """The protocol's rate on all training images, and beside it the grid, on the same features."""
-    table = {**made.settings, "weights": subject.digest, "images": made.images}
     path, world = _unfinished(subject, made.name), subject.world
+    table = _table(made, subject)
     before = state.load(path, table, resume)
     views = one_view.one_view(subject.sets.bank, one_view.augmentation(subject.run), SEED)
     loader = data.TrainLoader(
@@ -90,10 +118,12 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
         drop_last=False,
     )  # fmt: skip
     train, test = features_of(subject, "train", tell), features_of(subject, "test", tell)
+    held = _held(made, train)
+    out = torch.zeros(made.images, dtype=torch.bool, device=world.device).index_fill_(0, train.indices[held], True)
 
     def batches(epoch: int) -> Iterator[Batch]:
         for images, labels, indices in loader.epoch(epoch):
-            yield Batch(subject.features(images), labels.to(world.device), held[indices.to(world.device)])
+            yield Batch(subject.features(images), labels.to(world.device), out[indices.to(world.device)])
 
     published, grid = made.heads(made.protocol.rate), made.heads(*made.rates)
     training = _Training(made, subject, train, test, published, grid, tell, "linear classifiers")
@@ -101,12 +131,20 @@ def _augmented(made: Plan, subject: Subject, held: Tensor, resume: str, tell: Te
         training.heads.load_state_dict(before["heads"])
         training.history = before["history"]
 
+    saved = len(training.history)
+
     def save(epoch: int) -> None:
+        nonlocal saved
         if world.leads:
             done = {"heads": training.heads.state_dict(), "history": training.history}
             state.save(path, {"settings": table, "epoch": epoch, **done})
+        saved = epoch
 
-    training.to_the_end(batches, watched=True, after=save)
+    try:
+        training.to_the_end(batches, watched=True, after=save)
+    except KeyboardInterrupt as stop:
+        stopped = state.stopped(stop, saved, made.epochs, kept=kept_features(subject))
+        raise (stop if str(stop) else stopped) from None
     reached = training.reached(held)
     return linear_values.of(
         made, [row[: made.seeds] for row in training.history], reached.part(0, made.seeds),
@@ -147,24 +185,23 @@ class _Training:
                 self.heads.step(batch.rows, batch.labels, factor, batch.held)
                 self.tell(self.what, epoch * made.images + min((step + 1) * made.batch_size, made.images), total)
             if watched:
-                self.history.append(self._accuracies(self.test.rows, self.test.labels))
+                self.history.append(self._accuracies(self.test))
             if epoch + 1 < made.epochs:
                 after(epoch + 1)
 
     def reached(self, held: Tensor) -> Reached:
         """What each head is right of at the end; held (N,) bool are the training images that are held out."""
-        rows, labels = self.test.rows, self.test.labels
-        return Reached(
-            self._accuracies(rows, labels), self._accuracies(rows, labels, linear_values.TOP),
-            self._accuracies(self.train.rows[held], self.train.labels[held]), self.heads.finite(),
-        )  # fmt: skip
+        train, test = self.train, self.test
+        out = replace(train, rows=train.rows[held], labels=train.labels[held], indices=train.indices[held])
+        top5 = self._accuracies(test, linear_values.TOP)
+        return Reached(self._accuracies(test), top5, self._accuracies(out), self.heads.finite())
 
-    def _accuracies(self, rows: Tensor, labels: Tensor, top: int = 1) -> list[float]:
+    def _accuracies(self, features: Features, top: int = 1) -> list[float]:
         """The accuracy of each head in percent; each process classifies a share."""
         share = slice(self.world.rank, None, self.world.size)
-        counts = self.heads.correct(rows[share], labels[share], top)
+        counts = self.heads.correct(features.rows[share], features.labels[share], top, features.scale)
         distributed.add_up(counts)
-        return (100 * counts.double() / len(labels)).tolist()
+        return (100 * counts.double() / len(features.labels)).tolist()
 
 
 def name(settings: Settings) -> str:
@@ -173,8 +210,12 @@ def name(settings: Settings) -> str:
 
 
 def _published(subject: Subject, settings: Settings) -> str:
+    made = plan(subject, settings)
+    protocol = made.name if made.is_the_protocol else published.OWN
     images = len(subject.sets.bank)
-    return published.line(subject.run, "linear", settings.protocol, images=images, epoch=subject.epoch)
+    return published.line(
+        subject.run, "linear", protocol, images=images, epoch=subject.epoch, trained=subject.step is not None
+    )
 
 
 def _unfinished(subject: Subject, protocol: str) -> Path:
@@ -187,8 +228,17 @@ def _done(subject: Subject, settings: Settings) -> None:
         state.remove(_unfinished(subject, settings.protocol))
 
 
+def _table(made: Plan, subject: Subject) -> dict[str, Any]:
+    """What must be as it was where an evaluation goes on."""
+    return {**made.settings, **state.of(subject)}
+
+
 def _planned(subject: Subject, settings: Settings) -> str:
-    return plan(subject, settings).said
+    made = plan(subject, settings)
+    if not made.protocol.augmented:
+        return made.said
+    on = state.going_on(subject, _unfinished(subject, made.name), _table(made, subject), settings.resume)
+    return "\n".join(filter(None, (made.said, on)))
 
 
 def _resolved(subject: Subject, settings: Settings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lewel.errors import LewelError
-from lewel.evaluation.linear_plan import Plan
+from lewel.evaluation.linear_plan import Plan, counted, significant
 
 TOP = 5  # classes that the second accuracy is of; of fewer than these it says nothing
 
@@ -64,8 +64,11 @@ def of(
     the whole grid diverged.
     """
     place, rates = choice(plan, grid), plan.rates
-    tried = [
-        {"rate": round(rate, 6)} | ({"held_out": _rounded(on.mean()), **_spread(top1, "top1")} if finite.all() else {})
+    tried: list[dict[str, float | None]] = [
+        {
+            "rate": significant(rate),
+            **({"held_out": _rounded(on.mean()), **_spread(top1, "top1")} if all(finite) else {}),
+        }
         for rate, on, top1, finite in zip(
             rates, *(_by_rate(plan, x) for x in (grid.held_out, grid.top1, grid.finite)), strict=True
         )
@@ -79,7 +82,7 @@ def of(
     return {
         "accuracy": _rounded(means[-1]),
         "protocol": plan.name,
-        "rate": round(rate, 6),
+        "rate": significant(rate),
         "batch_size": plan.batch_size,
         "epochs": plan.epochs,
         "seeds": plan.seeds,
@@ -107,7 +110,7 @@ def more(values: dict[str, Any]) -> list[str]:
     """What else a person is told of values: how they came about, and the best epoch."""
     best, choice, count = values["best"], values["choice"], len(values["grid"])
     seeds = f"mean of {values['seeds']} seeds, " if values["seeds"] > 1 else ""
-    rate = f"{seeds}{values['epochs']} epochs, learning rate {values['rate']:.3g} per 256 images"
+    rate = f"{seeds}{counted(values['epochs'], 'epoch')}, learning rate {values['rate']:.3g} per 256 images"
     edge = f"; {values['edge']}" if values["edge"] else ""
     lost = "; classifiers diverged at it" if values["diverged"] else ""
     held = f"{choice['held_out']:.2f} % of {values['held_out']:,} training images held out"
@@ -115,10 +118,10 @@ def more(values: dict[str, Any]) -> list[str]:
         by = f"the best of {count} on {held}" if count > 1 else "the only one given"
         lines = [f"cached features, not the protocol; expect .5 to 1 below it: {rate}, {by}{lost}{edge}"]
     else:
+        grid = f"the best rate of a grid of {count}" if count > 1 else "the only rate beside it"
         lines = [
             f"protocol {values['protocol']}: {rate}, its own{lost}",
-            f"the best rate of a grid of {count} is {choice['rate']:.3g}, with {held}, and has {_said(choice, 'top1')} "
-            f"of the test images{edge}",
+            f"{grid} is {choice['rate']:.3g}, with {held}, and has {_said(choice, 'top1')} of the test images{edge}",
         ]
     return [*lines, f"best epoch: {best['epoch']}, with {_said(best, 'top1')}, chosen on the test images themselves"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lewel import data, distributed
-from lewel.data import files, folder, lines, listing, one_view
+from lewel.data import files, folder, listing, one_view
 from lewel.data.walk import PassedOver, few, shown
 from lewel.errors import LewelError
 
@@ -31,13 +31,13 @@ class Share:
     simclr: bool = False
     """whether they are those of SimCLR's list"""
     sha256: str = ""
-    """of the list, where there is one"""
+    """of the names of the images of the list, where there is one"""
 
 
 def sha256_of(names: Sequence[str]) -> str:
     """The hash of file names without their folders: sorted by their bytes, a newline after each.
 
-    So it does not depend on the order of a list, on its line ends, nor on whether it has names or paths.
+    So it does not depend on the order of a list, on its line ends, nor on whether it has names or paths, or labels too.
     """
     bare = sorted(os.fsencode(os.path.basename(name)) for name in names)
     return hashlib.sha256(b"".join(name + b"\n" for name in bare)).hexdigest()
@@ -92,17 +92,17 @@ def _listed(file: str, percent: int, sets: data.Datasets) -> Share:
             f"{SETTING} {file} names files, and the training images are in none; leave it out, and {percent} % of "
             "every class are drawn"
         )
-    sha256 = sha256_of(lines.read(file, SETTING))
+    paths = [os.fsdecode(path) for path in images.paths[: len(sets.bank)]]
+    passed = PassedOver()
+    names = listing.chosen(file, paths, [str(images.split), *images.config.roots], passed, SETTING)
+    chosen = np.array([place for place, path in enumerate(paths) if path in names], dtype=np.int64)
+    sha256 = sha256_of([paths[place] for place in chosen])
     found = next((share for share, known in SIMCLR.items() if sha256.startswith(known)), None)
     if found not in (None, percent):
         raise LewelError(
             f"{SETTING} {file} is SimCLR's list of {found} %, and --labels is {percent}; give --labels {found}, or "
             f"the list of {percent} %"
         )
-    paths = [os.fsdecode(path) for path in images.paths[: len(sets.bank)]]
-    passed = PassedOver()
-    names = listing.chosen(file, paths, [str(images.split), *images.config.roots], passed, SETTING)
-    chosen = np.array([place for place, path in enumerate(paths) if path in names], dtype=np.int64)
     said = f"SimCLR's {percent} % list" if found else f"a list of {len(chosen):,} images"
     said += f" (passed over, {few(passed.lines(), 3)})" if passed.lines() else ""
     return Share(chosen, said, bool(found), sha256)

@@ -41,6 +41,8 @@ def resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
         raise LewelError(f"c must be positive numbers, got {' '.join(map(str, settings.c)) or 'none'}")
     if settings.iterations < 1:
         raise LewelError(f"iterations must be positive, got {settings.iterations}")
+    if not 0 <= settings.seed < 2**63:
+        raise LewelError(f"seed must be 0 or more, and below 2**63, got {settings.seed}")
     return {"c": sorted(settings.c), "iterations": settings.iterations, "seed": settings.seed, "held_out": SHARE}
 
 

@@ -25,7 +25,7 @@ class Settings:
     """Of the classifier; None means the recipe's."""
 
     k: tuple[int, ...] | None = None
-    """numbers of neighbours that vote; None means the recipe's knn_k, like the two below"""
+    """numbers of neighbours that vote; without it those of the recipe, and so for the two below"""
     temperature: float | None = None
     """a neighbour of cosine similarity s has exp(s / temperature) votes"""
     bank: int | None = None
@@ -37,7 +37,10 @@ def changed(run: Train, settings: Settings) -> Train:
     k = (settings.k,) if isinstance(settings.k, int) else settings.k  # from Python
     given = {"knn_k": k, "knn_temperature": settings.temperature, "knn_bank": settings.bank}
     run = plain.changed(run, {name: value for name, value in given.items() if value is not None}, source="lewel.eval")
-    checks.check_knn(run)
+    try:
+        checks.check_knn(run)
+    except LewelError as error:  # the recipe's own names for what is given here
+        raise LewelError(str(error).removeprefix("knn_")) from None
     return run
 
 
@@ -51,6 +54,14 @@ def resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
             "smaller --k" + (", or a larger --bank" if run.knn_bank and count < len(subject.sets.bank) else "")
         )
     return {"k": list(run.knn_k), "temperature": run.knn_temperature, "bank": count}
+
+
+def planned(subject: Subject, settings: Settings) -> str:
+    """A line about a bank that is given and larger than there are images, else ""."""
+    images = len(subject.sets.bank)
+    if settings.bank is None or settings.bank <= images:
+        return ""
+    return f"there are only {images:,} training images, so that the bank has {images:,} and not {settings.bank:,}"
 
 
 def bank_of(subject: Subject, run: Train) -> int:
@@ -107,4 +118,6 @@ def answer(values: dict[str, Any]) -> dict[int, float]:
     return {int(k): accuracy for k, accuracy in values["knn"].items()}
 
 
-KIND = Kind(Settings, evaluate, said, lambda settings: "knn", resolved, answer=answer, classifies=False)
+KIND = Kind(
+    Settings, evaluate, said, lambda settings: "knn", resolved, planned=planned, answer=answer, classifies=False
+)

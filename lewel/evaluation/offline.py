@@ -14,7 +14,7 @@ from torch import nn
 from lewel import distributed
 from lewel.errors import LewelError, is_out_of_memory
 from lewel.evaluation import cache, linear, logistic, neighbours, outcome, semi, subject
-from lewel.evaluation.kinds import Kind
+from lewel.evaluation.kinds import Kind, worded
 from lewel.evaluation.subject import Asked, Subject
 from lewel.run.preemption import Stopped, at_once
 from lewel.watching.progress import Progress
@@ -54,7 +54,7 @@ def run(asked: Asked, settings: Any) -> Result:
     # Another process may wait for the first in a call that handlers cannot interrupt.
     notices = at_once() if world.leads else contextlib.nullcontext()
     try:
-        with notices, _as_it_was(asked.encoder):
+        with notices, _as_it_was(asked.encoder), _worded():
             opened.append(subject.find(asked, tell=progress))
             return _run(opened[0], kind, settings, progress)
     except KeyboardInterrupt as stop:
@@ -71,6 +71,8 @@ def run(asked: Asked, settings: Any) -> Result:
 
 
 def _run(what: Subject, kind: Kind, settings: Any, progress: Progress | None) -> Result:
+    if kind.classifies:
+        what.check_several()
     used = kind.resolved(what, settings)
     if kind.classifies and (without := what.check_classes()) and what.world.leads:
         print(without, flush=True)
@@ -91,28 +93,37 @@ def plan(asked: Asked, settings: Any) -> str:
     """What run would evaluate, in lines; computes and writes nothing. Raises its LewelErrors, as far as they show."""
     kind, world = KINDS[asked.kind], distributed.join()
     try:
-        what = subject.find(asked, dry=True)
-        used = kind.resolved(what, settings)
-        sets, config = what.sets, what.run.data
-        where = f" in {', '.join(config.roots)}" if config.roots else ""
-        lines = [
-            f"weights: {what.said}",
-            f"images: {len(sets.bank):,} to learn from and {len(sets.test):,} to test by, of {sets.num_classes} "
-            f"classes ({config.name}{where}), at {config.image_size} pixels",
-        ]
-        if kind.cached(settings):
-            lines.append(f"features: {_features(what)}")
-        if planned := kind.planned(what, settings):
-            lines.append(planned)
-        path = distributed.from_leader(lambda: outcome.place(what, kind.name(settings), used))
-        lines.append(f"the result would go to {path}")
-        if published := kind.published(what, settings):
-            lines.append(published)
-        return "\n".join(lines)
+        with _worded():
+            return _planned(subject.find(asked, dry=True), kind, settings)
     except Exception as error:
         if world.size > 1:
             distributed.abandon(error)
         raise
+
+
+def _planned(what: Subject, kind: Kind, settings: Any) -> str:
+    if kind.classifies:
+        what.check_several()
+    used = kind.resolved(what, settings)
+    without = what.check_classes() if kind.classifies else ""
+    sets, config = what.sets, what.run.data
+    where = f" in {', '.join(config.roots)}" if config.roots else ""
+    lines = [
+        f"weights: {what.said}",
+        f"images: {len(sets.bank):,} to learn from and {len(sets.test):,} to test by, of {sets.num_classes} "
+        f"classes ({config.name}{where}), at {config.image_size} pixels",
+    ]
+    if without:
+        lines.append(without)
+    if kind.cached(settings):
+        lines.append(f"features: {_features(what)}")
+    if planned := kind.planned(what, settings):
+        lines.append(planned)
+    path = distributed.from_leader(lambda: outcome.place(what, kind.name(settings), used))
+    lines.append(f"the result would go to {path}")
+    if published := kind.published(what, settings):
+        lines.append(published)
+    return "\n".join(lines)
 
 
 def _features(what: Subject) -> str:
@@ -130,6 +141,16 @@ def _features(what: Subject) -> str:
 def _out_of_memory(opened: list[Subject]) -> LewelError:
     kept = cache.kept(opened[0]) if opened else ""
     return LewelError(f"memory ran out in the evaluation; end what else takes it{'; ' if kept else ''}{kept}")
+
+
+@contextlib.contextmanager
+def _worded() -> Iterator[None]:
+    """A context whose LewelErrors name the flags of `lewel eval`."""
+    try:
+        yield
+    except LewelError as error:
+        error.args = (worded(str(error)),)
+        raise
 
 
 @contextlib.contextmanager

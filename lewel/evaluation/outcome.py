@@ -12,16 +12,17 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lewel import distributed
 from lewel.errors import LewelError
-from lewel.evaluation.key import key_of
-from lewel.evaluation.subject import Subject
 from lewel.recipe import plain
 from lewel_kernels import __version__
+
+if TYPE_CHECKING:  # which imports torchvision, and results are read without
+    from lewel.evaluation.subject import Subject
 
 FOLDER = "eval"  # in a run folder
 PLACES = {"workers", "download", "storage"}  # settings of the data that change no image
@@ -182,6 +183,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _of(subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
     """What a result is of."""
+    from lewel.evaluation.key import key_of  # which imports torchvision too
+
     sets, key = subject.sets, key_of(subject)
     return {
         "weights": subject.digest,

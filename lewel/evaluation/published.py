@@ -7,22 +7,30 @@ from lewel.recipe.presets import Preset
 from lewel.recipe.schema import Train
 from lewel.run.resuming import FREE_TO_CHANGE
 
+OWN = "own"  # the protocol of other settings than a published one has
 SIMCLR = "simclr"  # the protocol of "semi-1" and "semi-10": SimCLR's list and the paper's settings
 METHODS = {"moco_v2": "MoCo v2", "byol": "BYOL", "simsiam": "SimSiam"}
 NAMED = 3  # differences that a sentence quotes
 
 
-def line(run: Train, kind: str, protocol: str, *, images: int | None = None, epoch: int | None = None) -> str:
+def line(
+    run: Train, kind: str, protocol: str, *, images: int | None = None, epoch: int | None = None, trained: bool = False
+) -> str:
     """What was published for run, with the value where recipe, epochs and protocol are those it was measured with.
 
     Args:
         run: the recipe; where its images are, what is logged and the seed may be anything.
         kind: "linear" (or "linear-a"), "semi-1" or "semi-10".
-        protocol: of linear evaluation "a", "b", "moco" or "cached"; of semi SIMCLR, or anything else where the list or
-            the settings are others.
+        protocol: of linear evaluation "a", "b", "moco" or "cached", and of semi SIMCLR; or anything else, such as OWN,
+            where the list or the settings are others.
         images: how many training images there are; None if not known.
         epoch: of the checkpoint; None if not known, or not of a run.
+        trained: whether it is a checkpoint of run. Nothing was published for what began with the weights of run.init,
+            nor for those weights themselves, but for the authors' own.
     """
+    if run.init and (trained or not run.init.startswith("official:")):
+        begun = f"began with {run.init}" if trained else f"are of {run.init}"
+        return f"no published value for these weights: they {begun}, and are not of this recipe alone"
     kind = "linear" if kind.startswith("linear") else kind
     alike = {name: preset for name, preset in presets.PRESETS.items()
              if _known(preset, kind) and not _differences(preset, run)}  # fmt: skip
@@ -42,7 +50,8 @@ def line(run: Train, kind: str, protocol: str, *, images: int | None = None, epo
     if epoch is not None and epoch != run.epochs:
         return f"no published value for {epoch} of {run.epochs} epochs; {_who(run)} has {value} by {by} after all"
     if protocol != _known(exact, kind)[1]:  # type: ignore[index]
-        return f"no published value by this protocol; {_who(run)}, {run.epochs} epochs, has {value} by {by}"
+        what = "for these settings" if protocol == OWN else "by this protocol"
+        return f"no published value {what}; {_who(run)}, {run.epochs} epochs, has {value} by {by}"
     return f"published: {_who(run)}, {run.epochs} epochs, {by}: {value}"
 
 

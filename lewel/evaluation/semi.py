@@ -6,25 +6,26 @@ Settings without another source are those of LEWEL: main_semi.py, which is EMAN'
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 from lewel import data
 from lewel.data.one_view import augmentation, one_view
 from lewel.errors import LewelError
-from lewel.evaluation import lists, outcome, published, state
+from lewel.evaluation import lists, outcome, protocols, published, state
 from lewel.evaluation.kinds import Kind
+from lewel.evaluation.linear_plan import counted
 from lewel.evaluation.lists import Share
 from lewel.evaluation.subject import Subject
-from lewel.evaluation.tuning import Tuning
-from lewel.run.preemption import Stopped
+from lewel.evaluation.tuning import FIRST, Tuning
 
 RATES = {1: (1e-4, 1.0), 10: (0.01, 0.1)}  # of encoder and classifier, by percent of the labels (paper, 4.2)
 PER = 256  # images that the rates are for
-DROPS = (0.6, 0.8)  # shares of the epochs after which both rates fall to a tenth: 30 and 40 of 50 (paper, 4.2)
 
 Tell = Callable[[str, int, int], None]
 
@@ -38,6 +39,7 @@ class Settings:
     list: str = ""
     """file that lists them, such as SimCLR's 1percent.txt; empty draws a share of every class"""
     epochs: int = 50
+    """both rates fall to a tenth after 60 % and after 80 % of them"""
     batch_size: int = PER
     """of all processes together; no more than there are labelled images"""
     lr: float | None = None
@@ -50,17 +52,21 @@ class Settings:
     """auto: go on after the last epoch of a fine-tuning that was stopped, if there is one"""
 
     def __post_init__(self) -> None:
-        if self.labels not in RATES:
+        if type(self.labels) is not int or self.labels not in RATES:
             raise LewelError(f"labels must be 1 or 10, percent of the training images, got {self.labels!r}")
+        if not isinstance(self.list, (str, os.PathLike)):
+            raise LewelError(f"list must be the path of a file, got {self.list!r}")
         if self.resume not in ("", "auto"):
             raise LewelError(f'resume must be "auto", to go on with what was stopped, or empty, got {self.resume!r}')
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise LewelError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise LewelError(f"{name} must be a whole number of {least} or more, got {value!r}")
         for name in ("lr", "fc_lr"):
             rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < float("inf"):
-                raise LewelError(f"{name} must be a finite number, 0 or more, got {rate}")
+            number = isinstance(rate, Real) and not isinstance(rate, bool)
+            if rate is not None and not (number and 0 <= rate < float("inf")):
+                raise LewelError(f"{name} must be a finite number, 0 or more, got {rate!r}")
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -99,7 +105,7 @@ def plan(subject: Subject, settings: Settings) -> Plan:
 def _plan(subject: Subject, settings: Settings) -> Plan:
     labels, size = lists.labels_of(subject.sets), subject.world.size
     if settings.list:
-        share = lists.listed(settings.list, settings.labels, subject.sets)
+        share = lists.listed(os.fspath(settings.list), settings.labels, subject.sets)
     else:
         share = lists.balanced(labels, settings.labels, settings.seed)
     lists.check_classes(share, labels, subject.sets)
@@ -115,18 +121,21 @@ def _plan(subject: Subject, settings: Settings) -> Plan:
             "normalisation needs 2 in each; use fewer processes, a larger batch or more labels"
         )
     rates = (settings.rates[0] * batch / PER, settings.rates[1] * batch / PER)
-    drops = (round(DROPS[0] * settings.epochs), round(DROPS[1] * settings.epochs))
+    drops = protocols.drops(settings.epochs)
+    falls = " and ".join(str(drop) for drop in drops if drop < settings.epochs)
     own = share.simclr and (settings.epochs, settings.batch_size, settings.lr, settings.fc_lr) == (50, PER, None, None)
     known = published.line(
-        subject.run, name(settings), published.SIMCLR if own else "own", images=len(labels), epoch=subject.epoch
-    )
+        subject.run, name(settings), published.SIMCLR if own else published.OWN, images=len(labels),
+        epoch=subject.epoch, trained=subject.step is not None,
+    )  # fmt: skip
     steps = count // batch if _drops_last(count, batch, size) else -(-count // batch)
     said = (
         f"{settings.labels} % of the labels: {count:,} of {len(labels):,} training images, {share.said}\n"
-        f"{settings.epochs} epochs of {steps:,} {'step' if steps == 1 else 'steps'} of {batch} images, "
-        f"rates {rates[0]:.3g} (encoder) and {rates[1]:.3g} (classifier), divided by 10 after epochs "
-        f"{drops[0]} and {drops[1]}"
+        f"{counted(settings.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(batch, 'image')}, "
+        f"rates {rates[0]:.3g} (encoder) and {rates[1]:.3g} (classifier)"
     )
+    if falls:
+        said += f", divided by 10 after {'epochs' if ' ' in falls else 'epoch'} {falls}"
     if batch != PER:
         why = f"there are only {count} labelled images, so " if batch < settings.batch_size else ""
         said += f"; {why}both rates are those for {PER} images, times {batch}/{PER}"
@@ -144,18 +153,13 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
     All test images are classified after every epoch, and the state is saved, so that settings.resume "auto" goes on
     from there. tell hears how many images have been trained on, of how many.
 
-    Returns accuracy and top1 (after the last epoch), top5, loss, best (epoch, loss, top1, top5), by_epoch, seconds;
-    all accuracies in percent. Raises LewelError as plan does, for a loss that is not finite, and for the state of an
-    evaluation that was stopped, unless resume is "auto" and its settings were the same.
+    Returns accuracy and top1 (after the last epoch), top5 where there are five classes, loss, best (epoch, loss, top1,
+    top5), by_epoch, seconds; all accuracies in percent. Raises LewelError as plan does, for a loss that is not finite,
+    and for the state of an evaluation that was stopped, unless resume is "auto" and nothing has changed.
     """
     planned, since = plan(subject, settings), time.monotonic()
     path, chosen = _place(subject, settings), planned.share.chosen
-    wanted = resolved(subject, settings) | {
-        "weights": subject.digest,
-        "precision": subject.run.precision,
-        "images": hashlib.sha256(chosen.tobytes()).hexdigest(),
-        "processes": subject.world.size,
-    }
+    wanted = _table(subject, settings)
     before = state.load(path, wanted, settings.resume)
     images = one_view(subject.sets.bank, augmentation(subject.run), settings.seed, chosen)
     loader = data.TrainLoader(
@@ -176,7 +180,8 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
                 factor = 0.1 ** sum(epoch >= drop for drop in planned.drops)
                 loss = tuning.epoch(loader, epoch, [rate * factor for rate in planned.rates])
                 top1, top5 = tuning.accuracies()
-                by_epoch.append({"epoch": epoch + 1, "loss": loss, "top1": top1, "top5": top5})
+                several = {"top5": top5} if subject.sets.num_classes >= FIRST else {}
+                by_epoch.append({"epoch": epoch + 1, "loss": loss, "top1": top1, **several})
                 if subject.world.leads:
                     seconds = spent + time.monotonic() - since
                     state.save(path, {"settings": wanted, "epoch": epoch + 1, "by_epoch": by_epoch,
@@ -184,14 +189,11 @@ def evaluate(subject: Subject, settings: Settings, tell: Tell | None = None) -> 
                 saved = epoch + 1
                 tell("fine-tuning", (epoch + 1) * len(chosen), total)
         except KeyboardInterrupt as stop:
-            if str(stop):
-                raise
-            there = f"epoch {saved} of {settings.epochs} is saved, and --resume auto goes on from there"
-            raise Stopped(getattr(stop, "by", "SIGINT"), there if saved else "nothing is saved yet") from None
+            raise (stop if str(stop) else state.stopped(stop, saved, settings.epochs)) from None
     last, best = by_epoch[-1], max(by_epoch, key=lambda values: values["top1"])
     return {
-        "accuracy": last["top1"], "top1": last["top1"], "top5": last["top5"], "loss": last["loss"], "best": best,
-        "by_epoch": by_epoch, "seconds": spent + time.monotonic() - since,
+        "accuracy": last["top1"], **{name: last[name] for name in ("top1", "top5", "loss") if name in last},
+        "best": best, "by_epoch": by_epoch, "seconds": spent + time.monotonic() - since,
     }  # fmt: skip
 
 
@@ -204,8 +206,9 @@ def done(subject: Subject, settings: Settings) -> None:
 def said(values: dict[str, Any]) -> str:
     """The numbers in a clause that goes on with the epoch of the weights."""
     best, epochs = values["best"], len(values["by_epoch"])
+    several = f", top-5 {values['top5']:.2f} %" if "top5" in values else ""
     return (
-        f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} % after the last of {epochs} epochs, best "
+        f"top-1 {values['top1']:.2f} %{several} after the last of {counted(epochs, 'epoch')}, best "
         f"{best['top1']:.2f} % after {best['epoch']} (chosen on the test images), fine-tuned from the weights"
     )
 
@@ -231,6 +234,22 @@ def resolved(subject: Subject, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _table(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """What must be as it was where a fine-tuning goes on."""
+    return {
+        **resolved(subject, settings),
+        **state.of(subject),
+        "labelled": hashlib.sha256(plan(subject, settings).share.chosen.tobytes()).hexdigest(),
+        "processes": subject.world.size,
+    }
+
+
+def _planned(subject: Subject, settings: Settings) -> str:
+    said = plan(subject, settings).said
+    on = state.going_on(subject, _place(subject, settings), _table(subject, settings), settings.resume)
+    return "\n".join(filter(None, (said, on)))
+
+
 def _place(subject: Subject, settings: Settings) -> Path:
     return subject.folder / outcome.FOLDER / f"{name(settings)}-{subject.name}.state"
 
@@ -238,5 +257,5 @@ def _place(subject: Subject, settings: Settings) -> Path:
 KIND = Kind(
     Settings, evaluate, said, name, resolved, cached=lambda settings: False, done=done,
     published=lambda subject, settings: plan(subject, settings).published,
-    planned=lambda subject, settings: plan(subject, settings).said,
+    planned=_planned,
 )  # fmt: skip

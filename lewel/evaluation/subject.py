@@ -111,12 +111,21 @@ class Subject:
         seen = one_view.unreadable(self.images(split))
         return 0 if seen is None else int(seen.sum())
 
+    def check_several(self) -> None:
+        """Raises LewelError where all training images are of one class: no classifier learns anything from them."""
+        if self.sets.one_class:
+            raise LewelError(
+                "all training images are of one class, and a classifier learns to tell classes apart; --data-eval ROOT "
+                "(in Python data_eval) names labelled images of several"
+            )
+
     def check_classes(self) -> str:
         """Raises LewelError where the test images are of a class that no training image is of.
 
-        No classifier could name it. Returns a line about classes without test images, which no accuracy tells of, or
-        "".
+        No classifier could name it; nor learn anything where there is one class. Returns a line about classes without
+        test images, which no accuracy tells of, or "".
         """
+        self.check_several()
         train, test = (torch.bincount(self.labels(s), minlength=self.sets.num_classes) > 0 for s in ("train", "test"))
         if missing := (test & ~train).nonzero().flatten().tolist():
             raise LewelError(
@@ -130,7 +139,7 @@ class Subject:
 def find(asked: Asked, *, dry: bool = False, tell: Progress | None = None) -> Subject:
     """Opens what is asked for; every process calls it, and the first one reads the weights.
 
-    dry: nothing is downloaded, and no image that is to lie in memory is read; tell hears how many are otherwise.
+    dry: nothing is downloaded, and no image is composed or read from a folder; tell hears how many are otherwise.
 
     Raises LewelError where there are no such weights or recipe, where they are not all of the encoder's, and for images
     that are not there or have no labels.
@@ -150,12 +159,19 @@ def find(asked: Asked, *, dry: bool = False, tell: Progress | None = None) -> Su
     torch.backends.cudnn.benchmark = True  # images have one size
     said, loaded = put(encoder, run, dry)
     encoder.eval().requires_grad_(False)
-    config = replace(run.data, download=False) if dry else run.data
-    sets = data.build(config, run.seed, world.device, fill=False) if given is None else given
+    if given is not None:
+        sets = given
+    elif dry:
+        sets = data.described(run.data, run.seed, world.device)
+    else:
+        sets = data.build(run.data, run.seed, world.device, fill=False)
     if not sets.num_classes:
+        whose = ", ".join(asked.data_root) or opened.folder
+        why = f" ({sets.found.why_none})" if sets.found is not None and sets.found.why_none else ""
         raise LewelError(
-            f"{NEEDS.get(asked.kind, f'eval {asked.kind} needs labels')}, and the images of {opened.folder} have none; "
-            "--data-eval ROOT (in Python data_eval) names labelled images, in a folder for each class"
+            f"{NEEDS.get(asked.kind, f'eval {asked.kind} needs labels')}, and the images of {whose} have none to learn "
+            f"and to test by{why}; --data-eval ROOT (in Python data_eval) names labelled images, in a folder for each "
+            "class"
         )
     if not dry:
         sets.fill(tell or (lambda what, done, total: None))

@@ -23,6 +23,7 @@ from lewel.evaluation.subject import Subject
 from lewel.run.step import seed_of
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # the decay of everything, norms and biases too (LEWEL: main_semi.py)
+NAMELESS = -1  # the label of an image that could not be read
 FIRST = 5  # classes that top-5 looks at
 
 
@@ -70,11 +71,13 @@ class Tuning(contextlib.AbstractContextManager["Tuning"]):
         self._fork.__exit__(kind, error, trace)
 
     def epoch(self, loader: data.TrainLoader[Labelled], epoch: int, rates: Sequence[float]) -> float:
-        """Trains for one epoch, counted from 0, by rates of encoder and classifier; the mean loss over all images.
+        """Trains for one epoch, counted from 0, by rates of encoder and classifier; the mean of its batches' losses.
 
-        The network is in train mode, so that BN adapts. Raises LewelError for a loss that is not finite.
+        An image of label -1, which has none, counts for nothing, and a batch without any label is passed over. The
+        network is in train mode, so that BN adapts. Raises LewelError for a loss that is not finite.
         """
-        subject, device = self.subject, self.subject.world.device
+        subject, world, steps = self.subject, self.subject.world, 0
+        device = world.device
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.tuned.train()
@@ -82,15 +85,24 @@ class Tuning(contextlib.AbstractContextManager["Tuning"]):
         for step, batch in enumerate(loader.epoch(epoch)):
             torch.manual_seed(seed_of(self.seed, epoch, step, subject.world.rank))  # for dropout
             labels = batch.labels.to(device, non_blocking=True)
+            named = (batch.labels >= 0).sum().to(device)
+            everywhere = world.size * distributed.average(named.double())
+            if not everywhere:
+                continue
             with subject.autocast():
                 logits = self.call(subject.to_device(batch.images))
-            loss = F.cross_entropy(logits.float(), labels)
+            # The mean over the labelled images of all processes, of whose gradients DDP takes the mean.
+            sums = F.cross_entropy(logits.float(), labels, ignore_index=NAMELESS, reduction="sum")
+            loss = sums * (world.size / everywhere).float()
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += loss.detach()
-        mean = float(distributed.average(total)) / len(loader)
+            steps += 1
+        if not steps:
+            raise LewelError("none of the images to fine-tune on could be read; repair or restore them")
+        mean = float(distributed.average(total)) / steps
         if not math.isfinite(mean):
             raise LewelError(f"the loss became {mean} in epoch {epoch + 1} of fine-tuning; try a lower --fc-lr or --lr")
         return mean

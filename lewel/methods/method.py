@@ -28,7 +28,8 @@ class Pass(NamedTuple):
     parts: dict[str, Tensor]
     z: Tensor  # (N, K) online global embeddings of the first view
     keys: Tensor | None  # infonce: (size N, K) of all processes, what is enqueued afterwards
-    features: Tensor | None = None  # where asked for: (N, C), the online encoder's of the first view, averaged
+    features: Tensor | None = None  # where asked for and there are any: (N, C), the online encoder's of the first view
+    shown: Tensor | None = None  # (N,) bool, of which images these are the features; None for all
 
 
 class Network(nn.Module):
@@ -77,6 +78,17 @@ class Network(nn.Module):
             self._seen = None
 
 
+def _begins(images: Tensor, first: Tensor) -> bool:
+    """Whether a batch (M, 3, H, W) can have the images of first (N, 3, H, W) as its first rows."""
+    alike = isinstance(images, Tensor) and (images.shape[1:], images.device) == (first.shape[1:], first.device)
+    return alike and len(images) >= len(first)
+
+
+def _equal(images: Tensor, first: Tensor) -> Tensor:
+    """(N,) bool: which of the first rows of images are bit by bit those of first."""
+    return (images.detach()[: len(first)] == first).flatten(1).all(1)
+
+
 def averaged(features: Tensor) -> Tensor:
     """A map (N, C, h, w) -> its mean over positions (N, C), detached, in at least float32."""
     return features.detach().mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
@@ -105,6 +117,7 @@ class Method(nn.Module):
         self.online = Network(run, encoder)
         self.target = _copied(self.online).requires_grad_(False) if kind.has_target else None
         self.objective = kind(run)
+        self._joint: int | None = None  # which of a pass's calls of online has a batch that begins with the first view
         self.train()
 
     def train(self, mode: bool = True) -> Method:
@@ -119,25 +132,33 @@ class Method(nn.Module):
         """Two views (N, 3, H, W) of the same images -> this pass's losses; call finish after the optimizer.
 
         momentum: m of this step, None in all but the first pass of a step that accumulates gradients. draw: number of
-        the pass, the same in all processes, which fixes how ShuffleBN shuffles. features: whether Pass has them; this
-        takes no second forward. Raises LewelError where the objective shows the online network no first view.
+        the pass, the same in all processes, which fixes how ShuffleBN shuffles. features: whether Pass has them, where
+        the objective calls online with first itself, or with a batch whose first rows equal it bit by bit; this takes
+        no second forward.
         """
         with self.autocast(), self.online.seen() if features else contextlib.nullcontext() as seen:
             terms: Terms = self.objective(self.online, self.target, first, second, momentum, (self.seed, draw))
-        return Pass(self._weigh(terms.parts), *terms, features=None if seen is None else self._of_first(first, seen))
+        found = (None, None) if seen is None else self._of_first(first, seen)
+        return Pass(self._weigh(terms.parts), *terms, *found)
 
-    def _of_first(self, first: Tensor, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The features of the first view: of the call with it, or, with both views in one, the first of their rows."""
-        found = next((features for images, features in seen if images is first), None)
-        if found is None:
-            found = next((features[: len(first)] for _, features in seen if len(features) == 2 * len(first)), None)
-        if found is None:
-            raise LewelError(
-                f"the objective {self.settings.loss} never calls online with the first view, whose features the linear "
-                "probe is trained on; call online(first), or online of both views in one, or leave the probe out "
-                "(--no-probe)"
-            )
-        return found
+    def _of_first(
+        self, first: Tensor, seen: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
+        """The features of the first view, and for which rows they are; no features where no call has shown it.
+
+        A batch that begins with the first view is looked for once, and waits for the device then. Later passes compare
+        it on the device, row by row: an objective that begins to shuffle gives no image the label of another.
+        """
+        for images, features in seen:
+            if images is first:
+                return features, None
+        if self._joint is None:
+            calls = (number for number, (images, _) in enumerate(seen) if _begins(images, first))
+            self._joint = next((number for number in calls if bool(_equal(seen[number][0], first).all())), None)
+        if self._joint is None or self._joint >= len(seen) or not _begins(seen[self._joint][0], first):
+            return None, None
+        images, features = seen[self._joint]
+        return features[: len(first)], _equal(images, first)
 
     def finish(self, keys: Tensor | None, momentum: float) -> None:
         """To be called after the optimizer's step: its keys enter the queue (infonce), or the target follows (byol).

@@ -56,7 +56,8 @@ class Probe(nn.Module):
         """A pass: features (N, C) and labels (N,) int64, both on the probe's device; all processes call it together.
 
         The mean of the loss is over the images with a label, in all processes; mean and variance are over all images,
-        and standardise from the next pass on. The first pass has none, and moves no weight.
+        and standardise from the next pass on. The first pass has none, and moves no weight. A process may have no
+        image (N = 0) in a later pass.
         """
         with torch.autocast(features.device.type, enabled=False):
             # An overflow, of a step that a gradient scaler leaves out, shall not stay in the statistics for ever.
@@ -65,16 +66,18 @@ class Probe(nn.Module):
             error = (rows @ self.fast.T).softmax(1)
             error.sub_((labels[:, None] == self.numbers).to(error.dtype))
             error.mul_(known[:, None])
-            parts = (error.T @ rows, offset.sum(0), offset.square().sum(0), known.sum(0, keepdim=True).to(rows.dtype))
+            counts = torch.stack([known.sum(), known.new_full((), len(rows), dtype=torch.int64)]).to(rows.dtype)
+            parts = (error.T @ rows, offset.sum(0), offset.square().sum(0), counts)
             shared = distributed.average(torch.cat([part.flatten() for part in parts]))
-            gradient, shift, square, count = shared.split([part.numel() for part in parts])
+            gradient, shift, square, counts = shared.split([part.numel() for part in parts])
+            count, images = counts
             if self.passes:
                 self.velocity.mul_(self.MOMENTUM).add_((gradient / count.clamp_min(1e-6)).view_as(self.velocity))
                 self.fast.add_(self.velocity, alpha=-self.RATE / len(self.mean))
                 self.weights.lerp_(self.fast, max(1 - self.MEMORY, 1 / self.passes))
-            new = max(1 - self.STATISTICS, 1 / (self.passes + 1))
-            shift, square = shift / len(rows), square / len(rows)
-            self.mean.add_(shift, alpha=new)
+            new = (images > 0).to(rows.dtype) * max(1 - self.STATISTICS, 1 / (self.passes + 1))
+            shift, square = shift / images.clamp_min(1e-6), square / images.clamp_min(1e-6)
+            self.mean.addcmul_(shift, new)
             self.variance.lerp_((square - shift.square()).clamp_min_(0), new)
         self.passes += 1
 

@@ -86,7 +86,8 @@ def check_knn(run: Train) -> None:
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise LewelError(f"{name} must lie between {low} and {high}, got {value}")
+        wanted = f"lie between {low} and {high}" if high < math.inf else f"be {low} or more"
+        raise LewelError(f"{name} must {wanted}, got {value}")
 
 
 def _check_augmentation(data: Data) -> None:

@@ -104,10 +104,11 @@ def _build(schema: type, values: Any, prefix: str, source: str) -> Any:
             near = difflib.get_close_matches(str(key), list(hints), n=1)
             meant = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(hints)}"
             raise LewelError(f"{source}: there is no {prefix}{key}; {meant}")
-    return schema(**{key: _value(hints[key], value, prefix + key, source) for key, value in values.items()})
+    return schema(**{key: typed(hints[key], value, prefix + key, source) for key, value in values.items()})
 
 
-def _value(kind: Any, value: Any, key: str, source: str) -> Any:
+def typed(kind: Any, value: Any, key: str, source: str) -> Any:
+    """value as kind, the type of a field. Raises LewelError, with key and source, where it is of another."""
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, key + ".", source)  # type: ignore[arg-type]
     either = isinstance(kind, UnionType) and any(get_origin(each) is tuple for each in get_args(kind))
@@ -125,7 +126,7 @@ def _value(kind: Any, value: Any, key: str, source: str) -> Any:
         what = "strings" if items[:1] == (str,) else "numbers"
         expected = f"a list of {what}" if items[-1:] == (Ellipsis,) else f"{len(items)} {what}"
         if fits:
-            return tuple(_value(item, v, key, source) for item, v in zip(items, value, strict=True))
+            return tuple(typed(item, v, key, source) for item, v in zip(items, value, strict=True))
     elif kind is float:
         fits, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
         value = float(value) if fits else value

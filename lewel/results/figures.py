@@ -15,9 +15,7 @@ from matplotlib.figure import Figure  # without pyplot: no display is needed and
 from PIL import Image
 from torch import Tensor
 
-from lewel.data.batched import MEAN, STD
 from lewel.errors import LewelError
-from lewel.evaluation.boxes import shares
 from lewel.whole import written
 
 SIDE, GAP = 132, 5  # of the pictures of an image, and between them, in pixels
@@ -61,6 +59,8 @@ def alignment_maps(
     telling = telling if best is None else [best, *telling[: columns - 1]]
     names = ["image", "mean map", *(f"map {k}" for k in telling)]
     if boxes is not None:
+        from lewel.evaluation.boxes import shares  # imports torchvision, and curves are drawn without
+
         inside, area = shares(maps, boxes, images.shape[-1])
         names[0] += f"\nbox: {100 * float(area.mean()):.0f} % of area"
         names[1] += f"\n{100 * float(inside.mean()):.0f} % in box"
@@ -164,6 +164,8 @@ def most_telling(maps: Tensor, count: int) -> list[int]:
 
 def viewable(images: Tensor) -> Tensor:
     """Normalised images (N, 3, H, W) as float32 in [0, 1] on the CPU, for drawing."""
+    from lewel.data.batched import MEAN, STD  # as above
+
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     return (images * std + mean).clamp(0, 1).cpu().float()
 

@@ -9,17 +9,19 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lewel.errors import LewelError
-from lewel.methods.method import Method
 from lewel.recipe import plain
 from lewel.recipe.schema import Train
 from lewel.run import lock
-from lewel.run.session import Session
 from lewel.whole import Told
+
+if TYPE_CHECKING:  # they import torchvision, which looking for checkpoints does not need
+    from lewel.methods.method import Method
+    from lewel.run.session import Session
 
 FORMAT, BEFORE = "lewel checkpoint 4", "lewel checkpoint 3"
 KEYS: dict[str, Any] = {

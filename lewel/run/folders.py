@@ -9,17 +9,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lewel.data import Datasets
 from lewel.errors import LewelError
 from lewel.recipe.schema import Train
 from lewel.run import checkpoint, lock
 from lewel.run.lock import Lock
-from lewel.run.preemption import Stopped
-from lewel.run.session import Session, prepare
+
+# What imports torchvision is imported where it is used: commands that only look at the files of runs start faster.
+if TYPE_CHECKING:
+    from lewel.data import Datasets
+    from lewel.run.session import Session
 
 
 def claim(run: Train, resume: str, claims: contextlib.ExitStack) -> tuple[Path, Path | None]:
@@ -105,6 +107,8 @@ def interruptions(folder: Path) -> Iterator[None]:
         said = (
             f"{saved[-1]} is saved, and --resume auto goes on from there" if saved else "there is nothing to continue"
         )
+        from lewel.run.preemption import Stopped
+
         raise Stopped(getattr(stop, "by", "SIGINT"), said) from None
 
 
@@ -196,17 +200,22 @@ def load(
     sets: Datasets | None = None,
     opened: tuple[Path, dict[str, Any], Train] | None = None,
 ) -> Session:
-    """The session of a run that has finished or stopped: its data sets, and the weights of its newest checkpoint.
+    """The session of a run that has finished or stopped: its data sets, and method and probe of its newest checkpoint.
 
+    A probe that the checkpoint lacks, or that is of other classes than the test images, is fresh, and says nothing.
     data_root and data_eval say where the images lie now; empty means where they lay in training. encoder and sets are
     those of a run that had them from Python, opened what newest has returned. Raises LewelError as newest does.
     """
+    from lewel.run.resuming import restore_probe
+    from lewel.run.session import prepare
+
     path, state, run = opened or newest(folder)
     if data_root or data_eval:
         places = replace(run.data, root=data_root or run.data.root, eval=data_eval or run.data.eval)
         run = replace(run, data=places)
     session = prepare(run, folder, encoder=encoder, sets=sets)
     checkpoint.load_weights(session.method, state, path)
+    restore_probe(session, state)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     return session
 

@@ -90,10 +90,10 @@ def restore(path: Path, session: Session) -> str:
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the optimizer in {path} does not fit its recipe ({checkpoint.reason(error)})") from None
     _lay_out(session.optimizer)
-    anew = _restore_probe(session, state)
+    restore_probe(session, state)
     session.steps_done, session.seconds = state["step"], state["seconds"]
     said = checkpoint.remove_after(session.folder / "checkpoints", state["step"]) if session.world.leads else ""
-    said += anew + _compared_said(old, run) + shares.said(before, now)
+    said += _compared_said(old, run) + shares.said(before, now)
     return said + (_rounding_said(run) if state["format"] == checkpoint.BEFORE else "") + OTHER_PICTURES * unknown
 
 
@@ -120,19 +120,19 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight).copy_(value)
 
 
-def _restore_probe(session: Session, state: dict[str, Any]) -> str:
-    """Puts the checkpoint's linear probe into a session that trains one; a clause where it has none that fits."""
+def restore_probe(session: Session, state: dict[str, Any]) -> None:
+    """Puts the checkpoint's linear probe into a session that trains one; session.probe_anew where none fits."""
     probe, kept = session.probe, state.get("probe")
     if probe is None:
-        return ""
+        return
     if kept is None:
-        return "; the linear probe begins anew, for that checkpoint has none"
+        session.probe_anew = "that checkpoint has none"
+        return
     try:
         probe.load_state_dict(kept)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         session.probe = Probe(probe.channels, probe.classes).to(session.device)
-        return "; the linear probe begins anew, for that of the checkpoint is of other classes"
-    return ""
+        session.probe_anew = "that of the checkpoint is of other classes"
 
 
 def _compared_said(old: Train, run: Train) -> str:

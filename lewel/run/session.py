@@ -38,7 +38,10 @@ class Session:
     steps_done: int = 0
     seconds: float = 0.0
     probe: Probe | None = None
-    """the linear classifier trained beside the method; None without labels, without kNN or where the recipe has none"""
+    """the linear classifier trained beside the method; None without labels, without kNN or where the recipe has none,
+    and from the first step on where the objective does not show the first view to the online network"""
+    probe_anew: str = ""
+    """a clause for the first step of a resumed run: why its probe begins anew"""
 
     @property
     def device(self) -> torch.device:

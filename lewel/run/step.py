@@ -27,7 +27,11 @@ class Outcome(NamedTuple):
 
 
 class Stepper:
-    """Takes optimizer steps; call is the method itself, or the DDP module around it. A probe learns beside it."""
+    """Takes optimizer steps; call is the method itself, or the DDP module around it. A probe learns beside it.
+
+    probe becomes None in the first pass where, in some process, the objective does not show the first view to the
+    online network, whose features it would learn from.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Stepper:
     ) -> None:
         self.method, self.call, self.optimizer, self.scaler, self.probe = method, call, optimizer, scaler, probe
         self._asked = {} if probe is None else {"features": True}
+        self._is_shown = False  # found out in the first pass
 
     def take(
         self,
@@ -70,8 +75,8 @@ class Stepper:
                 with record_function(ranges.BACKWARD):
                     self.scaler.scale(outcome.loss / count).backward()
             if self.probe is not None:  # now, for what the backward needed is free
-                self.probe.learn(outcome.features, labels[0])
-            done.append(outcome._replace(features=None))
+                self._teach(self.probe, outcome, labels[0])
+            done.append(outcome._replace(features=None, shown=None))
         for group in self.optimizer.param_groups:
             group["lr"] = lr if group.get("decays", True) or undecayed_lr is None else undecayed_lr
         with record_function(ranges.OPTIMIZER):
@@ -82,6 +87,18 @@ class Stepper:
             self.method.finish(torch.cat(keys) if keys else None, momentum)
         parts = {name: _mean(outcome.parts[name] for outcome in done) for name in done[0].parts}
         return Outcome(_mean(outcome.loss for outcome in done), parts, done[-1].z)
+
+    def _teach(self, probe: Probe, outcome: Pass, labels: Tensor) -> None:
+        """A pass of the probe, which all processes take together, also those whose objective showed nothing in it."""
+        features = outcome.features
+        if not self._is_shown:
+            self._is_shown = distributed.everywhere(features is not None)
+        if not self._is_shown:
+            self.probe, self._asked = None, {}
+        elif features is None:
+            probe.learn(probe.mean.new_empty(0, probe.channels), labels[:0])
+        else:
+            probe.learn(features, labels if outcome.shown is None else labels.masked_fill(~outcome.shown, -1))
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         """The context of all passes but the last, in which the processes do not exchange gradients."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +46,21 @@ def with_class_beyond(folder: Path) -> None:
     labelled(folder / "set")
     shutil.rmtree(folder / "set" / "train" / "bee")
     (folder / "set" / "train" / "bee").mkdir()
+
+
+def of_one_class(folder: Path) -> None:
+    trained(folder)
+    for split in ("train", "test"):
+        pictures(folder / "one" / split / "ant", 8)
+
+
+def without_labels(folder: Path) -> None:
+    """notest/ has no test images; differ/ has a class of test images alone."""
+    trained(folder)
+    for name in ("notest", "differ"):
+        labelled(folder / name)
+    shutil.rmtree(folder / "notest" / "test")
+    shutil.rmtree(folder / "differ" / "train" / "bee")
 
 
 def other_weights(folder: Path) -> None:
@@ -119,6 +138,18 @@ def no_result(ended: Ended) -> None:
     assert not list((ended.folder / "run" / "eval").glob("*.json"))
 
 
+def signalled(number: signal.Signals) -> Callable[[subprocess.Popen[bytes], Path], None]:
+    """Sends the signal once the state of an unfinished evaluation is there."""
+
+    def during(process: subprocess.Popen[bytes], folder: Path) -> None:
+        while not list(folder.glob("run/eval/*.state")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # it is there a moment before the evaluation counts its epoch as saved
+        process.send_signal(number)
+
+    return during
+
+
 def nothing(folder: Path) -> None:
     pass
 
@@ -135,9 +166,10 @@ ROWS = (
     Fault("of-no-run", nothing, "eval logistic nowhere", status=2,
           says=("nowhere is no run folder: it is not there",)),
     Fault("of-a-run-without-labels", unlabelled, "eval knn run", status=2, left=nothing_is_written,
-          says=("kNN compares labels, and the images of run have none; --data-eval ROOT",)),
+          says=("kNN compares labels, and the images of run have none", "flat holds no train/ with class folders",
+                "; --data-eval ROOT")),
     Fault("logistic-of-a-run-without-labels", unlabelled, "eval logistic run", status=2, left=nothing_is_written,
-          says=("a logistic regression learns labels, and the images of run have none; --data-eval ROOT",)),
+          says=("a logistic regression learns labels, and the images of run have none", "; --data-eval ROOT")),
     Fault("of-weights-that-are-not-there", trained, "eval knn run --weights w.pth", status=2, left=nothing_is_written,
           says=("there is no file or run folder w.pth of weights (--weights)",)),
     Fault("of-weights-without-a-recipe", other_weights, "eval knn --weights w.pth", status=2, left=nothing_is_written,
@@ -168,6 +200,43 @@ ROWS = (
           says=("has other features, as its key.json says (precision); remove the folder",)),
     Fault("of-a-class-without-training-images", with_class_beyond, "eval logistic run --data-root set", status=2,
           left=nothing_is_written, says=("bee",)),
+    *(Fault(f"{kind}-of-one-class", of_one_class, f"eval {kind} run --data-root one", status=2,
+            left=nothing_is_written,
+            says=("all training images are of one class, and a classifier learns to tell classes apart",))
+      for kind in ("linear", "linear --protocol a", "logistic", "semi", "logistic --dry-run")),
+    Fault("knn-of-one-class", of_one_class, "eval knn run --data-root one --k 3", says=("which means nothing",)),
+    Fault("of-a-place-without-labels", without_labels, "eval knn run --data-root notest", status=2,
+          left=nothing_is_written, says=("the images of notest have none to learn and to test by (notest holds no",)),
+    Fault("of-a-place-whose-classes-differ", without_labels, "eval knn run --data-root differ", status=2,
+          left=nothing_is_written, says=("'bee' in differ/test; --data-eval ROOT names",),
+          never=("--data.", "without labels", "Traceback")),
+    Fault("of-no-neighbours", trained, "eval knn run --k 0", status=2, left=nothing_is_written,
+          says=("lewel: k must be one number of neighbours",)),
+    Fault("of-a-bank-below-0", trained, "eval knn run --bank -1", status=2, left=nothing_is_written,
+          says=("lewel: bank must be 0 or more, got -1",)),
+    Fault("of-torchvision-s-tiny", trained, "eval knn run --weights torchvision", status=2, left=nothing_is_written,
+          says=("choose encoder.name resnet18, or a file (a setting of the recipe; without RUN, --preset",)),
+    *(Fault(f"bank-beyond-the-images{also}", trained, f"eval knn run --k 5 --bank 500{also}",
+            says=("there are only 48 training images, so that the bank has 48 and not 500",))
+      for also in ("", " --dry-run")),
+    Fault("help", nothing, "eval --help", says=("usage: lewel eval KIND [RUN]", "  semi  ", "for example: lewel eval")),
+    Fault("of-no-kind", nothing, "eval", status=2,
+          says=("lewel eval needs a kind and a run folder", "usage: lewel eval KIND [RUN]", "for example: lewel eval")),
+    Fault("of-a-misspelt-kind", nothing, "eval knm run", status=2, says=("got knm run; did you mean knn?",)),
+    Fault("with-a-k-that-is-no-number", nothing, "eval knn run --k x", status=2, says=("Error parsing --k: invalid",),
+          never=("NoneType", "None}", "Traceback")),
+    Fault("with-a-rate-that-is-no-number", nothing, "eval semi run --lr x", status=2,
+          says=("Error parsing --lr: could",),
+          never=("NoneType", "None}", "Traceback")),
+    Fault("with-a-misspelt-flag", nothing, "eval knn run --ks 5", status=2, says=("Perhaps you meant", "--k [INT"),
+          never=("None}", "Traceback")),
+    *(Fault(f"{by.name}-during-{kind}", trained, f"eval {kind} run --epochs 5000", status=status, slow=True,
+            during=signalled(by), left=no_result, says=(ended, "--resume auto"))
+      for kind in ("semi",)
+      for by, status, ended in ((signal.SIGINT, -signal.SIGINT, "lewel: interrupted; "),
+                                (signal.SIGTERM, 0, "lewel: ended by SIGTERM; "))),
+    Fault("dry-with-a-seed-below-0", trained, "eval logistic run --seed -1 --dry-run", status=2,
+          left=nothing_is_written, says=("seed must be 0 or more",)),
     Fault("into-a-file", lambda folder: (trained(folder), (folder / "out").touch()), "eval knn run --k 5 --out out",
           status=2, says=("results cannot be written to out/eval: ", "--out FOLDER")),
 )  # fmt: skip

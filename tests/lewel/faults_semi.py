@@ -81,7 +81,7 @@ ROWS = (
              "1 of 2 classes have no image among the 2 labelled ones: class 0 (such as set/train/ant/ant_000.png)"),
     _refused("batch-of-one-image", images, f"{SEMI} --batch-size 1", "batch normalisation needs 2 in each"),
     _refused("labels-of-5-percent", images, f"{SEMI} --labels 5", "--labels"),
-    _refused("epochs-0", images, f"{SEMI} --epochs 0", "epochs must be 1 or more, got 0"),
+    _refused("epochs-0", images, f"{SEMI} --epochs 0", "epochs must be a whole number of 1 or more, got 0"),
     _refused("stopped-and-not-resumed", stopped, SEMI, "holds an evaluation that was stopped after epoch 3; continue "
              f"it by --resume auto, or remove {STATE}", left=the_state_stays),
     _refused("stopped-with-other-settings", stopped, f"{SEMI} --resume auto", "with other settings (epochs: 50 -> 1;",

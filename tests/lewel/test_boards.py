@@ -91,6 +91,7 @@ class TestTensorBoard:
                 expected.setdefault(f"{record['kind']}/{name}", []).append((record["step"], record[name]))
         assert set(shown) == set(expected)
         assert {"step/loss", "step/peak_memory_mib", "epoch/knn", "baselines/knn_pixels"} < set(shown)
+        assert {"epoch/probe", "epoch/rankme", "baselines/rankme_untrained"} < set(shown)
         for name, pairs in expected.items():
             assert [step for step, _ in shown[name]] == [step for step, _ in pairs]
             assert [value for _, value in shown[name]] == pytest.approx([value for _, value in pairs])

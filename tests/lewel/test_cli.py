@@ -22,7 +22,7 @@ SMALL = ["--data.embedded-train", "256", "--data.embedded-test", "16", "--method
     ("arguments", "sentence"),
     [
         pytest.param(["trian"], "there is no command 'trian'", id="command"),
-        pytest.param(["eval"], "needs one of knn, linear, logistic, semi and a run folder, got nothing", id="eval"),
+        pytest.param(["eval"], "lewel eval needs a kind and a run folder", id="eval"),
         pytest.param(
             ["eval", "knn", "nowhere"], "nowhere is no run folder: it is not there; lewel train says", id="run"
         ),

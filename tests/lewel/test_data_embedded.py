@@ -19,6 +19,7 @@ def test_the_seed_fixes_every_pixel(canvases):
     again, other = embedded.compose("train", 40, 64, seed=0), embedded.compose("train", 40, 64, seed=1)
     assert torch.equal(again.images, canvases.images)
     assert torch.equal(again.labels, canvases.labels)
+    assert torch.equal(embedded.labels("train", 40, seed=0), canvases.labels)
     assert not torch.equal(other.images, canvases.images)
 
 

@@ -63,6 +63,11 @@ def test_with_synchronised_bn_two_processes_train_as_one(name, ranks, tmp_path):
     assert theirs["rankme"] == pytest.approx(mine.rankme, rel=1e-4)
 
 
+def test_where_one_process_has_no_features_of_the_first_view_none_has_a_probe(ranks):
+    """And the run ends, in passes of two a step."""
+    assert [r["unshown"] for r in ranks] == [{"probe": None, "steps": 3}] * 2
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_all_processes_have_one_probe(name, ranks):
     first, second = (rank[name] for rank in ranks)

@@ -79,6 +79,7 @@ def test_the_recipe_s_k_beyond_the_bank_lets_all_vote_and_that_is_said(finished,
 
 def test_a_dry_run_computes_and_writes_nothing(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subject.Subject, "features", None)
+    monkeypatch.setattr("lewel.data.embedded.compose", None)
     for kind in offline.KINDS:
         command("eval", kind, finished.folder, "--out", tmp_path / "out", "--dry-run")
         printed = capsys.readouterr().out

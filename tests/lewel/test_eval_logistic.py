@@ -74,12 +74,21 @@ def test_one_class_is_a_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"c": (0.0, 1.0)}, "c must be positive numbers"), ({"iterations": 0}, "must be positive")]
+    ("settings", "said"),
+    [
+        ({"c": (0.0, 1.0)}, "c must be positive numbers"),
+        ({"iterations": 0}, "must be positive"),
+        ({"seed": -1}, "seed must be 0 or more, and below 2.*63, got -1"),
+    ],
 )
 def test_bad_settings_are_sentences_before_anything_is_written(settings, said, finished, tmp_path):
     with pytest.raises(LewelError, match=said):
         lewel.eval("logistic", finished.folder, out=tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_number_does_as_a_list_of_it(finished, tmp_path):
+    assert lewel.eval("logistic", finished.folder, c=0.1, out=tmp_path)["c"] == 0.1
 
 
 def test_from_the_command_line(finished, tmp_path, capsys):

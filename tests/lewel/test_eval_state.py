@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
+import fault
 import pytest
 import torch
+from PIL import Image
 
+from lewel import data
+from lewel.data import own
 from lewel.errors import LewelError
-from lewel.evaluation import state
+from lewel.evaluation import linear, semi, state
+from lewel.evaluation.subject import Asked, Subject, find
 
 SETTINGS = {"kind": "semi-1", "epochs": 50, "rates": (1e-4, 1.0), "data": {"images": 40}}
 
@@ -88,3 +94,84 @@ def test_a_full_disk_leaves_the_state_of_before(path, monkeypatch):
         state.save(path, {"settings": SETTINGS, "epoch": 8})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["semi-1.state"]
+
+
+class Coloured:
+    """Twenty images from Python, of two classes."""
+
+    classes = ("dark", "light")
+
+    def __init__(self, first: int = 0, colour: int = 60) -> None:
+        self.first, self.colour = first, colour
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int):
+        return Image.new("RGB", (40, 40), (self.colour + index,) * 3), (index + self.first) % 2
+
+
+@pytest.fixture
+def subject(finished, tmp_path) -> Subject:
+    return find(Asked(run=finished.folder, out=str(tmp_path / "out"), kind="semi"))
+
+
+def on_folder(subject: Subject, root: Path) -> Subject:
+    config = replace(fault.OF_FILES.data, root=str(root), batch_size=4)
+    sets = data.build(config, 0, subject.world.device)
+    return replace(subject, run=replace(subject.run, data=config), sets=sets, kept={})
+
+
+def on_python(subject: Subject, train: Coloured, test: Coloured) -> Subject:
+    config = replace(subject.run.data, name="custom")
+    sets = own.build(train, test, config, 0)
+    return replace(subject, run=replace(subject.run, data=config), sets=sets, kept={})
+
+
+FEW = {
+    "linear": (linear, linear.Settings("a", rates=(0.1, 1.0), seeds=1, epochs=3, held_out=0.3)),
+    "semi": (semi, semi.Settings(labels=10, epochs=3)),
+}
+
+
+def stop(what: Subject, kind: str, monkeypatch) -> None:
+    """Stops an evaluation after its first epoch."""
+    module, settings = FEW[kind]
+    save = state.save
+
+    def save_then_stop(path: Path, content: dict) -> None:
+        save(path, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            module.evaluate(what, settings)
+
+
+@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_evaluation_goes_on_only_with_the_images_it_began_with(subject, tmp_path, monkeypatch, kind, split):
+    """As many of them, of the same names and classes; but wherever they lie now."""
+    for name in ("one", "other", "moved"):
+        fault.labelled(tmp_path / name)
+    fault.picture(tmp_path / "other" / split / "ant" / "000.png", colour=3)
+    module, settings = FEW[kind]
+    stop(on_folder(subject, tmp_path / "one"), kind, monkeypatch)
+    resumed = replace(settings, resume="auto")
+    with pytest.raises(LewelError, match=r"with other settings \(images.folders"):
+        module.evaluate(on_folder(subject, tmp_path / "other"), resumed)
+    assert "goes on after epoch 1" in module.KIND.planned(on_folder(subject, tmp_path / "moved"), resumed)
+    assert "accuracy" in module.evaluate(on_folder(subject, tmp_path / "moved"), resumed)
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_of_images_from_python_the_labels_are_compared(subject, monkeypatch, kind):
+    module, settings = FEW[kind]
+    stop(on_python(subject, Coloured(), Coloured()), kind, monkeypatch)
+    resumed = replace(settings, resume="auto")
+    with pytest.raises(LewelError, match=r"with other settings \(images.train_labels: \w+ -> \w+"):
+        module.evaluate(on_python(subject, Coloured(1), Coloured()), resumed)
+    with pytest.raises(LewelError, match=r"with other settings \(images.test_labels: \w+ -> \w+"):
+        module.evaluate(on_python(subject, Coloured(), Coloured(1)), resumed)
+    assert "accuracy" in module.evaluate(on_python(subject, Coloured(colour=90), Coloured()), resumed)  # on trust

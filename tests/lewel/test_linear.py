@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from saved_runs import fill
 from tiny_runs import TINY
 
 import lewel
+from lewel.data import one_view
 from lewel.errors import LewelError
 from lewel.evaluation import (
     at_end,
@@ -23,10 +26,13 @@ from lewel.evaluation import (
     state,
     subject,
 )
+from lewel.evaluation.heads import Heads
 from lewel.evaluation.linear import Settings
 from lewel.evaluation.linear_values import Reached
 from lewel.evaluation.protocols import GRID, PROTOCOLS
+from lewel.recipe import presets
 from lewel.run import folders
+from lewel.run.preemption import Stopped
 from lewel.run.session import prepare
 
 FEW = {"rates": (0.1, 1.0, 10.0), "seeds": 2, "epochs": 4, "held_out": 0.3}
@@ -98,6 +104,10 @@ def test_only_protocol_b_has_larc_and_thirteen_rates_are_three_a_decade():
         ({"held_out": 0.6}, "got 0.6"),
         ({"protocol": "c"}, "protocol must be one of cached, a, b, moco, got 'c'"),
         ({"resume": "yes"}, 'resume must be "auto"'),
+        ({"resume": "auto"}, "resume is for protocols a, b and moco: the cached one keeps no state"),
+        ({"protocol": ["a"]}, "protocol must be one of cached, a, b, moco, got ['a']"),
+        ({"rates": (True,)}, "rates must be positive numbers, learning rates per 256 images, got True"),
+        ({"held_out": True}, "held_out must be above 0 and at most 0.5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_computed(there, asked, sentence):
@@ -125,6 +135,45 @@ def test_a_batch_that_is_larger_than_the_set_is_the_set_and_rates_are_in_proport
     assert "(b): learning rates the protocol's 0.2 and 2 from 0.5 to 1 per 256 images, 2 seeds each" in plan.said
     assert plan.said.endswith("; ".join(plan.notes))
     assert plan.heads(*plan.rates) == [(0.5 * 48 / 256, 0), (0.5 * 48 / 256, 1), (48 / 256, 0), (48 / 256, 1)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        pytest.param({}, "published: LEWEL_M, 200 epochs, protocol b: 68.4", id="as-published"),
+        pytest.param({"seeds": 1, "rates": (0.1,)}, "published: LEWEL_M", id="another-grid"),
+        pytest.param({"epochs": 1}, "no published value for these settings; LEWEL_M", id="epochs"),
+        pytest.param({"batch_size": 64}, "no published value for these settings; LEWEL_M", id="batch"),
+        pytest.param(
+            {"step": None, "init": "torchvision"}, "no published value for these weights: they are of", id="torchvision"
+        ),
+        pytest.param(
+            {"init": "w.pth"}, "no published value for these weights: they began with w.pth", id="begun-with-weights"
+        ),
+    ],
+)
+def test_a_published_value_is_that_of_the_protocol_s_settings_and_the_recipe_s_own_weights(there, asked, said):
+    run = replace(presets.get("imagenet/lewel_m_200"), preset="imagenet/lewel_m_200", init=asked.pop("init", ""))
+    sets = SimpleNamespace(bank=range(1_281_167))
+    made = replace(there, run=run, sets=sets, epoch=200, step=asked.pop("step", 1))
+    assert linear.KIND.published(made, Settings("b", **asked)).startswith(said)
+
+
+def test_a_rate_is_written_to_its_digits_however_small_it_is(there):
+    first, second = (linear_plan.plan(there, Settings(rates=rates)) for rates in ((1e-7, 2e-7), (3e-7, 4e-7)))
+    assert (first.settings["rates"], second.settings["rates"]) == ([1e-7, 2e-7], [3e-7, 4e-7])
+    assert "2 from 1e-07 to 2e-07 per 256 images" in first.said
+    tiny = replace(PLAN, rates=(1e-7, 2e-7, 3e-7))
+    values = linear_values.of(tiny, HISTORY, RESULT, GRID_REACHED, 10, 5)
+    assert (values["rate"], [row["rate"] for row in values["grid"]]) == (2e-7, [1e-7, 2e-7, 3e-7])
+    assert "learning rate 2e-07 per 256 images" in linear_values.more(values)[0]
+
+
+def test_one_of_a_thing_is_said_so(there):
+    one = linear_plan.plan(there, Settings(seeds=1, epochs=1, rates=(0.1,)))
+    assert "learning rates 0.1 per 256 images, 1 seed each, 1 epoch of 1 step of 48 images" in one.said
+    assert one.notes[-1] == "1 epoch, not the 500 that are enough for these images"
+    assert linear_plan.plan(there, Settings("a", epochs=2)).notes[-1] == "2 epochs, not the protocol's 50"
 
 
 def test_cached_features_are_trained_on_for_four_thousand_steps_or_thirty_epochs():
@@ -239,12 +288,124 @@ def test_held_out_images_are_seen_by_the_result_and_by_no_head_of_the_grid(there
     """Their features are changed: the heads of the grid are right of the same test images, those of the result not."""
     settings = Settings(**FEW)
     plain = linear.evaluate(there, settings)
-    found = {split: cache.features_of(there, split) for split in ("train", "test")}
-    found["train"].rows[held_out.split(found["train"].labels, 0.3, linear.SEED)[1]] = 7.0
-    monkeypatch.setattr(linear, "features_of", lambda _, split, tell: found[split])
+
+    def blurred(features, split):
+        if split == "train":
+            features.rows[held_out.split(features.labels, 0.3, linear.SEED)[1]] = 7.0
+        return features
+
+    features_like(there, monkeypatch, blurred)
     changed = linear.evaluate(there, settings)
     assert [row["top1"] for row in changed["grid"]] == [row["top1"] for row in plain["grid"]]
     assert changed["last"] != plain["last"]
+
+
+def features_like(there, monkeypatch, change) -> None:
+    """Has linear evaluation find what change makes of the cached features of a split."""
+    found = {split: change(cache.features_of(there, split), split) for split in ("train", "test")}
+    monkeypatch.setattr(linear, "features_of", lambda _, split, tell: found[split])
+
+
+@pytest.mark.parametrize("size", [2.0**-10, 2.0**9, None], ids=["small", "large", "by-their-own-scale"])
+def test_cached_rates_mean_the_same_whatever_the_size_of_features(there, monkeypatch, size):
+    """A power of two changes no digit of them; the heads are the same to rounding."""
+    settings = Settings(**FEW)
+    plain = linear.evaluate(there, settings)
+
+    def sized(features, split):
+        if size is None:
+            return replace(features, scale=1000.0)
+        return replace(features, rows=features.rows.float() * size)
+
+    features_like(there, monkeypatch, sized)
+    assert linear.evaluate(there, settings) == plain
+
+
+def test_features_of_zeros_are_no_error(there, monkeypatch):
+    features_like(there, monkeypatch, lambda features, split: replace(features, rows=torch.zeros_like(features.rows)))
+    assert linear.evaluate(there, Settings(**FEW))["rate"] in FEW["rates"]
+
+
+@pytest.mark.parametrize("protocol", ["cached", "a"])
+def test_images_that_could_not_be_read_are_trained_on_by_no_head_and_counted_nowhere(there, monkeypatch, protocol):
+    """The features lack every third image, and the loader shows another in its place, without a label."""
+    settings, shown = Settings(protocol, **FEW), []
+
+    def without(features, split):
+        left = features.indices % 3 != 1
+        return replace(features, rows=features.rows[left], labels=features.labels[left], indices=features.indices[left])
+
+    train = without(cache.features_of(there, "train"), "train")
+    step = Heads.step
+
+    def watched(heads, rows, labels, factor, held):
+        shown.append((labels.clone(), held.clone()))
+        return step(heads, rows, labels, factor, held)
+
+    def unlabelled(views, key):
+        batch = view(views, key)
+        return batch._replace(labels=torch.where(batch.indices % 3 != 1, batch.labels, -1))
+
+    view = one_view._InMemory.__getitem__
+    features_like(there, monkeypatch, without)
+    monkeypatch.setattr(one_view._InMemory, "__getitem__", unlabelled)
+    monkeypatch.setattr(Heads, "step", watched)
+    values = linear.evaluate(there, settings)
+    _, out = held_out.split(train.labels, 0.3, linear.SEED)
+    assert values["held_out"] == len(out)
+    for labels, held in shown:
+        assert sum(labels >= 0) == len(train.labels) == 32
+        assert labels[held].sort().values.equal(train.labels[out].sort().values)
+
+
+@pytest.mark.parametrize("protocol", ["a", "b", "moco"])
+def test_heads_of_a_grid_are_not_shown_what_their_rate_is_chosen_by(there, monkeypatch, protocol):
+    """Beside a published rate, on augmented images; the steps have the protocol's factors."""
+    step, shown, factors = Heads.step, [], []
+
+    def watched(heads, rows, labels, factor, held):
+        shown.append(labels[held])
+        factors.append(factor)
+        return step(heads, rows, labels, factor, held)
+
+    monkeypatch.setattr(Heads, "step", watched)
+    linear.evaluate(there, Settings(protocol, **FEW))
+    labels = there.labels("train")
+    _, out = held_out.split(labels, 0.3, linear.SEED)
+    assert len(shown) == 4
+    assert all(of_step.sort().values.equal(labels[out].sort().values) for of_step in shown)
+    assert factors == [PROTOCOLS[protocol].factor(epoch, 4, 0, 1) for epoch in range(4)]
+    assert factors[0] > factors[-1]
+
+
+@pytest.mark.parametrize("protocol", ["cached", "a"])
+def test_a_rate_is_chosen_by_training_images_that_are_held_out(there, monkeypatch, protocol):
+    """What is right is counted on the test images, and on these alone of the training images."""
+    correct, counted = Heads.correct, []
+
+    def best_of_these(heads, rows, labels, top=1, scale=1.0):
+        """The second rate is best on the held-out images, the last one on the test images."""
+        found = torch.zeros_like(correct(heads, rows, labels, top, scale))
+        counted.append(sorted(labels.tolist()))
+        if len(heads.heads) >= 6:
+            place = 2 if counted[-1] == held else 4
+            found[len(found) - 6 + place :][:2] = 5
+        return found
+
+    train, test = there.labels("train"), there.labels("test")
+    held = sorted(train[held_out.split(train, 0.3, linear.SEED)[1]].tolist())
+    monkeypatch.setattr(Heads, "correct", best_of_these)
+    values = linear.evaluate(there, Settings(protocol, **FEW))
+    assert values["choice"]["rate"] == 1.0
+    assert {tuple(labels) for labels in counted} == {tuple(held), tuple(sorted(test.tolist()))}
+
+
+def test_images_are_cropped_and_flipped_and_nothing_else(there, monkeypatch):
+    view, seen = one_view.one_view, []
+    monkeypatch.setattr(one_view, "one_view", lambda images, how, *given: seen.append(how) or view(images, how, *given))
+    linear.evaluate(there, Settings("a", **FEW))
+    assert seen == [one_view.augmentation(there.run)]
+    assert seen != [there.run.data.augmentation]
 
 
 class Stop(Exception):
@@ -284,6 +445,59 @@ def test_an_evaluation_that_was_stopped_ends_as_one_that_was_not(there, tmp_path
     assert not list((tmp_path / "eval").glob("*.unfinished.pt"))
     linear.evaluate(there, settings)
     assert torch.equal(weights[0], weights[-1])
+
+
+def stop_after(epoch: int, patch, by: str = "SIGTERM") -> None:
+    """Has a signal come once the state of so many epochs is saved."""
+    save = state.save
+
+    def save_then_stop(path, content):
+        save(path, content)
+        if content["epoch"] == epoch:
+            patch.setattr(Heads, "step", interrupted)
+
+    def interrupted(*_):
+        raise Stopped(by)
+
+    patch.setattr(state, "save", save_then_stop)
+    if not epoch:
+        patch.setattr(Heads, "step", interrupted)
+
+
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
+def test_a_signal_says_what_is_saved_and_how_to_go_on(there, monkeypatch, by):
+    settings = Settings("a", **FEW)
+    for epoch, said in ((0, "no epoch is saved yet; 2 parts of the features are kept in "),
+                        (2, "epoch 2 of 4 is saved, and --resume auto goes on from there")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            stop_after(epoch, patch, by)
+            with pytest.raises(Stopped, match=said) as stopped:
+                linear.evaluate(there, settings)
+        assert stopped.value.by == by
+    with pytest.raises(LewelError, match="was stopped after epoch 2; continue it by --resume auto"):
+        linear.KIND.planned(there, settings)
+    said = linear.KIND.planned(there, replace(settings, resume="auto"))
+    assert said.splitlines()[1].startswith("goes on after epoch 2, the last that ")
+
+
+@pytest.mark.parametrize("changed", ["weights", "precision", "flip"])
+def test_what_was_stopped_goes_on_with_nothing_that_has_changed(there, monkeypatch, changed):
+    settings = Settings("a", **FEW)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stopped):
+            linear.evaluate(there, settings)
+    encoder, run = there.encoder, there.run
+    if changed == "weights":
+        encoder = copy.deepcopy(encoder)
+        next(encoder.parameters()).data.add_(1)
+    elif changed == "precision":
+        run = replace(run, precision="bf16")
+    else:
+        run = replace(run, data=replace(run.data, augmentation=replace(run.data.augmentation, flip=0.25)))
+    other = replace(there, encoder=encoder, run=run, kept={})
+    with pytest.raises(LewelError, match=rf"with other settings \({changed}: [\w.]+ -> [\w.]+\)"):
+        linear.evaluate(other, replace(settings, resume="auto"))
 
 
 def test_a_run_ends_with_its_linear_accuracy_and_python_has_the_values(tmp_path, monkeypatch, capfd):

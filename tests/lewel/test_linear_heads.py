@@ -141,3 +141,40 @@ def test_one_seed_is_the_same_initial_weights_at_every_rate_and_another_seed_is_
     assert not torch.equal(first, second)
     assert first[:, :100].std() == pytest.approx(0.01, rel=0.05)
     assert not first[:, 100:].any()
+
+
+def test_an_image_without_a_label_counts_for_no_head():
+    """Heads are those of the same batches without such images, seeing and blind ones."""
+    nameless = torch.rand(64, generator=torch.Generator().manual_seed(1)) < 0.3
+    labels = torch.where(nameless, -1, LABELS)
+    made = trained(Heads(SEEING, BLIND, classes=CLASSES, width=WIDTH, dtype=torch.float64), ROWS, labels)
+    fewer = Heads(SEEING, BLIND, classes=CLASSES, width=WIDTH, dtype=torch.float64)
+    for at, factor in BATCHES:
+        named = ~nameless[at]
+        fewer.step(ROWS[at][named], LABELS[at][named], factor, HELD[at][named])
+    torch.testing.assert_close(made.weights, fewer.weights, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_in_which_no_image_has_a_label_has_no_gradient():
+    made = Heads(SEEING, BLIND, classes=CLASSES, width=WIDTH)
+    before = made.weights.clone()
+    made.step(ROWS[:16], torch.full((16,), -1), 1.0, HELD[:16])
+    assert torch.equal(made.weights, before)
+
+
+def test_a_logit_that_is_no_number_is_before_every_class():
+    made = Heads([Head(0.1, 0)], classes=3, width=1)
+    made.weights[0, 0] = torch.nan
+    made.weights[0, 1, 1] = 1
+    for top in (1, 2):
+        right = made.correct(torch.ones(1, 1), torch.tensor([1]), top)
+        assert right.tolist() == [int(top == 2)]
+    made.weights[0, 2] = torch.nan
+    assert made.correct(torch.ones(1, 1), torch.tensor([1]), 2).tolist() == [0]
+
+
+def test_features_that_are_classified_are_multiplied_by_the_scale():
+    made = stack()
+    scaled = made.correct(ROWS.double() / 4, LABELS, scale=4.0)
+    assert scaled.equal(made.correct(ROWS.double(), LABELS))
+    assert not scaled.equal(made.correct(ROWS.double() / 4, LABELS))

@@ -53,12 +53,15 @@ def test_line_ends_and_empty_lines_change_no_hash(end, last, root):
 
 @pytest.mark.parametrize("storage", ["files", "memory"])
 def test_a_list_of_simclr_s_is_recognised(root, storage, monkeypatch):
-    """In whatever order, by bare names or paths, and wherever the images lie."""
+    """In whatever order, by bare names or paths, with labels behind them, and wherever the images lie."""
     sha256 = hashlib.sha256(b"ant_003.png\nbee_000.png\n").hexdigest()
     monkeypatch.setattr(lists, "SIMCLR", {1: "0" * 16, 10: sha256[:16]})
-    for names in (("bee_000.png", "ant_003.png"), ("train/ant/ant_003.png", str(root / "train/bee/bee_000.png"))):
+    bare, paths = ("bee_000.png", "ant_003.png"), ("train/ant/ant_003.png", str(root / "train/bee/bee_000.png"))
+    labelled = ("ant/ant_003.png 0", "bee/bee_000.png 1", "ant/ant_003.png 0")
+    for names in (bare, paths, labelled, ("ant_003.png,0", "bee_000.png,1"), ("# both", *bare)):
         share = lists.listed(written(root, *names), 10, sets_of(root, storage))
-        assert (share.chosen.tolist(), share.said, share.simclr) == ([3, 8], "SimCLR's 10 % list", True)
+        assert (share.chosen.tolist(), share.sha256, share.simclr) == ([3, 8], sha256, True)
+        assert share.said.split(" (passed over")[0] == "SimCLR's 10 % list"
     with pytest.raises(LewelError, match="is SimCLR's list of 10 %, and --labels is 1; give --labels 10, or the list"):
         lists.listed(written(root, "bee_000.png", "ant_003.png"), 1, sets_of(root))
 

@@ -61,6 +61,16 @@ def test_an_old_run_that_will_be_rounded_otherwise_says_so(folder, precision):
     assert (f"which in {precision} rounded the semantic projector" in said) == expected
 
 
+def test_an_old_run_is_shown_beside_a_new_one(folder, finished, capsys, tmp_path):
+    """Whose columns it has no values for."""
+    show.run([str(folder), str(finished.folder), "--out", str(tmp_path / "both.png")])
+    heading, old, new = (line.split("  ") for line in capsys.readouterr().out.splitlines()[:3])
+    assert {"probe", "RankMe"} <= {name.strip() for name in heading}
+    assert (old[0], [cell.strip() for cell in old].count("-") >= 2) == (folder.name, True)
+    assert "-" not in [cell.strip() for cell in new]
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+
+
 def test_an_old_run_is_evaluated_and_shown(folder, capsys):
     """As lewel eval and lewel show do; then saved and read again, nothing of it is lost."""
     session = folders.load(folder)
@@ -68,6 +78,7 @@ def test_an_old_run_is_evaluated_and_shown(folder, capsys):
     assert all(0 <= accuracy <= 100 for accuracy in knn_accuracy(session).values())
     show.run([str(folder)])
     assert folder.name in capsys.readouterr().out
+    assert session.probe.passes == 0  # of that version's checkpoints none has one
     new = checkpoint.read(checkpoint.save(session))
     assert (old["format"], new["format"]) == (checkpoint.BEFORE, checkpoint.FORMAT)
     tensors = {key.removeprefix("objective."): value for key, value in new["method"].items()}

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from lewel import data, distributed
 from lewel.data.in_memory import MemoryViews
-from lewel.errors import DataError, LewelError
+from lewel.errors import DataError
 from lewel.evaluation import features
 from lewel.methods.method import Method
-from lewel.methods.objectives import OBJECTIVES, SimSiam
+from lewel.methods.objectives import SimSiam
 from lewel.methods.objectives.base import Terms
 from lewel.methods.probe import Probe
 from lewel.recipe import presets
 from lewel.recipe.schema import MethodSettings
-from lewel.run import checkpoint, session
+from lewel.run import checkpoint, folders, session
 from lewel.run.session import prepare
-from lewel.run.step import Stepper
 from lewel.watching import log
 
 DRAW = torch.Generator().manual_seed(0)
@@ -121,6 +120,7 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_bitwise_the_same_with_it_and_without(name, tmp_path):
     with_it, without = (trained(RUNS[name], tmp_path / str(on), probe=on) for on in (True, False))
@@ -135,6 +135,7 @@ def test_a_run_is_bitwise_the_same_with_it_and_without(name, tmp_path):
     assert ours["baselines"]["rankme_untrained"] >= 1
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     run = replace(SHORT, knn_every=1)
     whole = run_in(tmp_path / "whole", run)
@@ -142,6 +143,7 @@ def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     (path,) = checkpoint.found(tmp_path / "killed" / "checkpoints")
     resumed = run_in(tmp_path / "killed", run, resume=path)
     assert_equal(whole.probe.state_dict(), resumed.probe.state_dict())
+    assert_equal(whole.probe.state_dict(), folders.load(tmp_path / "whole").probe.state_dict())
     ours, theirs = (
         [(r["step"], r["probe"], r["rankme"]) for r in log.read(s.folder / "log.jsonl") if r["kind"] == "epoch"]
         for s in (whole, resumed)
@@ -150,6 +152,7 @@ def test_a_resumed_run_ends_bitwise_the_same_log_included(tmp_path):
     assert len(ours) == 2
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kept", ["none", "of other classes"])
 def test_a_checkpoint_without_one_that_fits_begins_it_anew_and_says_so(kept, tmp_path, capsys):
     prepared = prepare(SHORT, tmp_path)
@@ -195,22 +198,39 @@ class TestFeatures:
                 z = [online(view).z for view in (second, first)]
                 return Terms({"global": z[0].square().mean()}, z[1].detach())
 
-        class Neither(SimSiam):
+        class Copy(SimSiam):
             def forward(self, online, target, first, second, momentum, draw):
-                z = online(first + 1).z
-                return Terms({"global": z.square().mean()}, z.detach())
+                z = [online(view).z for view in (second, first.clone())]
+                return Terms({"global": z[0].square().mean()}, z[1].detach())
 
         run = replace(TINY, method=MethodSettings(loss="simsiam", w_aligned=0.0))
         method = Method(run)
         method.online.encoder.eval()  # so that an image's features do not depend on those beside it
         expected = method.online.encoder(self.VIEWS[0]).mean((2, 3)).detach()
-        for kind in (Once, Second):
-            method.objective = kind(run)
-            torch.testing.assert_close(method(*self.VIEWS, None, features=True).features, expected)
-        method.objective = Neither(run)
-        with pytest.raises(LewelError, match=r"simsiam never calls online with the first view.*--no-probe"):
-            method(*self.VIEWS, None, features=True)
-        assert set(OBJECTIVES) >= {"simsiam"}
+        for kind in (Once, Second, Copy):
+            method.objective, method._joint = kind(run), None
+            step = method(*self.VIEWS, None, features=True)
+            torch.testing.assert_close(step.features, expected)
+            assert step.shown is None if kind is Second else step.shown.all()
+
+    def test_an_image_that_is_not_where_the_first_view_has_it_is_no_image_of_its_label(self):
+        """Of a joint batch that an objective begins to shuffle: rows that differ are not shown."""
+
+        class Shuffled(SimSiam):
+            def forward(self, online, target, first, second, momentum, draw):
+                joint = torch.cat([first, second])
+                z = online(joint if draw[1] == 0 else joint[[0, 9, 2, 8, 7, 5, 6, 4, 1, *range(9, 16)]]).z
+                return Terms({"global": z.square().mean()}, z.detach()[: len(first)])
+
+        run = replace(TINY, method=MethodSettings(loss="simsiam", w_aligned=0.0))
+        method = Method(run)
+        method.objective = Shuffled(run)
+        assert method(*self.VIEWS, None, 0, features=True).shown.all()
+        shown = method(*self.VIEWS, None, 1, features=True).shown
+        assert shown.tolist() == [True, False, True, False, False, True, True, False]
+        fresh = Method(run)
+        fresh.objective = Shuffled(run)
+        assert fresh(*self.VIEWS, None, 1, features=True).features is None
 
 
 class TestLabels:
@@ -285,19 +305,6 @@ def test_processes_learn_as_one_from_the_images_of_all(monkeypatch):
     for key, value in alone.state_dict().items():
         torch.testing.assert_close(first.state_dict()[key], value)
     assert_equal(first.state_dict(), second.state_dict())
-
-
-def test_a_compiled_encoder_and_a_step_with_it(tmp_path):
-    """A step alone, by the backend that compiles nothing: where the features are taken, no graph breaks."""
-    method, optimizer = session.build(TINY, torch.device("cpu"))
-    method.online.encoder.compile(backend="eager", fullgraph=True)
-    probe = Probe(method.online.encoder.channels, 10)
-    stepper = Stepper(method, method, optimizer, torch.amp.GradScaler("cpu", enabled=False), probe)
-    views = torch.randn(2, 16, 3, 32, 32, generator=DRAW)
-    for step in range(2):
-        stepper.take([(*views, torch.arange(16) % 10)], 1, step=step, lr=0.1, momentum=0.9)
-    assert probe.passes == 2
-    assert probe.fast.any()
 
 
 def test_measured_is_knn_accuracy_and_more(tmp_path):

@@ -100,10 +100,25 @@ def test_the_list_of_imagenet_100_is_the_user_s_and_of_imagenet_there_is_none():
         ),
         pytest.param(
             {}, {"kind": "semi-10", "protocol": "own"},
-            "no published value by this protocol; LEWEL_B, 200 epochs, has 68.7 by SimCLR's 10 % list",
+            "no published value for these settings; LEWEL_B, 200 epochs, has 68.7 by SimCLR's 10 % list",
             id="another-list",
+        ),
+        pytest.param(
+            {"init": "torchvision"}, {},
+            "no published value for these weights: they are of torchvision, and are not of this recipe alone",
+            id="weights-of-others",
+        ),
+        pytest.param(
+            {"init": "official:lewel_b.pth"}, {"trained": True},
+            "no published value for these weights: they began with official:lewel_b.pth, and are not of this recipe "
+            "alone",
+            id="begun-with-weights",
         ),
     ],
 )  # fmt: skip
 def test_what_differs_is_said(change, settings, said):
     assert line(replace(B_200, **change), **{"kind": "linear", "protocol": "a", **settings}) == said
+
+
+def test_the_authors_own_weights_have_the_published_value():
+    assert line(replace(B_200, init="official:lewel_b.pth"), "linear", "a").endswith("protocol a: 72.8")

@@ -69,6 +69,24 @@ class TestPackage:
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert told == f'{use} needs torchvision, which is not installed: pip install "lewel[train]"\n'
 
+    def test_scikit_learn_is_needed_by_the_embedded_set_and_by_no_other(self):
+        code = """if True:
+            import sys; sys.modules["sklearn"] = None; import lewel
+            try: lewel.data.build(lewel.config.Data(name="embedded"), 0)
+            except lewel.LewelError as error: print(error)"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        said = 'the embedded set needs scikit-learn, which is not installed: pip install "lewel[train]"'
+        assert told == f"{said}\n"
+
+    @pytest.mark.parametrize("command", ["runs", "show", "presets"])
+    def test_commands_that_look_at_files_import_no_data_and_no_torchvision(self, command):
+        """Three seconds, that is."""
+        code = f"""if True:
+            import sys, lewel.commands.{command}
+            print({{"torchvision", "sklearn", "lewel.data"}} & {{*sys.modules}})"""
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert told == "set()\n"
+
     def test_what_may_not_be_installed_is_the_extra_and_pillow_with_torchvision(self):
         text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
         extra = re.search(r"^train = (\[.*\])$", text, re.MULTILINE)
@@ -228,11 +246,24 @@ def small_encoder() -> nn.Module:
         (lambda run: lewel.maps(run, []), "no images were given"),
         (lambda run: lewel.maps(run, "a.png", out=None), "out is a path, got None"),
         (lambda run: lewel.eval("knn", None), "run is a path, got None"),
-        (lambda run: lewel.eval("knn", run, k="5"), "lewel.eval: knn_k must be a list of numbers, got '5'"),
-        (lambda run: lewel.eval("knn", run, k=2.5), "lewel.eval: knn_k must be a list of numbers, got 2.5"),
-        (lambda run: lewel.eval("knn", run, temperature="0.1"), "knn_temperature must be a number .without quotes."),
-        (lambda run: lewel.eval("knn", run, bank=10.0), "knn_bank must be a whole number, got 10.0"),
+        (lambda run: lewel.eval("knn", run, k="5"), "lewel.eval: k must be a list of numbers, got '5'"),
+        (lambda run: lewel.eval("knn", run, k=2.5), "lewel.eval: k must be a whole number, got 2.5"),
+        (lambda run: lewel.eval("knn", run, temperature="0.1"), "temperature must be a number .without quotes."),
+        (lambda run: lewel.eval("knn", run, bank=10.0), "lewel.eval: bank must be a whole number, got 10.0"),
         (lambda run: lewel.eval("knn", run, data_eval=3), "data_eval is a path, got 3"),
+        (lambda run: lewel.eval("knn", run, out=3), "out is a path, got 3"),
+        (lambda run: lewel.eval("knn", run, workers="2"), "workers is a whole number, or None .* got '2'"),
+        (lambda run: lewel.eval("knn", run, workers=True), "workers is a whole number, or None .* got True"),
+        (lambda run: lewel.eval("knn", run, data_root=5), "data_root is a path or several, got 5"),
+        (lambda run: lewel.eval("knn", run, data_root=["a", 5]), "data_root is a path or several, got .'a', 5"),
+        (lambda run: lewel.eval("knn", run, preset=1), "preset is the name of a recipe, got 1"),
+        (lambda run: lewel.eval("knn", run, config={}), "config is a path, got {}"),
+        (lambda run: lewel.eval("knn", None, weights=3), "weights is a path, got 3"),
+        (lambda run: lewel.eval(["knn"], run), "lewel.eval knows knn, .* got .'knn'."),
+        (lambda run: lewel.eval("logistic", run, c="0.1"), "lewel.eval: c must be a list of numbers, got '0.1'"),
+        (lambda run: lewel.eval("logistic", run, seed=0.5), "lewel.eval: seed must be a whole number, got 0.5"),
+        (lambda run: lewel.eval("semi", run, labels="1"), "lewel.eval: labels must be one of 1, 10, got '1'"),
+        (lambda run: lewel.eval("semi", run, lr="a"), "lewel.eval: lr must be a number, got 'a'"),
     ],
 )
 def test_what_has_another_type_is_a_sentence(call, sentence, finished):

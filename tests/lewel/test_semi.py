@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import lewel
 from lewel import data
-from lewel.data.one_view import augmentation, one_view
+from lewel.data.one_view import Labelled, augmentation, one_view
 from lewel.errors import LewelError
 from lewel.evaluation import offline, outcome, semi, state
 from lewel.evaluation.semi import Settings
@@ -61,6 +61,66 @@ def test_a_step_is_sgd_on_the_cross_entropy_by_two_rates_with_decay_of_everythin
             rate = 20.0 if name.startswith("fc.") else 50.0
             expected = before[name] - rate * (parameter.grad + 1e-4 * before[name])
             torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: name + m)
+
+
+class Listed:
+    """A loader that gives batches as they are listed."""
+
+    def __init__(self, *batches: Labelled) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int):
+        return iter(self.batches)
+
+
+def test_momentum_is_carried_into_the_second_step(subject):
+    """Of SGD: v = 0.9 v + g, w = w - rate v."""
+    loader = Listed(*loader_of(subject, Settings(labels=10, batch_size=5)).epoch(0))
+    assert len(loader) == 2
+    with Tuning(subject, 0) as tuning:
+        before = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        tuning.epoch(loader, 0, (0.5, 0.5))
+        after = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        tuning.tuned.load_state_dict(before)
+        velocity = {name: torch.zeros_like(p) for name, p in tuning.tuned.named_parameters()}
+        for batch in loader.batches:
+            tuning.tuned.train().zero_grad()
+            F.cross_entropy(tuning.tuned(batch.images), batch.labels).backward()
+            for name, parameter in tuning.tuned.named_parameters():
+                velocity[name] = 0.9 * velocity[name] + parameter.grad + 1e-4 * parameter.data
+                parameter.data -= 0.5 * velocity[name]
+        for name, parameter in tuning.tuned.named_parameters():
+            torch.testing.assert_close(after[name], parameter.data, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_without_a_label_has_no_weight_and_a_batch_of_them_is_passed_over(subject):
+    batch = next(loader_of(subject, Settings(batch_size=10)).epoch(0))
+    some = batch._replace(labels=torch.where(torch.arange(10) % 3 == 0, -1, batch.labels))
+    none = batch._replace(labels=torch.full((10,), -1))
+    with Tuning(subject, 0) as tuning:
+        before = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        loss = tuning.epoch(Listed(none, some), 0, (0.5, 0.5))
+        after = {name: value.clone() for name, value in tuning.tuned.state_dict().items()}
+        tuning.tuned.load_state_dict(before)
+        named = some.labels >= 0
+        by_hand = F.cross_entropy(tuning.tuned.train()(batch.images)[named], batch.labels[named])
+        assert loss == pytest.approx(by_hand.item())
+        weight = tuning.tuned.fc.weight
+        (gradient,) = torch.autograd.grad(by_hand, weight)
+        expected = before["fc.weight"] - 0.5 * (gradient + 1e-4 * before["fc.weight"])
+        torch.testing.assert_close(after["fc.weight"], expected, rtol=1e-5, atol=1e-6)
+        with pytest.raises(LewelError, match="none of the images to fine-tune on could be read"):
+            tuning.epoch(Listed(none), 0, (0.5, 0.5))
+
+
+def test_images_are_cropped_and_flipped_and_nothing_else(subject, monkeypatch):
+    seen = []
+    monkeypatch.setattr(semi, "one_view", lambda images, how, *given: seen.append(how) or one_view(images, how, *given))
+    semi.evaluate(subject, replace(FEW, epochs=1))
+    assert seen == [augmentation(subject.run)]
 
 
 def test_bn_adapts_and_the_subject_s_encoder_stays(subject, monkeypatch):
@@ -120,7 +180,7 @@ def test_one_that_was_stopped_goes_on_bitwise(subject, precision, monkeypatch):
             semi.evaluate(subject, settings)
     with pytest.raises(LewelError, match="stopped after epoch 2; continue it by --resume auto, or remove"):
         semi.evaluate(subject, settings)
-    with pytest.raises(LewelError, match=r"other settings \(epochs: 3 -> 4; drops: \[2, 2\] -> \[2, 3\]\)"):
+    with pytest.raises(LewelError, match=r"other settings \(epochs: 3 -> 4; drops: \[2, 3\] -> \[3, 4\]\)"):
         semi.evaluate(subject, replace(settings, resume="auto", epochs=4))
     again = semi.evaluate(subject, replace(settings, resume="auto"))
     assert again["by_epoch"] == whole["by_epoch"]
@@ -207,4 +267,6 @@ def test_a_dry_run_reads_labels_of_files_and_writes_nothing(storage, tmp_path, m
     said = offline.plan(asked, Settings(labels=10))
     assert "10 % of the labels: 4 of 40 training images, 2 of every class, drawn by seed 0" in said
     assert not (tmp_path / "out").exists()
-    assert offline.run(asked, Settings(labels=10, epochs=1)).values["top5"] == 100  # there are two classes
+    done = offline.run(asked, Settings(labels=10, epochs=1))
+    assert "top5" not in {**done.values, **done.values["best"]}  # there are two classes
+    assert " % after the last of 1 epoch, best " in done.said

@@ -9,6 +9,7 @@ import torch
 
 from lewel.errors import LewelError
 from lewel.evaluation import lists, semi
+from lewel.evaluation.protocols import PROTOCOLS
 from lewel.evaluation.semi import Settings
 from lewel.evaluation.subject import Asked, Subject, find
 from lewel.evaluation.tuning import Tuning
@@ -60,6 +61,17 @@ def test_a_batch_that_processes_cannot_share_is_refused(subject, size, batch, sa
         semi.plan(subject, Settings(batch_size=batch))
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(1, ""), (2, ""), (3, ", divided by 10 after epoch 2"),
+                                              (4, ", divided by 10 after epoch 3"),
+                                              (10, ", divided by 10 after epochs 6 and 8")])  # fmt: skip
+def test_rates_fall_only_after_epochs_that_others_follow(subject, epochs, said):
+    """By the rule of linear evaluation: from 60 % and 80 % of the epochs on."""
+    planned = semi.plan(subject, Settings(epochs=epochs))
+    assert f"(classifier){said}; there are only" in planned.said
+    factors = [0.1 ** sum(epoch >= drop for drop in planned.drops) for epoch in range(epochs)]
+    assert factors == [PROTOCOLS["a"].factor(epoch, epochs, 0, 1) for epoch in range(epochs)]
+
+
 def test_rates_fall_as_in_the_paper(subject, monkeypatch):
     rates: dict[int, list[float]] = {}
 
@@ -85,15 +97,21 @@ def test_the_published_value_needs_simclr_s_list_and_the_paper_s_settings(subjec
     for settings, protocol in ((Settings(labels=10), "simclr"), (Settings(labels=10, epochs=20), "own"),
                                (Settings(labels=10, lr=0.01), "own")):  # fmt: skip
         given, more = semi.plan(subject, settings).published
-        assert (given, more) == (("semi-10", protocol), {"images": 48, "epoch": 200})
+        assert (given, more) == (("semi-10", protocol), {"images": 48, "epoch": 200, "trained": True})
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"labels": 5}, "labels must be 1 or 10"), ({"epochs": 0}, "epochs must be 1 or more, got 0"),
-     ({"batch_size": -1}, "batch_size must be 1 or more"), ({"lr": float("nan")}, "lr must be a finite number"),
-     ({"fc_lr": -1.0}, "fc_lr must be a finite number"), ({"resume": "yes"}, 'resume must be "auto"')],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    [({"labels": 5}, "labels must be 1 or 10"), ({"epochs": 0}, "epochs must be a whole number of 1 or more, got 0"),
+     ({"batch_size": -1}, "batch_size must be a whole number of 1 or more"),
+     ({"lr": float("nan")}, "lr must be a finite number"),
+     ({"fc_lr": -1.0}, "fc_lr must be a finite number"), ({"resume": "yes"}, 'resume must be "auto"'),
+     ({"labels": True}, "labels must be 1 or 10"), ({"labels": "1"}, "got '1'"), ({"list": 3}, "list must be the path"),
+     ({"epochs": 2.5}, "epochs must be a whole number of 1 or more, got 2.5"), ({"epochs": "3"}, "got '3'"),
+     ({"epochs": True}, "got True"), ({"batch_size": 8.0}, "batch_size must be a whole number of 1 or more, got 8.0"),
+     ({"lr": "0.1"}, "lr must be a finite number, 0 or more, got '0.1'"), ({"fc_lr": True}, "got True"),
+     ({"seed": -1}, "seed must be a whole number of 0 or more, got -1"), ({"seed": 1.5}, "got 1.5")],
+    ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(LewelError, match=said):

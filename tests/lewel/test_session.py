@@ -31,6 +31,8 @@ def test_compiled_encoders_train_the_same_from_one_graph_a_network(tmp_path, mon
     assert counters["stats"]["unique_graphs"] == 2  # online and target; the evaluation compiles nothing
     assert not counters["graph_break"]
     assert set(compiled.method.state_dict()) == set(plain.method.state_dict())
+    assert compiled.probe.passes == plain.probe.passes == 3
+    torch.testing.assert_close(compiled.probe.mean, plain.probe.mean, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])

@@ -108,10 +108,29 @@ def test_runs_with_other_numbers_of_neighbours_have_columns_of_all(tmp_path, mon
         hold_a_run(tmp_path / name, [{**STEP, "step": 1}, *epochs])
     show.run([str(tmp_path / "a"), str(tmp_path / "b")])
     heading, *rows = capsys.readouterr().out.splitlines()[:3]
-    assert " ".join(heading.split()).startswith(
-        "run step loss kNN-5 first kNN-5 last kNN first kNN last probe RankMe std of z"
-    )
+    assert " ".join(heading.split()).startswith("run step loss kNN-5 first kNN-5 last kNN first kNN last std of z")
     assert [row.split()[3:7] for row in rows] == [["30.0", "31.0", "-", "-"], ["-", "-", "40.0", "41.0"]]
+
+
+def test_a_column_is_there_where_some_run_has_a_value(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curves, "draw", lambda path, runs: None)
+    epoch = {"kind": "epoch", "step": 1}
+    old = hold_a_run(tmp_path / "old", [{**STEP, "step": 1}, {**epoch, "knn": 30.0}])
+    new = hold_a_run(tmp_path / "new", [{**STEP, "step": 1}, {**epoch, "knn": 31.0, "probe": 20.0, "rankme": 9.0}])
+    bare = hold_a_run(tmp_path / "bare", [{**STEP, "step": 1}])
+    expected = {
+        (bare,): ["run step loss std of z", "bare 1 1.25 0.90"],
+        (old,): ["run step loss kNN first kNN last std of z", "old 1 1.25 30.0 30.0 0.90"],
+        (old, new): [
+            "run step loss kNN first kNN last probe RankMe std of z",
+            "old 1 1.25 30.0 30.0 - - 0.90",
+            "new 1 1.25 31.0 31.0 20.0 9.0 0.90",
+        ],
+    }
+    for runs, lines in expected.items():
+        show.run([*map(str, runs), "--out", str(tmp_path / "all.png")])
+        told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert told[: len(lines)] == lines
 
 
 def test_the_newest_result_of_each_evaluation_has_a_line(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import METHODS, TINY, assert_same, losses_of, run_in, weights
+from tiny_runs import METHODS, TINY, assert_equal, assert_same, losses_of, run_in, weights
 
 from lewel.cost import memory
 from lewel.recipe.schema import EncoderSettings, Optim
@@ -30,6 +30,8 @@ def test_a_resumed_run_ends_bitwise_as_the_uninterrupted_one(precision, tmp_path
     run_in(tmp_path / "killed", run, epochs=1)
     resumed = run_in(tmp_path / "killed", run, resume=checkpoint.found(tmp_path / "killed" / "checkpoints")[-1])
     assert_same(resumed, whole)
+    assert_equal(resumed.probe.state_dict(), whole.probe.state_dict())
+    assert whole.probe.fast.any()
     assert losses_of(resumed) == losses_of(whole)
     assert all(math.isfinite(loss) for loss in losses_of(whole))
     for mine, theirs in zip(resumed.optimizer.state.values(), whole.optimizer.state.values(), strict=True):

@@ -20,6 +20,8 @@ from lewel.errors import LewelError
 from lewel.evaluation import features
 from lewel.methods import encoders
 from lewel.methods.momentum import shuffle_bn
+from lewel.methods.objectives import OBJECTIVES, SimSiam
+from lewel.methods.objectives.base import Terms
 from lewel.recipe.schema import MethodSettings, Train
 from lewel.run import checkpoint, initial
 from lewel.run.session import Session, build, in_parallel, prepare
@@ -150,6 +152,20 @@ def begun(folder: Path) -> dict[str, Any]:
     return {"state": session.method.state_dict(), "error": str(error.value)}
 
 
+def unshown(folder: Path) -> dict[str, Any]:
+    """What is left of the probe of a run whose objective shows the first view in the first process alone."""
+
+    class Own(SimSiam):
+        def forward(self, online: Any, target: Any, first: Tensor, *others: Any) -> Terms:
+            return super().forward(online, target, first + distributed.rank(), *others)
+
+    run = replace(TINY, epochs=1, accumulate=2, method=MethodSettings(loss="simsiam", w_aligned=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, "simsiam", Own)
+        session = trained(run, folder)
+    return {"probe": session.probe, "steps": session.steps_done}
+
+
 def main(folder: Path) -> None:
     distributed.join()
     found: dict[str, Any] = {
@@ -159,6 +175,7 @@ def main(folder: Path) -> None:
         "in_16_bits": in_16_bits(),
         "preempted": preempted(folder / "preempted"),
         "begun": begun(folder),
+        "unshown": unshown(folder / "unshown"),
     }
     for name, run in RUNS.items():
         session = trained(run, folder / name)

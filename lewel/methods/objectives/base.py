@@ -66,7 +66,8 @@ class Objective(nn.Module, ABC):
         online and target (or None) are networks, images in and an Embedding out. momentum is m of this step in its
         first pass and None in others; only an objective whose target follows before the loss needs it. draw is the
         seed and the number of the pass, the same in all processes. Losses leave autocast themselves, as those of
-        lewel.methods.losses do. online(first), or online of both views in one batch, gives a linear probe its features.
+        lewel.methods.losses do. online(first), or online of a batch that begins with the images of first, gives a
+        linear probe its features; without either a run has none.
         """
 
     def finish(self, online: nn.Module, target: nn.Module | None, keys: Tensor | None, momentum: float) -> None:
