@@ -10,10 +10,10 @@ from lewel.ablations.rows import RowRun
 from lewel.data import places
 from lewel.errors import LewelError
 from lewel.recipe import plain
+from lewel.recipe.free import FREE_TO_CHANGE
 from lewel.recipe.schema import Data
 from lewel.results import linear_results
 from lewel.run import folders, lock
-from lewel.run.resuming import FREE_TO_CHANGE
 
 # What a run may have otherwise than it would be made now, and still be that row: not its start, nor its passes, nor
 # what kNN is measured by, which is in the tables. Places are compared by themselves.

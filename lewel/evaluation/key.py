@@ -29,8 +29,8 @@ def key_of(subject: Subject) -> Key | None:
     """The key of what an encoder makes of its images; None where either comes from Python, whose code may change.
 
     Images in folders are known by the names of all, in order, by labels, size and time of change of each, and by what
-    many of the files hold
-    (lewel.data.fingerprint); which of them data.classes and the like choose follows from that. Reads these files, once.
+    many of the files hold (lewel.data.fingerprint); which of them data.classes and the like choose follows from that.
+    Reads these files, once.
     """
     digest, kept = subject.digest, subject.kept
     if "key" not in kept or kept["key"][0] != digest:
@@ -55,7 +55,8 @@ def _made(subject: Subject, digest: str) -> Key | None:
             "train": len(sets.bank),
             "test": len(sets.test),
             "classes": sets.num_classes,
-            "folders": [[split.identity(), fingerprint.stamps(split.paths.tolist())] for split in sets.folders],
+            "folders": [split.identity() for split in sets.folders],
+            "changed": [fingerprint.stamps(split.paths.tolist()) for split in sets.folders],
         },
     }
     return Key(_hashed(json.dumps(of, sort_keys=True)), of)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lewel.errors import LewelError
 from lewel.evaluation import protocols
 from lewel.evaluation.heads import Head
 from lewel.evaluation.protocols import PROTOCOLS, Protocol
-from lewel.evaluation.subject import Subject
+
+if TYPE_CHECKING:  # which imports torchvision, and results are read without
+    from lewel.evaluation.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,14 @@ PLACES = {"workers", "download", "storage"}  # settings of the data that change 
 def check(subject: Subject) -> None:
     """Raises LewelError where no result can be written; the first process calls it, before anything is computed."""
     folder = subject.folder / FOLDER
+    was_there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _temporary(folder / "result.json") as path:
             path.touch()
+        if not was_there:
+            with contextlib.suppress(OSError):  # another evaluation may have come into it
+                folder.rmdir()
     except OSError as error:
         raise _cannot(folder, error) from None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lewel.recipe import plain, presets
+from lewel.recipe.free import FREE_TO_CHANGE
 from lewel.recipe.presets import Preset
 from lewel.recipe.schema import Train
-from lewel.run.resuming import FREE_TO_CHANGE
 
 OWN = "own"  # the protocol of other settings than a published one has
 SIMCLR = "simclr"  # the protocol of "semi-1" and "semi-10": SimCLR's list and the paper's settings

@@ -36,6 +36,8 @@ def of(subject: Subject) -> dict[str, Any]:
     key = subject.kept["features-key"]
     if key is not None:
         known = {name: value for name, value in key.of.items() if name != "format"}
+        # A copy has other times of change.
+        known["images"] = {name: value for name, value in key.of["images"].items() if name != "changed"}
     else:
         labels = {split: subject.labels(split) for split in ("train", "test")}
         known = {

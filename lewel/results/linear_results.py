@@ -10,9 +10,9 @@ from typing import Any
 from lewel.errors import LewelError
 from lewel.evaluation import linear_plan, outcome
 from lewel.recipe import plain
+from lewel.recipe.free import FREE_TO_CHANGE
 from lewel.recipe.schema import Data, Train
 from lewel.run import folders
-from lewel.run.resuming import FREE_TO_CHANGE
 
 Result = dict[str, Any]
 """of an evaluation, as its file has it"""

@@ -5,7 +5,7 @@ step           Stepper.take: one optimizer step; rates: learning rate and moment
 optim          build: the optimizer of a method; which parameters decay
 schedules      warm-up, cosine, and the momentum of the momentum network
 checkpoint     save, found, newest, read
-resuming       restore: a checkpoint put into a Session; FREE_TO_CHANGE
+resuming       restore: a checkpoint put into a Session
 shares         what another number of processes or passes changes for a run that goes on
 folders        claim, choose: the folder of a run; load: the Session of a saved one
 lock           Lock: a folder for this process alone, until it ends

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lewel import distributed
 from lewel.methods.probe import Probe
 from lewel.recipe import plain
+from lewel.recipe.free import FREE_TO_CHANGE
 from lewel.recipe.schema import Train
 from lewel.run import checkpoint, shares
 from lewel.run.checkpoint import CheckpointError
@@ -18,14 +19,6 @@ from lewel.run.session import Session
 from lewel.run.shares import Shares
 from lewel.run.step import rates
 
-# What the next step does not depend on, or, from accumulate on, only where it is computed. See _check_epochs for
-# epochs, and shares.refusal for accumulate.
-FREE_TO_CHANGE = (
-    "preset", "out", "keep", "keep_every", "save_every", "log_every", "wandb",
-    "knn_every", "knn_k", "knn_temperature", "knn_bank", "probe", "linear_at_end", "data.root", "data.eval",
-    "data.download", "data.workers", "data.max_unreadable", "init", "accumulate", "backend", "compile",
-    "channels_last", "epochs",
-)  # fmt: skip
 LISTS = ("data.classes", "data.train_list")  # free where the images that they choose are known again
 
 # What this version reads otherwise than the one before, which remembered nothing of the images but their number.

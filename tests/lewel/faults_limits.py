@@ -31,7 +31,7 @@ def in_step(number: int, error: Exception) -> Mapping[str, object]:
             raise error
         return draw
 
-    return {"lewel.run.step._seed": seed}
+    return {"lewel.run.step.seed_of": seed}
 
 
 def no_room_for(name: str) -> Mapping[str, object]:

@@ -114,7 +114,7 @@ def test_frozen_is_checked_for_every_kind(finished, tmp_path, monkeypatch):
     monkeypatch.setitem(offline.KINDS, "knn", replace(neighbours.KIND, evaluate=changing))
     with pytest.raises(AssertionError, match="the frozen encoder has changed"):
         lewel.eval("knn", finished.folder, out=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_interrupted_evaluation_says_what_is_kept(finished, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_one_view_is_drawn_and_no_more(kind, tmp_path, monkeypatch):
     assert len(drawn) == (1 if kind == "memory" else 4)
 
 
-def test_what_stands_in_for_an_unreadable_file_brings_its_label(tmp_path):
+def test_an_image_that_cannot_be_read_has_no_label(tmp_path):
     fault.labelled(tmp_path, train=2)
     for name in ("000", "001"):
         (tmp_path / "train" / "ant" / f"{name}.png").write_text("no picture")
@@ -108,7 +108,7 @@ def test_what_stands_in_for_an_unreadable_file_brings_its_label(tmp_path):
     bank = build(run, SEED).bank
     with pytest.warns(match="cannot read"):
         batch = one_view.one_view(bank, one_view.augmentation(replace(TINY, data=run)), SEED)[BatchKey(0, np.arange(4))]
-    assert batch.labels.tolist() == [1, 1, 1, 1]
+    assert batch.labels.tolist() == [-1, -1, 1, 1]
     assert batch.indices.tolist() == [0, 1, 2, 3]
 
 

@@ -284,6 +284,7 @@ def test_the_default_recipe_is_the_pre_training_of_lewel_m_on_the_embedded_set()
             "knn_k": [200, 20],
             "knn_temperature": 0.1,
             "knn_bank": 0,
+            "probe": True,
             "linear_at_end": False,
         },
         **{"log_every": 10, "save_every": 0, "keep": 2, "keep_every": 0, "wandb": "", "out": ""},

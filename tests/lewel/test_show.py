@@ -26,7 +26,7 @@ def hold_a_run(folder: Path, records: list[dict], cut_off: str = "") -> Path:
 def test_a_finished_run(finished, tmp_path, monkeypatch, capsys):
     """From the command line, into its folder."""
     folder = tmp_path / "mine"
-    shutil.copytree(finished.folder, folder)
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("eval"))  # of other tests
     monkeypatch.setattr("sys.argv", ["lewel", "show", str(folder)])
     cli.main()
     heading, row, wrote = capsys.readouterr().out.splitlines()

@@ -102,13 +102,15 @@ def test_run_folder_tells_the_whole_story(finished):
     records = log.read(finished.folder / "log.jsonl")
     assert [record["kind"] for record in records].count("epoch") == 3
     knn_names = {"knn_pixels", "knn_untrained", "knn_pixels_20", "knn_untrained_20"}
-    assert set(records[0]) == {"kind", "step", *knn_names}
+    assert set(records[0]) == {"kind", "step", *knn_names, "rankme_untrained"}
     step = next(record for record in records if record["kind"] == "step")
     assert set(step) == {
         *("kind", "step", "lr", "momentum", "loss", "loss_global", "loss_aligned"),
         *("z_std", "images_per_s", "data_wait", "peak_memory_mib"),
     }
-    assert set(records[-1]) == {"kind", "step", "epoch", "seconds", "knn", "knn_20", "map_entropy", "map_spread"}
+    assert set(records[-1]) == {
+        *("kind", "step", "epoch", "seconds", "knn", "knn_20", "probe", "rankme", "map_entropy", "map_spread"),
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -249,19 +251,19 @@ def test_unreadable_images_are_counted_in_the_log(tmp_path):
 
 def test_an_epoch_is_saved_before_it_is_evaluated_and_evaluated_when_it_was_not(tmp_path, monkeypatch):
     """A scheduler does not wait for an evaluation."""
-    run, whole = replace(TINY, epochs=2), features.knn_accuracy
+    run, whole = replace(TINY, epochs=2), features.measured
 
     def killed(session, tell):
         if session.steps_done == 3:
             raise KeyboardInterrupt
         return whole(session, tell)
 
-    monkeypatch.setattr(features, "knn_accuracy", killed)
+    monkeypatch.setattr(features, "measured", killed)
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path, run)
     (newest,) = checkpoint.found(tmp_path / "checkpoints")
     assert newest.name == "step-00000003.pt"
-    monkeypatch.setattr(features, "knn_accuracy", whole)
+    monkeypatch.setattr(features, "measured", whole)
     for _ in range(2):  # the second time there is nothing left to do
         run_in(tmp_path, run, resume=newest)
         epochs = [r["epoch"] for r in log.read(tmp_path / "log.jsonl") if r["kind"] == "epoch"]
