@@ -100,14 +100,20 @@ def evaluated(folder: Path) -> list[str]:
     found = outcome.newest(folder)
     latest = {result["kind"]: result for result in found if outcome.is_own(result)}
     return [
-        f"{kind} {result['accuracy']:.1f} %, of {result['checkpoint']}, {result['date'][:10]}"
-        for kind, result in sorted(latest.items())
+        f"{_numbers(result)}, of {result['checkpoint']}, {result['date'][:10]}" for _, result in sorted(latest.items())
     ] + [
-        f"other weights or images ({result['file']}): {result['kind']} {result['accuracy']:.1f} %, "
-        f"{result['date'][:10]}"
+        f"other weights or images ({result['file']}): {_numbers(result)}, {result['date'][:10]}"
         for result in sorted(found, key=lambda result: result["file"])
         if not outcome.is_own(result)
     ]
+
+
+def _numbers(result: dict[str, Any]) -> str:
+    """The kind of a result and its accuracy; of kNN one for each number of neighbours."""
+    accuracies = result["values"].get("knn")
+    if not isinstance(accuracies, dict) or not all(isinstance(value, float) for value in accuracies.values()):
+        return f"{result['kind']} {result['accuracy']:.1f} %"
+    return ", ".join(f"kNN-{k} {accuracy:.1f} %" for k, accuracy in accuracies.items())
 
 
 def known(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:

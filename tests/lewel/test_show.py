@@ -140,14 +140,15 @@ def test_the_newest_result_of_each_evaluation_has_a_line(tmp_path, monkeypatch, 
     for number, (kind, accuracy) in enumerate([("linear-cached", 40.0), ("knn", 30.0), ("linear-cached", 50.0)]):
         result = {"kind": kind, "date": f"2030-01-0{number + 1}T10:00", "checkpoint": "step-00000001"}
         path = folder / "eval" / f"{kind}-{number}.json"
-        path.write_text(json.dumps(result | {"accuracy": accuracy, "values": {}}))
+        values = {"knn": {"5": accuracy, "20": 35.0}} if kind == "knn" else {}
+        path.write_text(json.dumps(result | {"accuracy": accuracy, "values": values}))
     for name, which in (("knn-w", {"step": None}), ("knn-step-00000001-2", {"step": 1, "own": False})):
         result = {"kind": "knn", "date": "2030-01-09T10:00", "checkpoint": "x", "accuracy": 20.0, "values": {}}
         (folder / "eval" / f"{name}.json").write_text(json.dumps(result | which))
     show.run([str(folder)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ")]
     assert lines == [
-        "run: knn 30.0 %, of step-00000001, 2030-01-02",
+        "run: kNN-5 30.0 %, kNN-20 35.0 %, of step-00000001, 2030-01-02",
         "run: linear-cached 50.0 %, of step-00000001, 2030-01-03",
         "run: other weights or images (knn-step-00000001-2.json): knn 20.0 %, 2030-01-09",
         "run: other weights or images (knn-w.json): knn 20.0 %, 2030-01-09",
